@@ -1,0 +1,1 @@
+"""What is learned: features, embedding tables, the network, the learner, its evaluation and its checkpoint. Pure, like `pruning`."""

@@ -1,0 +1,120 @@
+"""The sparse checkpoint: bytes <-> a typed header and named tensors.
+
+The last stop of learning, the first of serving. Layout, all integers little-endian:
+
+    8 bytes   magic  b"NIWAKI" + format version (uint16)
+    4 bytes   length of the header (uint32)
+    header    JSON of `Header`
+    tensors   safetensors
+    32 bytes  sha256 of everything before it
+
+Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know.
+"""
+
+import hashlib
+import struct
+from typing import TypeVar
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from model.features import Schema
+from model.network import NetworkShape
+
+MAGIC = b"NIWAKI"
+FORMAT_VERSION = 1
+_PREFIX = struct.Struct("<6sHI")
+_DIGEST_BYTES = 32
+H = TypeVar("H", bound=msgspec.Struct)
+
+
+class CheckpointError(ValueError):
+    """These bytes are not a checkpoint that can be trusted. Keep the one you have."""
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a checkpoint says of itself."""
+
+    version: int
+    """1, 2, 3, ...: greater than that of every checkpoint published before it."""
+    parent: int = 0
+    """The version published before it; 0 for the first."""
+    schema: Schema
+    table_rows: int
+    """Rows of each field's embedding table."""
+    hash_seed: int
+    """Seed of the hash from values to rows."""
+    shape: NetworkShape
+    """The widths of the network in this checkpoint (after compaction)."""
+    dense_shape: NetworkShape
+    """The widths of the network before pruning."""
+    phase: str
+    """Phase of the trainer: dense, pruning or sparse."""
+    policy: str
+    multiply_adds: int
+    """Multiply-adds of one prediction with this network."""
+    dense_multiply_adds: int
+    sparsity_by_layer: dict[str, float]
+    """Share of units removed, by prunable layer, 0..1."""
+    events: int
+    """Events learned before this checkpoint."""
+    offsets: dict[str, int] = {}
+    """Next Kafka offset by partition: every event before it is in this model."""
+    event_time_s: float = 0.0
+    """Event time of the last event learned, seconds since the epoch."""
+    created_s: float = 0.0
+    """Wall-clock time at which it was made, seconds since the epoch."""
+    evaluation: dict[str, float] = {}
+    """Evaluation over the last complete window."""
+    dense_bytes: int
+    """What the dense model's tensors would take as float32, bytes."""
+
+    @property
+    def sparsity_ratio(self) -> float:
+        """Share of the dense multiply-adds that is gone, 0..1."""
+        return 1 - self.multiply_adds / self.dense_multiply_adds
+
+
+def pack(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
+    """The bytes of a checkpoint."""
+    text = msgspec.json.encode(header)
+    body = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)) + text + save({k: v.contiguous() for k, v in tensors.items()})
+    return body + hashlib.sha256(body).digest()
+
+
+def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
+    """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was packed."""
+    return unpack_as(data, Header)
+
+
+def unpack_as(data: bytes, header_type: type[H]) -> tuple[H, dict[str, torch.Tensor]]:
+    """Like `unpack`, for a file with another typed header (a learner's snapshot)."""
+    header, at = _open(data, header_type)
+    try:
+        return header, load(bytes(data[at:-_DIGEST_BYTES]))
+    except SafetensorError as error:
+        raise CheckpointError(f"checkpoint: tensors are unreadable: {error}") from error
+
+
+def read_header(data: bytes) -> Header:
+    """The header in `data`, digest verified, tensors left alone. Raises `CheckpointError`."""
+    return _open(data, Header)[0]
+
+
+def _open(data: bytes, header_type: type) -> tuple[msgspec.Struct, int]:
+    if len(data) < _PREFIX.size + _DIGEST_BYTES:
+        raise CheckpointError(f"checkpoint: too short, {len(data)} bytes")
+    magic, version, length = _PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise CheckpointError(f"checkpoint: not one, it begins with {bytes(magic)!r}")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"checkpoint: format version {version}, this program reads {FORMAT_VERSION}")
+    if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
+        raise CheckpointError("checkpoint: damaged, its sha256 does not match")
+    end = _PREFIX.size + length
+    try:
+        return msgspec.json.decode(data[_PREFIX.size : end], type=header_type), end
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: header is unreadable: {error}") from error

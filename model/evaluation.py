@@ -1,0 +1,145 @@
+"""How good predictions are: log loss, normalized entropy, AUC, calibration, over any stretch of the stream.
+
+In: probabilities or logits with their labels, in order, each predicted before it was learned. Out: plain numbers.
+Everything is a sum or a histogram, so two stretches add up and memory does not grow with the stream.
+"""
+
+import math
+
+import msgspec
+import numpy as np
+
+_BINS = 4096
+_LOGIT_RANGE = 16.0
+_EPSILON = 1e-7
+
+
+def log_losses(logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    """(B,) float64 log loss of each event, in nats, from logits: exact where probabilities would round to 0 or 1."""
+    logits_B = logits_B.astype(np.float64)
+    return np.logaddexp(0.0, logits_B) - labels_B * logits_B
+
+
+def binary_entropy(rate: float) -> float:
+    """Entropy of a coin with probability `rate`, in nats."""
+    rate = min(max(rate, _EPSILON), 1 - _EPSILON)
+    return -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+
+
+class Evaluation:
+    """Running sums over events; every measure is a property of them."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.loss_sum = 0.0
+        self.label_sum = 0.0
+        self.prediction_sum = 0.0
+        self._clicks = np.zeros(_BINS)  # by bin of the predicted logit
+        self._shown = np.zeros(_BINS)
+
+    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+        """Add B events; returns the log loss of each."""
+        losses_B = log_losses(logits_B, labels_B)
+        self.events += len(labels_B)
+        self.loss_sum += float(losses_B.sum())
+        self.label_sum += float(labels_B.sum(dtype=np.float64))
+        self.prediction_sum += float((1 / (1 + np.exp(-logits_B.astype(np.float64)))).sum())
+        scaled = (logits_B.astype(np.float64) + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))
+        bins = np.clip(scaled, 0, _BINS - 1).astype(np.int64)
+        self._clicks += np.bincount(bins, labels_B, _BINS)
+        self._shown += np.bincount(bins, minlength=_BINS)
+        return losses_B
+
+    @property
+    def log_loss(self) -> float:
+        """Mean log loss, nats."""
+        return self.loss_sum / self.events if self.events else math.nan
+
+    @property
+    def base_rate(self) -> float:
+        """Share of clicks."""
+        return self.label_sum / self.events if self.events else math.nan
+
+    @property
+    def normalized_entropy(self) -> float:
+        """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant prediction, lower is better."""
+        return self.log_loss / binary_entropy(self.base_rate) if self.events else math.nan
+
+    @property
+    def calibration(self) -> float:
+        """Sum of predictions over sum of labels: 1 is calibrated, above 1 predicts too much."""
+        return self.prediction_sum / self.label_sum if self.label_sum else math.nan
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC curve, from 4,096 bins of the logit between -16 and 16; ties within a bin count half."""
+        others = self._shown - self._clicks
+        pairs = self._clicks.sum() * others.sum()
+        if pairs <= 0:
+            return math.nan
+        below = np.cumsum(others) - others
+        return float((self._clicks * (below + others / 2)).sum() / pairs)
+
+    def calibration_by_decile(self) -> list[tuple[float, float, int]]:
+        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest prediction to the highest."""
+        total = self._shown.sum()
+        if not total:
+            return []
+        centres = 1 / (1 + np.exp(-((np.arange(_BINS) + 0.5) * (2 * _LOGIT_RANGE / _BINS) - _LOGIT_RANGE)))
+        decile = np.minimum((np.cumsum(self._shown) - self._shown / 2) / total * 10, 9).astype(int)
+        shown = np.bincount(decile, self._shown, 10)
+        predicted, clicked = np.bincount(decile, self._shown * centres, 10), np.bincount(decile, self._clicks, 10)
+        return [(predicted[i] / n, clicked[i] / n, int(n)) for i, n in enumerate(shown) if n]
+
+    def summary(self) -> dict[str, float]:
+        """The measures by name."""
+        return {
+            "events": self.events,
+            "log_loss": self.log_loss,
+            "normalized_entropy": self.normalized_entropy,
+            "auc": self.auc,
+            "calibration": self.calibration,
+            "base_rate": self.base_rate,
+        }
+
+
+class WindowedEvaluation:
+    """An `Evaluation` of the whole stream, and one of each window of about `window_events` in turn."""
+
+    def __init__(self, window_events: int):
+        self.window_events = window_events
+        self.total, self.window = Evaluation(), Evaluation()
+        self.last: dict[str, float] = {}
+        """Summary of the last complete window; of the current one until there is one."""
+        self.completed = 0
+
+    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+        """Add B events to both; returns the log loss of each. A window ends with the batch that fills it."""
+        self.total.update(logits_B, labels_B)
+        losses_B = self.window.update(logits_B, labels_B)
+        if self.window.events >= self.window_events or not self.completed:
+            self.last = self.window.summary()
+        if self.window.events >= self.window_events:
+            self.completed += 1
+            self.window = Evaluation()
+        return losses_B
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays, for a snapshot."""
+        arrays = {"completed": np.array([self.completed], np.float64)}
+        for name, part in (("total", self.total), ("window", self.window)):
+            sums = [part.events, part.loss_sum, part.label_sum, part.prediction_sum]
+            arrays |= {f"{name}.sums": np.array(sums, np.float64), f"{name}.clicks": part._clicks, f"{name}.shown": part._shown}
+        keys = sorted(self.last)
+        arrays["last"] = np.array([self.last[key] for key in keys], np.float64)
+        return arrays
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Undo `state`."""
+        self.completed = int(arrays["completed"][0])
+        for name, part in (("total", self.total), ("window", self.window)):
+            events, part.loss_sum, part.label_sum, part.prediction_sum = (float(x) for x in arrays[f"{name}.sums"])
+            part.events = int(events)
+            part._clicks, part._shown = arrays[f"{name}.clicks"].copy(), arrays[f"{name}.shown"].copy()
+        keys = sorted(Evaluation().summary())
+        self.last = dict(zip(keys, arrays["last"].tolist(), strict=False))

@@ -1,0 +1,260 @@
+"""From columns of events to what the network reads: table rows for categorical fields, floats for numerics.
+
+First stop after decoding in the walk. In: an `EventBatch`, typed columns that a decoder has already checked against the `Schema`.
+Out: `Features`, flat row ids and raw numerics as tensors. Hashing is vectorised over the whole batch, seeded by field name, and
+the same on every machine and in every version of this file's `HASH_VERSION`. It refuses to look at labels.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import torch
+
+HASH_VERSION = 1
+TIME_FEATURES = ("hour", "weekday")
+
+
+class FeatureError(ValueError):
+    """A row that the schema does not allow. Names the field, the rule and the value."""
+
+    def __init__(self, field: str, rule: str, value: object):
+        self.field, self.rule, self.value = field, rule, shorten(value)
+        super().__init__(f"{field}: {rule}, got {self.value}")
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which columns an event has and what each of them is (the `[schema]` section)."""
+
+    label: str = "label"
+    """Column with the outcome: 0 or 1, or any real number between them."""
+    timestamp: str | None = "ts"
+    """Column with the event time, integer milliseconds since the epoch. None: events carry no time of their own."""
+    categorical: tuple[str, ...] = ()
+    """Columns of strings or integers; 12 and "12" are one value. Null or absent is missing; "" is a value."""
+    numeric: tuple[str, ...] = ()
+    """Columns of numbers. Null, absent or NaN is missing."""
+    ignore: tuple[str, ...] = ()
+    """Columns that events may carry and that are not read."""
+    crosses: tuple[tuple[str, ...], ...] = ()
+    """Combinations of categorical columns that become fields of their own, such as [["user", "genre"]]."""
+    time_features: tuple[str, ...] = ()
+    """Fields made from the event time (UTC): any of "hour", "weekday"."""
+
+    def __post_init__(self) -> None:
+        read = [self.label, *([self.timestamp] if self.timestamp else []), *self.categorical, *self.numeric]
+        for name in read:
+            if not name:
+                raise ValueError("schema: a column name is empty")
+            if (read + list(self.ignore)).count(name) > 1:
+                raise ValueError(f"schema: column {name!r} has more than one role")
+        if not self.categorical and not self.numeric:
+            raise ValueError("schema: needs at least one categorical or numeric column")
+        for cross in self.crosses:
+            if len(cross) < 2 or not set(cross) <= set(self.categorical):
+                raise ValueError(f"schema: crosses takes two or more categorical columns each, got {list(cross)}")
+        for name in self.time_features:
+            if name not in TIME_FEATURES:
+                raise ValueError(f"schema: time_features takes {', '.join(TIME_FEATURES)}, got {name!r}")
+        if self.time_features and self.timestamp is None:
+            raise ValueError("schema: time_features needs a timestamp column")
+        if len(set(self.fields)) != len(self.fields):
+            raise ValueError(f"schema: two fields have the same name among {list(self.fields)}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the embedded fields, in the order of their tables: columns, crosses, time features."""
+        crosses = ("*".join(cross) for cross in self.crosses)
+        return (*self.categorical, *crosses, *(f"time:{name}" for name in self.time_features))
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """B events in order, as columns."""
+
+    labels_B: np.ndarray
+    """float32, 0..1; NaN only where the label is unknown (a scoring request)."""
+    times_s_B: np.ndarray
+    """float64, event time in seconds since the epoch; 0 where the schema has no timestamp."""
+    categorical: tuple[pa.Array, ...]
+    """One `pa.string()` array of length B for each of `schema.categorical`; null = missing."""
+    numerics_BN: np.ndarray
+    """float32, NaN = missing, never infinite."""
+
+    def __len__(self) -> int:
+        return len(self.labels_B)
+
+    def slice(self, start: int, stop: int) -> "EventBatch":
+        """Events `start` to `stop` (exclusive), without a copy."""
+        columns = tuple(column.slice(start, stop - start) for column in self.categorical)
+        return EventBatch(self.labels_B[start:stop], self.times_s_B[start:stop], columns, self.numerics_BN[start:stop])
+
+    @staticmethod
+    def concat(batches: Sequence["EventBatch"]) -> "EventBatch":
+        """The events of `batches`, one after the other."""
+        if len(batches) == 1:
+            return batches[0]
+        return EventBatch(
+            np.concatenate([batch.labels_B for batch in batches]),
+            np.concatenate([batch.times_s_B for batch in batches]),
+            tuple(pa.concat_arrays(columns) for columns in zip(*(batch.categorical for batch in batches), strict=True)),
+            np.concatenate([batch.numerics_BN for batch in batches]),
+        )
+
+
+class Features(NamedTuple):
+    """What the network reads of B events."""
+
+    rows_BF: torch.Tensor
+    """int64, flat row of each field's value in the embedding tables; a field's first row stands for "missing"."""
+    numerics_BN: torch.Tensor
+    """float32, NaN = missing."""
+    times_s_B: torch.Tensor
+    """float64, event time in seconds since the epoch."""
+
+
+class Encoder:
+    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the `rows` rows of the field's table."""
+
+    def __init__(self, schema: Schema, *, rows: int, seed: int = 0):
+        self.schema, self.rows = schema, rows
+        names = schema.fields
+        self._seeds_F = np.array([_seed(f"{HASH_VERSION}:{seed}:{name}") for name in names], dtype=np.uint64)
+        self._first_row_F = torch.arange(len(names)) * rows
+        self._crosses = [[schema.categorical.index(name) for name in cross] for cross in schema.crosses]
+
+    def encode(self, batch: EventBatch) -> Features:
+        """The rows and numerics of `batch`."""
+        columns = len(self.schema.categorical)
+        hashes = np.zeros((len(self._seeds_F), len(batch)), dtype=np.uint64)  # 0 = missing
+        if columns:
+            hashes[:columns] = _hash_strings(batch.categorical, self._seeds_F[:columns])
+        at = columns
+        for cross in self._crosses:
+            hashes[at] = _combine(hashes[cross], self._seeds_F[at])
+            at += 1
+        for name in self.schema.time_features:
+            hashes[at] = _mix(_time_feature(name, batch.times_s_B) ^ self._seeds_F[at])
+            at += 1
+        rows = np.where(hashes == 0, np.uint64(0), 1 + hashes % np.uint64(self.rows - 1)).astype(np.int64)
+        rows_BF = torch.from_numpy(rows.T) + self._first_row_F
+        return Features(rows_BF, torch.from_numpy(np.ascontiguousarray(batch.numerics_BN)), torch.from_numpy(batch.times_s_B))
+
+
+def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: Schema, *, labelled: bool = False) -> EventBatch:
+    """Columns from dictionaries, one an event, as a scoring request or River's API hands them over.
+
+    Unless `labelled`, a label may be absent (it becomes NaN); the timestamp may always be (it becomes 0).
+    Raises `FeatureError` for a key that the schema does not know and for a value that it does not allow.
+    """
+    known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
+    for row in rows:
+        if not row.keys() <= known:
+            name = next(name for name in row if name not in known)
+            raise FeatureError(str(name), "must be a column of the schema", row[name])
+    labels = [_label(row.get(schema.label), schema.label, labelled) for row in rows]
+    times = [_time(row.get(schema.timestamp), schema.timestamp) if schema.timestamp else 0.0 for row in rows]
+    categorical = tuple(
+        pa.array([_category(row.get(name), name) for row in rows], pa.string()) for name in schema.categorical
+    )
+    numerics = [[_numeric(row.get(name), name) for name in schema.numeric] for row in rows]
+    numerics_BN = np.array(numerics, dtype=np.float32).reshape(len(rows), len(schema.numeric))
+    return EventBatch(np.array(labels, np.float32), np.array(times, np.float64), categorical, numerics_BN)
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr(value)`, cut to `limit` characters for an error message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _label(value: object, name: str, required: bool) -> float:
+    if value is None and not required:
+        return float("nan")
+    if isinstance(value, bool | np.bool_):  # River's targets are booleans
+        return float(value)
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise FeatureError(name, "must be a number in [0, 1]", value)
+    return float(value)
+
+
+def _time(value: object, name: str) -> float:
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**53) <= value <= 2**53:
+        raise FeatureError(name, "must be an integer number of milliseconds since the epoch", value)
+    return value / 1000
+
+
+def _category(value: object, name: str) -> str | None:
+    if isinstance(value, str):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise FeatureError(name, "must be valid Unicode", value) from None
+        return value
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return None if value is None else str(value)
+    raise FeatureError(name, "must be a string or an integer", value)
+
+
+def _numeric(value: object, name: str) -> float:
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FeatureError(name, "must be a number", value)
+    if abs(value) > np.finfo(np.float32).max:
+        raise FeatureError(name, "must be finite in 32 bits", value)
+    return float(value)
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _mix(h: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.maximum(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
+
+
+def _hash_strings(columns: Sequence[pa.Array], seeds_F: np.ndarray) -> np.ndarray:
+    """uint64 (F, B): the hash of each string, eight bytes at a time for all strings at once; 0 where null."""
+    strings = pa.concat_arrays(columns)
+    length = len(strings)
+    offsets = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + length + 1].astype(np.int64)
+    text = strings.buffers()[2]
+    padded = np.zeros((text.size if text else 0) + 8, np.uint8)
+    if text:
+        padded[:-8] = np.frombuffer(text, np.uint8)
+    words = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # the eight bytes from each position on
+    left = offsets[1:] - offsets[:-1]
+    h = _mix(np.repeat(seeds_F, length // len(columns)) ^ left.astype(np.uint64))
+    at, position = np.arange(length), offsets[:-1].copy()
+    while len(at := at[left[at] > 0]):
+        beyond = np.uint64(8) * np.maximum(8 - left[at], 0).astype(np.uint64)
+        h[at] = _mix(h[at] ^ (words[position[at]] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> beyond)))
+        position[at] += 8
+        left[at] -= 8
+    if strings.null_count:
+        h[strings.is_null().to_numpy(zero_copy_only=False)] = 0
+    return h.reshape(len(columns), -1)
+
+
+def _combine(hashes_KB: np.ndarray, seed: np.uint64) -> np.ndarray:
+    """One hash for K values together; 0 (missing) where any of them is missing."""
+    h = np.full(hashes_KB.shape[1], seed, np.uint64)
+    for row in hashes_KB:
+        h = _mix(h ^ row)
+    return np.where((hashes_KB == 0).any(axis=0), np.uint64(0), h)
+
+
+def _time_feature(name: str, times_s_B: np.ndarray) -> np.ndarray:
+    hours = np.floor_divide(times_s_B, 3600).astype(np.int64)
+    return (hours % 24 if name == "hour" else (hours // 24 + 4) % 7).astype(np.uint64)  # 1970-01-01 was a Thursday

@@ -1,0 +1,106 @@
+"""The click-through network: wide and deep, DLRM-style interaction (Naumov et al., arXiv:1906.00091; Cheng et al., arXiv:1606.07792).
+
+In: the rows of the embedding tables and prepared numerics. Out: logits. The network is a shape and pure functions over a mapping of
+named parameters, so the dense, the pruned and the served network are one code at different widths.
+
+Shapes: B events, F fields, D embedding width, K = 1 + D, M prepared numerics, V vectors in the interaction, H hidden units.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+import torch
+import torch.nn.functional as fn
+
+from pruning.units import Cost, Slice, UnitGroup
+
+Parameters = Mapping[str, torch.Tensor]
+
+
+class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The widths of a network."""
+
+    fields: int
+    numerics: int
+    """Prepared numerics M, missing-value indicators included."""
+    embedding_dim: int
+    bottom: tuple[int, ...]
+    """Hidden widths of the MLP that makes one more D-vector of the numerics."""
+    top: tuple[int, ...]
+    """Hidden widths of the MLP on top of the interaction."""
+    interaction: Literal["dot", "none"]
+
+
+class Network:
+    """Parameters' shapes, unit groups, cost and forward pass for one `NetworkShape`."""
+
+    def __init__(self, shape: NetworkShape):
+        self.shape = shape
+        vectors = shape.fields + (1 if shape.numerics else 0)
+        pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
+        self._pairs = torch.triu_indices(vectors, vectors, offset=1)
+        bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.numerics else ()
+        top = (vectors * shape.embedding_dim + pairs, *shape.top, 1)
+        self.shapes: dict[str, tuple[int, ...]] = {"bias": (1,)}
+        if shape.numerics:
+            self.shapes["wide"] = (1, shape.numerics)
+        for name, widths in (("bottom", bottom), ("top", top)):
+            for i in range(len(widths) - 1):
+                self.shapes[f"{name}.{i}.weight"] = (widths[i + 1], widths[i])
+                self.shapes[f"{name}.{i}.bias"] = (widths[i + 1],)
+        self.groups = tuple(
+            UnitGroup(
+                f"{name}.{i}",
+                width,
+                (Slice(f"{name}.{i}.weight", 0), Slice(f"{name}.{i}.bias", 0), Slice(f"{name}.{i + 1}.weight", 1)),
+            )
+            for name, hidden in (("bottom", shape.bottom if bottom else ()), ("top", shape.top))
+            for i, width in enumerate(hidden)
+        )
+        self.cost = Cost(self.shapes, self.groups, fixed=pairs * shape.embedding_dim)
+
+    def narrowed(self, alive: Mapping[str, int]) -> "Network":
+        """The network with only `alive[group]` units in each group."""
+        bottom = tuple(alive.get(f"bottom.{i}", width) for i, width in enumerate(self.shape.bottom))
+        top = tuple(alive.get(f"top.{i}", width) for i, width in enumerate(self.shape.top))
+        return Network(msgspec.structs.replace(self.shape, bottom=bottom, top=top))
+
+    def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Fresh parameters: He initialisation for matrices, small random biases.
+
+        Embeddings start at zero, so without biases every hidden unit would be silent, and no gradient would ever wake it.
+        """
+        parameters = {}
+        for name, shape in self.shapes.items():
+            parameters[name] = torch.zeros(shape)
+            if name.endswith("weight"):
+                parameters[name].normal_(0, math.sqrt(2 / shape[1]), generator=generator)
+            elif name.endswith("bias") and name != "bias":
+                bound = 1 / math.sqrt(self.shapes[name.replace("bias", "weight")][1])
+                parameters[name].uniform_(-bound, bound, generator=generator)
+        return parameters
+
+    def logits(
+        self, parameters: Parameters, rows_BFK: torch.Tensor, numerics_BM: torch.Tensor, masks: Parameters | None = None
+    ) -> torch.Tensor:
+        """(B,) logits. `masks`: by group, (B, H) factors on the activations of its units."""
+        vectors_BVD = rows_BFK[:, :, 1:]
+        logits_B = rows_BFK[:, :, 0].sum(1) + parameters["bias"]
+        if self.shape.numerics:
+            logits_B = logits_B + fn.linear(numerics_BM, parameters["wide"]).squeeze(1)
+            dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
+            vectors_BVD = torch.cat([vectors_BVD, dense_BD.unsqueeze(1)], 1)
+        inputs = vectors_BVD.flatten(1)
+        if self.shape.interaction == "dot":
+            dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
+            inputs = torch.cat([inputs, dots_BVV[:, self._pairs[0], self._pairs[1]]], 1)
+        return logits_B + self._mlp("top", len(self.shape.top), parameters, inputs, masks).squeeze(1)
+
+    def _mlp(self, name: str, hidden: int, parameters: Parameters, x: torch.Tensor, masks: Parameters | None) -> torch.Tensor:
+        for i in range(hidden):
+            x = fn.linear(x, parameters[f"{name}.{i}.weight"], parameters[f"{name}.{i}.bias"]).relu()
+            if masks is not None:
+                x = x * masks[f"{name}.{i}"]
+        return fn.linear(x, parameters[f"{name}.{hidden}.weight"], parameters[f"{name}.{hidden}.bias"])

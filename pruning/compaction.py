@@ -1,0 +1,49 @@
+"""Full <-> compact tensors: the surviving units are cut out, and later put back into their places.
+
+Works on any mapping from parameter name to tensor, so the same two functions serve weights and optimizer state. Neither changes
+its inputs. They decide nothing: which units survive is the caller's.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from pruning.units import UnitGroup
+
+Tensors = Mapping[str, torch.Tensor]
+Kept = Mapping[str, torch.Tensor]
+"""Sorted int64 indices of the surviving units, by group name."""
+
+
+def compact(tensors: Tensors, groups: Sequence[UnitGroup], kept: Kept) -> dict[str, torch.Tensor]:
+    """Only the entries that belong to surviving units, in their order; new tensors throughout."""
+    places = _places({name: tuple(tensor.shape) for name, tensor in tensors.items()}, groups, kept)
+    result = {}
+    for name, tensor in tensors.items():
+        for dim, index in enumerate(places[name]):
+            tensor = tensor.index_select(dim, index)
+        result[name] = tensor.clone()
+    return result
+
+
+def expand(compacted: Tensors, dormant: Tensors, groups: Sequence[UnitGroup], kept: Kept) -> dict[str, torch.Tensor]:
+    """`dormant` with the entries of surviving units replaced by those of `compacted`: `compact` undone."""
+    places = _places({name: tuple(tensor.shape) for name, tensor in dormant.items()}, groups, kept)
+    result = {}
+    for name, tensor in dormant.items():
+        result[name] = tensor.clone()
+        result[name][torch.meshgrid(*places[name], indexing="ij")] = compacted[name]
+    return result
+
+
+def _places(shapes: Mapping[str, tuple[int, ...]], groups: Sequence[UnitGroup], kept: Kept) -> dict[str, list[torch.Tensor]]:
+    """For each tensor and dimension, the indices that survive."""
+    alive = {name: [torch.ones(size, dtype=torch.bool) for size in shape] for name, shape in shapes.items()}
+    for group in groups:
+        if group.name not in kept:
+            continue
+        unit_alive = torch.zeros(group.size, dtype=torch.bool)
+        unit_alive[kept[group.name]] = True
+        for s in group.slices:
+            alive[s.parameter][s.dim][s.offset : s.offset + group.size] = unit_alive
+    return {name: [mask.nonzero().squeeze(1) for mask in masks] for name, masks in alive.items()}

@@ -1,0 +1,59 @@
+"""What a mask can remove: groups of units, and what each unit costs.
+
+A unit is whatever disappears as one: a neuron is a row of its own layer (weight and bias) and a column of the next.
+A `UnitGroup` names those slices, so that masks, compaction and cost never need to know the network. Cost is counted in
+multiply-adds of one prediction, from the shapes of the matrices alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+Shapes = Mapping[str, tuple[int, ...]]
+Alive = Mapping[str, int]
+
+
+class Slice(NamedTuple):
+    """Unit j of a group owns index `offset + j` of dimension `dim` of the tensor `parameter`."""
+
+    parameter: str
+    dim: int
+    offset: int = 0
+
+
+class UnitGroup(NamedTuple):
+    """`size` units that are alike, such as the neurons of one layer."""
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+
+
+class Cost:
+    """Multiply-adds of one prediction as a function of how many units of each group are alive."""
+
+    def __init__(self, shapes: Shapes, groups: Sequence[UnitGroup], fixed: int = 0):
+        """`shapes`: of every dense parameter; matrices cost one multiply-add an entry. `fixed`: what no unit can save."""
+        self._matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+        self._groups, self._fixed = tuple(groups), fixed
+
+    def total(self, alive: Alive) -> int:
+        """Multiply-adds with `alive[group]` units in each group; a group that is not named is whole."""
+        widths = self._widths(alive)
+        return self._fixed + sum(widths[name, 0] * widths[name, 1] for name in self._matrices)
+
+    def marginal(self, alive: Alive) -> dict[str, int]:
+        """Multiply-adds that one more unit of each group costs, the others as in `alive`."""
+        widths = self._widths(alive)
+        return {
+            group.name: sum(widths[s.parameter, 1 - s.dim] for s in group.slices if s.parameter in self._matrices)
+            for group in self._groups
+        }
+
+    def _widths(self, alive: Alive) -> dict[tuple[str, int], int]:
+        widths = {(name, dim): size for name, shape in self._matrices.items() for dim, size in enumerate(shape)}
+        for group in self._groups:
+            removed = group.size - alive.get(group.name, group.size)
+            for s in group.slices:
+                if s.parameter in self._matrices:
+                    widths[s.parameter, s.dim] -= removed
+        return widths

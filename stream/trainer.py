@@ -1,0 +1,211 @@
+"""One batch's walk through learning: predict, score, learn, watch for drift, decide, and carry the decision out.
+
+In: an `EventBatch`. Out: a `Step`, plain numbers of what happened. The live loop and the backtest both drive this class, so what a
+backtest measures is what runs. It knows no Kafka, no Redis and no clock: whoever drives it publishes and saves.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+
+from model.checkpoint import Header, pack
+from model.evaluation import WindowedEvaluation
+from model.features import EventBatch, Schema
+from model.learner import Learner, LearnerConfig, LearnerState
+from model.served import ServedModel
+from pruning.policy import Move, Phase, Policy, PolicyState, PruningConfig
+from stream.drift import Drift, DriftConfig, DriftMonitor
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the stream is cut into batches, windows and publications (the `[training]` section)."""
+
+    batch_events: int = 128
+    """Events in a batch, >= 1: one optimizer step each."""
+    max_batch_age_s: float = 1.0
+    """A smaller batch is learned when its first event has waited this long, seconds, > 0."""
+    publish_every_events: int = 1_000
+    """Events from one publication to the next, >= 1; a newly pruned network is published at once."""
+    window_events: int = 20_000
+    """Events in an evaluation window, >= 1."""
+    threads: int = 0
+    """Threads for tensor operations; 0 leaves the choice to PyTorch."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_events", "publish_every_events", "window_events"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_batch_age_s > 0:
+            raise ValueError(f"training.max_batch_age_s must be greater than 0, got {self.max_batch_age_s}")
+        if self.threads < 0:
+            raise ValueError(f"training.threads must not be negative, got {self.threads}")
+
+
+class Step(NamedTuple):
+    """What one batch brought."""
+
+    events: int
+    losses_B: np.ndarray
+    """Log loss of each event before it was learned."""
+    drifts: list[Drift]
+    move: Move
+    phase: Phase
+    """The phase after the move."""
+
+
+class Publication:
+    """Follows one series of publications as a scorer would: holds what was published last, and scores events with it."""
+
+    def __init__(self, learner: Learner, every_events: int, window_events: int):
+        self.every_events = every_events
+        self.evaluation = WindowedEvaluation(window_events)
+        self.count = 0
+        self._learner = learner
+        self._changes = learner.tables.follow()
+        config = learner.config
+        self._served = ServedModel(
+            learner.schema, table_rows=config.table_rows, hash_seed=config.hash_seed, embedding_dim=config.embedding_dim
+        )
+        self._at_event = 0
+        self._multiply_adds_sum = 0.0
+
+    def score(self, features, labels_B: np.ndarray) -> None:
+        """Predict a batch with what is published, and count the outcome. Before the first publication: an even chance."""
+        logits_B = self._served.logits(features) if self.count else np.zeros(len(labels_B), np.float32)
+        self.evaluation.update(logits_B, labels_B)
+        self._multiply_adds_sum += len(labels_B) * (self._multiply_adds if self.count else self._learner.dense_cost)
+
+    def due(self, step: Step) -> bool:
+        """Whether it is time to publish: the interval has passed, or a newly pruned network has just been cut."""
+        return step.move is Move.CUT or self._learner.events - self._at_event >= self.every_events
+
+    def refresh(self) -> None:
+        """Take over what the learner would publish now."""
+        if self.count:
+            self._served.apply(self._learner.export(self._changes.take()))
+        else:
+            self._changes.take()
+            self._served.apply(self._learner.export())
+        self._multiply_adds = self._learner.multiply_adds
+        self._at_event = self._learner.events
+        self.count += 1
+
+    @property
+    def sparsity_ratio(self) -> float:
+        """Share of the dense multiply-adds that the served predictions were spared, averaged over events."""
+        events = max(self.evaluation.total.events, 1)
+        return 1 - self._multiply_adds_sum / (events * self._learner.dense_cost)
+
+
+class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The part of a trainer's state that is not tensors."""
+
+    learner: LearnerState
+    policy: PolicyState
+    last_event_time_s: float
+
+
+class Trainer:
+    """Learner, policy and drift monitor, moving together."""
+
+    def __init__(
+        self, schema: Schema, model: LearnerConfig, pruning: PruningConfig, drift: DriftConfig, training: TrainingConfig
+    ):
+        self.config = training
+        self.learner = Learner(schema, model)
+        self.policy = Policy(pruning)
+        self.monitor = DriftMonitor(drift)
+        self.prequential = WindowedEvaluation(training.window_events)
+        """Each event predicted just before it was learned."""
+        self.publications: list[Publication] = []
+        """Series of publications to be scored beside the learning."""
+        self.last_event_time_s = 0.0
+
+    @property
+    def events(self) -> int:
+        """Events learned."""
+        return self.learner.events
+
+    def follow(self, every_events: int) -> Publication:
+        """Score, from now on, what is published at this interval; the caller refreshes it when it is due."""
+        self.publications.append(Publication(self.learner, every_events, self.config.window_events))
+        return self.publications[-1]
+
+    def step(self, batch: EventBatch) -> Step:
+        """Predict, score, then learn one batch; notice drift; make the move that the policy decides on."""
+        first_event = self.events
+        features = self.learner.encoder.encode(batch)
+        for publication in self.publications:
+            publication.score(features, batch.labels_B)
+        logits_B = self.learner.learn(features, batch.labels_B, self.policy.target_ratio(self.events))
+        losses_B = self.prequential.update(logits_B, batch.labels_B)
+        drifts = self.monitor.update(self._signals(losses_B, logits_B, batch.labels_B), first_event, batch.times_s_B)
+        move = self.policy.decide(self.events, bool(drifts))
+        self._make(move)
+        self.last_event_time_s = float(batch.times_s_B[-1])
+        return Step(len(batch), losses_B, drifts, move, self.policy.phase)
+
+    def checkpoint(self, *, version: int, parent: int, offsets: dict[str, int], created_s: float) -> tuple[Header, bytes]:
+        """What to publish now: a full sparse checkpoint."""
+        learner, export = self.learner, self.learner.export()
+        header = Header(
+            version=version,
+            parent=parent,
+            schema=learner.schema,
+            table_rows=learner.config.table_rows,
+            hash_seed=learner.config.hash_seed,
+            shape=export.shape,
+            dense_shape=learner.dense.network.shape,
+            phase=self.policy.phase,
+            policy=self.policy.config.policy,
+            multiply_adds=learner.multiply_adds,
+            dense_multiply_adds=learner.dense_cost,
+            sparsity_by_layer=learner.sparsity_by_layer(),
+            events=self.events,
+            offsets=offsets,
+            event_time_s=self.last_event_time_s,
+            created_s=created_s,
+            evaluation=self.prequential.last,
+            dense_bytes=learner.dense_bytes,
+        )
+        return header, pack(header, export.tensors)
+
+    def state(self) -> tuple[TrainerState, dict[str, torch.Tensor]]:
+        """Everything that the rest of the stream depends on, for a snapshot."""
+        learner, tensors = self.learner.state()
+        tensors = {f"learner.{name}": tensor for name, tensor in tensors.items()}
+        for prefix, arrays in (("prequential", self.prequential.state()), ("monitor", self.monitor.state())):
+            tensors |= {f"{prefix}.{name}": torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+        return TrainerState(learner=learner, policy=self.policy.state, last_event_time_s=self.last_event_time_s), tensors
+
+    def restore(self, state: TrainerState, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue exactly where `state` was taken."""
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.learner.restore(state.learner, part("learner."))
+        self.prequential.restore({name: t.numpy() for name, t in part("prequential.").items()})
+        self.monitor.restore({name: t.numpy() for name, t in part("monitor.").items()})
+        self.policy.state, self.last_event_time_s = state.policy, state.last_event_time_s
+
+    def _signals(self, losses_B: np.ndarray, logits_B: np.ndarray, labels_B: np.ndarray) -> dict[str, np.ndarray]:
+        predictions_B = 1 / (1 + np.exp(-logits_B.astype(np.float64)))
+        return {
+            "log_loss": losses_B,
+            "calibration_error": predictions_B - labels_B,
+            "label": labels_B.astype(np.float64),
+            "prediction": predictions_B,
+        }
+
+    def _make(self, move: Move) -> None:
+        if move is Move.PRUNE:
+            self.learner.prune()
+        elif move is Move.CUT:
+            self.learner.cut()
+            self.monitor.reset()  # the loss jumps with the network: that is no drift
+        elif move is Move.REGROW:
+            self.learner.regrow()
+            self.monitor.reset()
