@@ -1,0 +1,306 @@
+"""Checkpoints in Redis: publish, fetch, watch. The one home of the Redis client.
+
+In: the bytes of a checkpoint and its header. Out: the same bytes, in another process. It refuses to read what it moves.
+
+Keys, for a model named NAME (the braces keep all of them in one slot of a Redis Cluster):
+
+    niwaki:{NAME}:pointer          JSON of `Pointer`: the checkpoint to serve now
+    niwaki:{NAME}:checkpoints      hash, version -> JSON of `Pointer`: every checkpoint that is kept
+    niwaki:{NAME}:blob:UPLOAD:I    chunk I = 0, 1, ... of the bytes; UPLOAD is random, so no two writers share a key
+    niwaki:{NAME}:published        channel; the message is the version that has just become the pointer
+
+To publish: (1) write the chunks, with an expiry; (2) one script makes sure that the version is greater than the present
+one and every byte has arrived, makes the chunks permanent, swaps the pointer, drops what is no longer kept, and tells
+subscribers. So readers never see a pointer before its bytes, an older trainer never replaces a newer one, and a writer
+that dies leaves nothing behind.
+
+ACL rights, beside ~niwaki:{NAME}:* &niwaki:{NAME}:* +ping: a trainer needs +eval +get +set +unlink +strlen +persist
++hset +hdel +hvals +publish, a scorer +get +mget +hget +subscribe +unsubscribe.
+"""
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import redis
+from redis import exceptions as rex
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.client import PubSub
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from model.checkpoint import CheckpointError, Header
+from serving.errors import StoreRefused, StoreUnavailable
+
+_UPLOAD_EXPIRES_S = 900
+_GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
+
+_SWAP = """
+-- KEYS: pointer, checkpoints, then the chunks. ARGV: the new pointer, versions to keep, prefix of blobs, channel.
+-- 1: published. 0: not newer than what is. -1: bytes are missing.
+local new = cjson.decode(ARGV[1])
+local present = redis.call('GET', KEYS[1])
+if present then
+    present = cjson.decode(present)
+    if present.upload == new.upload then return 1 end  -- a second try: the first one's answer was lost on its way
+    if present.version >= new.version then return 0 end
+end
+
+local bytes = 0
+for i = 3, #KEYS do bytes = bytes + redis.call('STRLEN', KEYS[i]) end
+if bytes ~= new.bytes then return -1 end
+
+local others = {}
+for _, text in ipairs(redis.call('HVALS', KEYS[2])) do others[#others + 1] = cjson.decode(text) end
+table.sort(others, function(a, b) return a.version > b.version end)
+
+for i = 3, #KEYS do redis.call('PERSIST', KEYS[i]) end
+redis.call('SET', KEYS[1], ARGV[1])
+
+local places, oldest = tonumber(ARGV[2]) - 1, new.base
+for _, other in ipairs(others) do
+    if other.version < new.version and places > 0 then
+        places, oldest = places - 1, math.min(oldest, other.base)
+    end
+end
+for _, other in ipairs(others) do
+    -- one that is not older is left from before somebody deleted the pointer
+    if other.version < oldest or other.version >= new.version then
+        for i = 0, other.chunks - 1 do redis.call('UNLINK', ARGV[3] .. other.upload .. ':' .. i) end
+        redis.call('HDEL', KEYS[2], string.format('%.0f', other.version))
+    end
+end
+redis.call('HSET', KEYS[2], string.format('%.0f', new.version), ARGV[1])
+redis.call('PUBLISH', ARGV[4], string.format('%.0f', new.version))
+return 1
+"""
+
+# Redis will answer again without anybody's help: it is starting, failing over, busy, or out of memory for now.
+_PASSING = (
+    rex.ConnectionError,
+    rex.TimeoutError,
+    rex.ReadOnlyError,
+    rex.ClusterDownError,
+    rex.TryAgainError,
+    rex.OutOfMemoryError,
+)
+_REFUSING = (rex.AuthenticationError, rex.AuthorizationError)  # the client derives these from ConnectionError
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where checkpoints are published (the `[redis]` section)."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path/to.sock?db=0, or
+    redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]. Options of redis-py may follow after `?`."""
+    name: str = "niwaki"
+    """The model's name, part of every key: letters, digits, `_`, `-` and `.`."""
+    keep_versions: int = 5
+    """Checkpoints kept, the present one included, >= 1. What a kept one is based on is kept too."""
+    chunk_bytes: int = 64 * 2**20
+    """Longest value written under one key, 1 .. 512 MiB."""
+    timeout_s: float = 5.0
+    """Longest wait for a connection, or for an answer, > 0."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name):
+            raise ValueError(f"redis.name must be 1 to 100 letters, digits, '_', '-' or '.', got {self.name!r}")
+        if self.keep_versions < 1:
+            raise ValueError(f"redis.keep_versions must be at least 1, got {self.keep_versions}")
+        if not 1 <= self.chunk_bytes <= 512 * 2**20:
+            raise ValueError(f"redis.chunk_bytes must be in 1 .. {512 * 2**20}, got {self.chunk_bytes}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"redis.timeout_s must be greater than 0, got {self.timeout_s}")
+        address(self.url)
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """One published checkpoint: which it is, and where its bytes are."""
+
+    version: int
+    kind: str
+    """"full": stands alone. "delta": changes since the version before it."""
+    base: int
+    """Version of the full checkpoint that it needs; its own when it is one."""
+    upload: str
+    """Names the keys of its chunks."""
+    chunks: int
+    bytes: int
+    created_s: float
+    """When the trainer made it, seconds since the epoch."""
+
+
+class CheckpointStore:
+    """The published checkpoints of one model. Threads may share it."""
+
+    def __init__(self, config: StoreConfig):
+        self.config, self.name, self.address = config, config.name, address(config.url)
+        prefix = f"niwaki:{{{config.name}}}"
+        self._pointer, self._checkpoints = f"{prefix}:pointer", f"{prefix}:checkpoints"
+        self._blob, self._channel = f"{prefix}:blob:", f"{prefix}:published"
+        self._client = _connect(config)
+
+    @classmethod
+    def from_url(cls, url: str, name: str = "niwaki") -> Self:
+        """A store with the defaults of `StoreConfig`. Connects when first used."""
+        return cls(StoreConfig(url=url, name=name))
+
+    def publish(self, header: Header, data: bytes, *, base: int | None = None) -> bool:
+        """Make `data` the checkpoint to serve. False: what is published is not older than `header.version`, and stays.
+
+        `base`: for a delta, the version of the full checkpoint under it. After `StoreUnavailable` either nothing has
+        changed or, if only the answer was lost, the whole checkpoint is published.
+        """
+        if not 1 <= header.version <= _GREATEST_VERSION:
+            raise ValueError(f"version must be in 1 .. {_GREATEST_VERSION}, got {header.version}")
+        view, step = memoryview(data), self.config.chunk_bytes
+        chunks = [view[at : at + step] for at in range(0, max(len(view), 1), step)]
+        pointer = Pointer(
+            version=header.version,
+            kind="full" if base is None else "delta",
+            base=header.version if base is None else base,
+            upload=secrets.token_hex(8),
+            chunks=len(chunks),
+            bytes=len(view),
+            created_s=header.created_s,
+        )
+        keys = self._keys(pointer)
+        with self._translated():
+            for key, chunk in zip(keys, chunks, strict=True):
+                self._client.set(key, chunk, ex=_UPLOAD_EXPIRES_S)
+            names = [self._pointer, self._checkpoints, *keys]
+            arguments = [msgspec.json.encode(pointer), self.config.keep_versions, self._blob, self._channel]
+            answer = self._client.eval(_SWAP, len(names), *names, *arguments)
+            if answer != 1:
+                self._client.unlink(*keys)
+        if answer < 0:
+            raise StoreUnavailable(f"{self.address}: version {header.version} was lost in Redis before it was whole")
+        return answer == 1
+
+    def head(self) -> Pointer | None:
+        """The checkpoint to serve now; None before the first."""
+        with self._translated():
+            return self._decode(self._client.get(self._pointer))
+
+    def versions(self) -> list[Pointer]:
+        """Every checkpoint that is kept, oldest first."""
+        with self._translated():
+            kept = self._client.hvals(self._checkpoints)
+        return sorted((self._decode(text) for text in kept), key=lambda pointer: pointer.version)
+
+    def fetch(self, version: int | None = None) -> bytes | None:
+        """The bytes of the checkpoint to serve now, or of a kept `version`; None where there is none.
+
+        Raises `CheckpointError` where Redis lost bytes that the pointer promises.
+        """
+        tried = None
+        while (pointer := self._find(version)) is not None and pointer != tried:
+            with self._translated():
+                chunks = self._client.mget(self._keys(pointer))
+            if None not in chunks and sum(map(len, chunks)) == pointer.bytes:
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            tried = pointer  # dropped between the two reads? Then the pointer has moved on by now
+        if pointer is None:
+            return None
+        raise CheckpointError(f"checkpoint: bytes of version {pointer.version} are missing from {self.address}")
+
+    @contextmanager
+    def watch(self) -> Iterator["Watch"]:
+        """Subscribe to publications. Those before are not told: look with `head` once inside."""
+        with self._translated(), self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+            subscription.subscribe(self._channel)
+            subscription.get_message(ignore_subscribe_messages=False, timeout=self.config.timeout_s)
+            yield Watch(subscription)
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _find(self, version: int | None) -> Pointer | None:
+        if version is None:
+            return self.head()
+        with self._translated():
+            return self._decode(self._client.hget(self._checkpoints, str(version)))
+
+    def _keys(self, pointer: Pointer) -> list[str]:
+        return [f"{self._blob}{pointer.upload}:{i}" for i in range(pointer.chunks)]
+
+    def _decode(self, text: bytes | None) -> Pointer | None:
+        try:
+            return None if text is None else msgspec.json.decode(text, type=Pointer)
+        except msgspec.DecodeError as error:
+            raise StoreRefused(f"{self.address}: {self._pointer} is not niwaki's: {error}") from error
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The one boundary at which the client's errors become ours."""
+        try:
+            yield
+        except _REFUSING as error:
+            raise StoreRefused(f"{self.address}: {error}") from error
+        except _PASSING as error:
+            raise StoreUnavailable(f"{self.address}: {error}") from error
+        except rex.RedisError as error:
+            raise StoreRefused(f"{self.address}: {error}") from error
+
+
+class Watch:
+    """A subscription to publications."""
+
+    def __init__(self, subscription: PubSub):
+        self._subscription = subscription
+
+    def wait(self, timeout_s: float) -> bool:
+        """True as soon as a publication is told, False after `timeout_s` without one."""
+        return self._subscription.get_message(timeout=timeout_s) is not None
+
+
+def address(url: str) -> str:
+    """`url` without its credentials, fit for a log. Raises `ValueError` where it is no URL of a store."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
+        raise ValueError("redis.url must begin with redis://, rediss://, unix:// or redis+sentinel://")
+    if parts.scheme == "redis+sentinel" and (parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)):
+        raise ValueError("redis.url for Sentinel must end with /service or /service/db")
+    hosts = parts.netloc.rpartition("@")[2]
+    if not all(re.fullmatch(r"([^\s:\[\]]*|\[[\da-fA-F:.]+\])(:\d{1,5})?", host) for host in hosts.split(",")):
+        raise ValueError("redis.url must name host:port; special characters in a password are written %XX")
+    return f"{parts.scheme}://{hosts}{parts.path}"
+
+
+def _connect(config: StoreConfig) -> redis.Redis:
+    options = {
+        "socket_timeout": config.timeout_s,
+        "socket_connect_timeout": config.timeout_s,
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
+    }
+    if config.url.startswith("redis+sentinel:"):
+        return _connect_by_sentinel(config.url, options)
+    try:
+        client = redis.Redis.from_url(config.url, **options)
+        client.connection_pool.make_connection()  # opens nothing, but reads the options
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"redis.url is not understood: {error}") from error
+    return client
+
+
+def _connect_by_sentinel(url: str, options: dict[str, object]) -> redis.Redis:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    places = [urlsplit(f"//{place}") for place in hosts.split(",")]
+    sentinels = [(place.hostname or "127.0.0.1", place.port or 26379) for place in places]
+    access = {"username": unquote(user) or None, "password": unquote(password) or None, "db": int(db or 0)}
+    return Sentinel(sentinels, sentinel_kwargs=options).master_for(service, **options, **access)
