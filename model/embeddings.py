@@ -1,15 +1,17 @@
 """The embedding tables of all fields as one flat table: row = [first-order weight | D-dimensional embedding].
 
-In: flat row ids. Out: the rows themselves, for the network to differentiate through; `update` then takes their gradient.
-Rows start at zero, so a row never touched need not be stored, published or sent. Gradients of one id are summed over the batch,
-so a rare id is not slowed down by averaging. Measured: as fast as FBGEMM's fused CPU tables at these sizes, in plain torch.
+In: flat row ids. Out: the rows themselves, for the network to differentiate through; `update` then takes their
+gradient. Rows start at zero, so a row never touched need not be stored, published or sent. Gradients of one id are
+summed over the batch, so a rare id is not slowed down by averaging. Measured: as fast as FBGEMM's fused CPU tables at
+these sizes, in plain torch.
 """
 
 import torch
 
 
 class EmbeddingTables:
-    """R rows of K = 1 + D floats, with Adagrad (Duchi et al., JMLR 2011) for the first-order weight and row-wise Adagrad for the rest."""
+    """R rows of K = 1 + D floats, with Adagrad (Duchi et al., JMLR 2011) for the first-order weight and row-wise
+    Adagrad for the rest."""
 
     def __init__(self, rows: int, embedding_dim: int, *, first_order_rate: float, embedding_rate: float):
         """`rows`: R, over all fields. Rates: learning rates of the two parts, > 0."""

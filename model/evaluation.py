@@ -6,7 +6,6 @@ Everything is a sum or a histogram, so two stretches add up and memory does not 
 
 import math
 
-import msgspec
 import numpy as np
 
 _BINS = 4096
@@ -62,7 +61,8 @@ class Evaluation:
 
     @property
     def normalized_entropy(self) -> float:
-        """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant prediction, lower is better."""
+        """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant prediction, lower is
+        better."""
         return self.log_loss / binary_entropy(self.base_rate) if self.events else math.nan
 
     @property
@@ -81,7 +81,8 @@ class Evaluation:
         return float((self._clicks * (below + others / 2)).sum() / pairs)
 
     def calibration_by_decile(self) -> list[tuple[float, float, int]]:
-        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest prediction to the highest."""
+        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest prediction to the
+        highest."""
         total = self._shown.sum()
         if not total:
             return []
@@ -129,7 +130,11 @@ class WindowedEvaluation:
         arrays = {"completed": np.array([self.completed], np.float64)}
         for name, part in (("total", self.total), ("window", self.window)):
             sums = [part.events, part.loss_sum, part.label_sum, part.prediction_sum]
-            arrays |= {f"{name}.sums": np.array(sums, np.float64), f"{name}.clicks": part._clicks, f"{name}.shown": part._shown}
+            arrays |= {
+                f"{name}.sums": np.array(sums, np.float64),
+                f"{name}.clicks": part._clicks,
+                f"{name}.shown": part._shown,
+            }
         keys = sorted(self.last)
         arrays["last"] = np.array([self.last[key] for key in keys], np.float64)
         return arrays

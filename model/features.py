@@ -1,8 +1,9 @@
 """From columns of events to what the network reads: table rows for categorical fields, floats for numerics.
 
-First stop after decoding in the walk. In: an `EventBatch`, typed columns that a decoder has already checked against the `Schema`.
-Out: `Features`, flat row ids and raw numerics as tensors. Hashing is vectorised over the whole batch, seeded by field name, and
-the same on every machine and in every version of this file's `HASH_VERSION`. It refuses to look at labels.
+First stop after decoding in the walk. In: an `EventBatch`, typed columns that a decoder has already checked against
+the `Schema`. Out: `Features`, flat row ids and raw numerics as tensors. Hashing is vectorised over the whole batch,
+seeded by field name, and the same on every machine and in every version of this file's `HASH_VERSION`. It refuses to
+look at labels.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import torch
 
 HASH_VERSION = 1
 TIME_FEATURES = ("hour", "weekday")
+_LARGEST_NUMERIC = float(np.finfo(np.float32).max)
 
 
 class FeatureError(ValueError):
@@ -118,7 +120,8 @@ class Features(NamedTuple):
 
 
 class Encoder:
-    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the `rows` rows of the field's table."""
+    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the `rows` rows of the field's
+    table."""
 
     def __init__(self, schema: Schema, *, rows: int, seed: int = 0):
         self.schema, self.rows = schema, rows
@@ -142,7 +145,9 @@ class Encoder:
             at += 1
         rows = np.where(hashes == 0, np.uint64(0), 1 + hashes % np.uint64(self.rows - 1)).astype(np.int64)
         rows_BF = torch.from_numpy(rows.T) + self._first_row_F
-        return Features(rows_BF, torch.from_numpy(np.ascontiguousarray(batch.numerics_BN)), torch.from_numpy(batch.times_s_B))
+        return Features(
+            rows_BF, torch.from_numpy(np.ascontiguousarray(batch.numerics_BN)), torch.from_numpy(batch.times_s_B)
+        )
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: Schema, *, labelled: bool = False) -> EventBatch:
@@ -208,7 +213,7 @@ def _numeric(value: object, name: str) -> float:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise FeatureError(name, "must be a number", value)
-    if abs(value) > np.finfo(np.float32).max:
+    if abs(value) > _LARGEST_NUMERIC:
         raise FeatureError(name, "must be finite in 32 bits", value)
     return float(value)
 
@@ -228,7 +233,9 @@ def _hash_strings(columns: Sequence[pa.Array], seeds_F: np.ndarray) -> np.ndarra
     """uint64 (F, B): the hash of each string, eight bytes at a time for all strings at once; 0 where null."""
     strings = pa.concat_arrays(columns)
     length = len(strings)
-    offsets = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + length + 1].astype(np.int64)
+    offsets = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + length + 1].astype(
+        np.int64
+    )
     text = strings.buffers()[2]
     padded = np.zeros((text.size if text else 0) + 8, np.uint8)
     if text:

@@ -1,9 +1,10 @@
 """The streaming learner: predict, score, then learn, with a dense and a sparse branch over the same embedding tables.
 
-In: `Features` and labels of one batch after another. Out: the logits that the leading branch had before it learned them, and on
-request what a scorer needs (`export`). It is told when to prune, cut and regrow; it never decides.
-The sparse branch leads from the first cut on: it learns at all times, and is what is published. The dense branch learns beside it only
-from a regrowth to the next cut; in between its weights lie dormant. Both send their gradients into the tables.
+In: `Features` and labels of one batch after another. Out: the logits that the leading branch had before it learned
+them, and on request what a scorer needs (`export`). It is told when to prune, cut and regrow; it never decides. The
+sparse branch leads from the first cut on: it learns at all times, and is what is published. The dense branch learns
+beside it only from a regrowth to the next cut; in between its weights lie dormant. Both send their gradients into the
+tables.
 """
 
 from collections.abc import Iterator
@@ -58,7 +59,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in ("embedding_dim", "table_rows", "first_order_rate", "embedding_rate", "network_rate"):
             least = 2 if name == "table_rows" else 1 if name == "embedding_dim" else 0
             if not getattr(self, name) >= least or getattr(self, name) == 0:
-                raise ValueError(f"model.{name} must be {'> 0' if not least else f'>= {least}'}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"model.{name} must be {'> 0' if not least else f'>= {least}'}, got {getattr(self, name)}"
+                )
         if not self.top or min(self.top + self.bottom) < 1:
             raise ValueError(f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}")
         if self.interaction not in ("dot", "none"):
@@ -152,7 +155,8 @@ class Learner:
         self.masks: AuxiliaryMasks | None = None
         self.dense_cost = network.cost.total({})
         self.learned_multiply_adds = 0.0
-        """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any network."""
+        """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
+        network."""
         self.events = 0
 
     @property
@@ -161,7 +165,8 @@ class Learner:
         return self.sparse or self.dense
 
     def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
-        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while pruning.
+        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
+        pruning.
 
         Raises `LearnError` if the loss is not finite; nothing has been changed by then.
         """
@@ -226,11 +231,14 @@ class Learner:
         self.dense_live = True
 
     def export(self, rows: torch.Tensor | None = None) -> Export:
-        """What a scorer needs to predict as the lead does now. `rows`: only these table rows (a delta); None: all touched."""
+        """What a scorer needs to predict as the lead does now. `rows`: only these table rows (a delta); None: all
+        touched."""
         rows_U = self.tables.touched() if rows is None else rows
         network, parameters = self._published()
         tensors = {"rows": rows_U, "weights": self.tables.weight_RK[rows_U], "scale": self.standardizer.scale()}
-        return Export(network.shape, tensors | {f"network.{name}": tensor.clone() for name, tensor in parameters.items()})
+        return Export(
+            network.shape, tensors | {f"network.{name}": tensor.clone() for name, tensor in parameters.items()}
+        )
 
     def sparsity_by_layer(self) -> dict[str, float]:
         """Share of units that the published network lacks, by group."""
@@ -319,5 +327,3 @@ class Learner:
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-

@@ -1,9 +1,11 @@
-"""The click-through network: wide and deep, DLRM-style interaction (Naumov et al., arXiv:1906.00091; Cheng et al., arXiv:1606.07792).
+"""The click-through network: wide and deep, DLRM-style interaction (Naumov et al., arXiv:1906.00091; Cheng et al.,
+arXiv:1606.07792).
 
-In: the rows of the embedding tables and prepared numerics. Out: logits. The network is a shape and pure functions over a mapping of
-named parameters, so the dense, the pruned and the served network are one code at different widths.
+In: the rows of the embedding tables and prepared numerics. Out: logits. The network is a shape and pure functions
+over a mapping of named parameters, so the dense, the pruned and the served network are one code at different widths.
 
-Shapes: B events, F fields, D embedding width, K = 1 + D, M prepared numerics, V vectors in the interaction, H hidden units.
+Shapes: B events, F fields, D embedding width, K = 1 + D, M prepared numerics, V vectors in the interaction, H hidden
+units.
 """
 
 import math
@@ -70,7 +72,8 @@ class Network:
     def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Fresh parameters: He initialisation for matrices, small random biases.
 
-        Embeddings start at zero, so without biases every hidden unit would be silent, and no gradient would ever wake it.
+        Embeddings start at zero, so without biases every hidden unit would be silent, and no gradient would ever wake
+        it.
         """
         parameters = {}
         for name, shape in self.shapes.items():
@@ -98,7 +101,9 @@ class Network:
             inputs = torch.cat([inputs, dots_BVV[:, self._pairs[0], self._pairs[1]]], 1)
         return logits_B + self._mlp("top", len(self.shape.top), parameters, inputs, masks).squeeze(1)
 
-    def _mlp(self, name: str, hidden: int, parameters: Parameters, x: torch.Tensor, masks: Parameters | None) -> torch.Tensor:
+    def _mlp(
+        self, name: str, hidden: int, parameters: Parameters, x: torch.Tensor, masks: Parameters | None
+    ) -> torch.Tensor:
         for i in range(hidden):
             x = fn.linear(x, parameters[f"{name}.{i}.weight"], parameters[f"{name}.{i}.bias"]).relu()
             if masks is not None:

@@ -1,14 +1,16 @@
-"""Numerics as the network wants them: standardised by running moments of the past, heavy tails tamed, missing values marked.
+"""Numerics as the network wants them: standardised by running moments of the past, heavy tails tamed, missing values
+marked.
 
-In: raw numerics, NaN = missing. Out: (B, 2N): N values, then N indicators of "missing". Never looks ahead: the moments are those of
-events before the batch. A published model carries the moments that it was published with.
+In: raw numerics, NaN = missing. Out: (B, 2N): N values, then N indicators of "missing". Never looks ahead: the
+moments are those of events before the batch. A published model carries the moments that it was published with.
 """
 
 import torch
 
 
 class Standardizer:
-    """Running mean and variance of N numerics (Chan, Golub & LeVeque 1983), over an effective window of `horizon_events`."""
+    """Running mean and variance of N numerics (Chan, Golub & LeVeque 1983), over an effective window of
+    `horizon_events`."""
 
     def __init__(self, numerics: int, horizon_events: float):
         """`horizon_events`: beyond it old values fade, so that a change of scale in mid-stream is followed."""

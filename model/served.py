@@ -1,7 +1,7 @@
 """Inference with a published model: the same features, tables and network code as the learner's, at the compact widths.
 
-In: a checkpoint's header and tensors. Out: click probabilities. A scorer holds one of these at a time; a trainer follows its own
-publications with one, to know how good the served predictions are. It learns nothing.
+In: a checkpoint's header and tensors. Out: click probabilities. A scorer holds one of these at a time; a trainer
+follows its own publications with one, to know how good the served predictions are. It learns nothing.
 """
 
 import numpy as np
@@ -27,7 +27,8 @@ class ServedModel:
 
     @classmethod
     def from_checkpoint(cls, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":
-        """The model in a full checkpoint. Raises `CheckpointError` if the tensors are not those that the header promises."""
+        """The model in a full checkpoint. Raises `CheckpointError` if the tensors are not those that the header
+        promises."""
         dim = header.shape.embedding_dim
         model = cls(header.schema, table_rows=header.table_rows, hash_seed=header.hash_seed, embedding_dim=dim)
         shapes = {f"network.{name}": shape for name, shape in Network(header.shape).shapes.items()}
@@ -48,7 +49,9 @@ class ServedModel:
         self._weight_RK[tensors["rows"]] = tensors["weights"]
         self._scale_2N = tensors["scale"]
         self._network = Network(export.shape)
-        self._parameters = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        self._parameters = {
+            name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")
+        }
 
     def logits(self, features: Features) -> np.ndarray:
         """(B,) float32 logits."""

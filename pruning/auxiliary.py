@@ -1,9 +1,10 @@
 """Auxiliary-mask pruning: which units live is learned from the stream, across layers, within one budget.
 
-Every unit j has an auxiliary parameter a_j and a hard mask m_j = 1[a_j > 0] on its activation, straight-through in the backward pass:
-dL/da_j is dL/dm_j, the first-order importance of the unit's outgoing weights (AutoPrune, Xiao et al., NeurIPS 2019;
-arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved at each step so that the multiply-adds under the masks
-follow a schedule down to the budget: nothing to tune, and no per-layer ratio anywhere.
+Every unit j has an auxiliary parameter a_j and a hard mask m_j = 1[a_j > 0] on its activation, straight-through in
+the backward pass: dL/da_j is dL/dm_j, the first-order importance of the unit's outgoing weights (AutoPrune, Xiao et
+al., NeurIPS 2019; arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved at each step so
+that the multiply-adds under the masks follow a schedule down to the budget: nothing to tune, and no per-layer ratio
+anywhere.
 """
 
 from collections.abc import Sequence
@@ -38,20 +39,19 @@ class AuxiliaryMasks:
     def masks(self, events: int) -> dict[str, torch.Tensor]:
         """Masks for a forward pass over B = `events`: 0/1, (B, size) by group, leaves whose gradient `update` reads.
 
-        One row an event, so that the backward pass leaves each event's own dL/dm_j: their mean is the first-order importance,
-        their mean square the Fisher information.
+        One row an event, so that the backward pass leaves each event's own dL/dm_j: their mean is the first-order
+        importance, their mean square the Fisher information.
         """
-        return {
-            name: alive.float().expand(events, -1).clone().requires_grad_() for name, alive in self.alive.items()
-        }
+        return {name: alive.float().expand(events, -1).clone().requires_grad_() for name, alive in self.alive.items()}
 
     def update(self, masks: dict[str, torch.Tensor], target_ratio: float) -> None:
-        """Learn from the gradients of a mean loss in `masks`, then let multiply-adds fall to `target_ratio` of dense (0..1]."""
+        """Learn from the gradients of a mean loss in `masks`, then let multiply-adds fall to `target_ratio` of dense
+        (0..1]."""
         self.steps += 1
         rate = max(1 / self.config.horizon_steps, 1 / self.steps)
         for name, mask in masks.items():
             gradients_BU = mask.grad * len(mask)
-            # L(without) - L(with), to second order around the mask as it stands, with the Fisher information for the curvature
+            # L(without) - L(with), to second order around the mask as it stands; the curvature is the Fisher information
             curvature = self.config.curvature * gradients_BU.square().mean(0)
             worth = -gradients_BU.mean(0) + torch.where(self.alive[name], curvature, -curvature)
             self._importance[name].lerp_(worth, rate)

@@ -1,7 +1,7 @@
 """Full <-> compact tensors: the surviving units are cut out, and later put back into their places.
 
-Works on any mapping from parameter name to tensor, so the same two functions serve weights and optimizer state. Neither changes
-its inputs. They decide nothing: which units survive is the caller's.
+Works on any mapping from parameter name to tensor, so the same two functions serve weights and optimizer state.
+Neither changes its inputs. They decide nothing: which units survive is the caller's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,9 @@ def expand(compacted: Tensors, dormant: Tensors, groups: Sequence[UnitGroup], ke
     return result
 
 
-def _places(shapes: Mapping[str, tuple[int, ...]], groups: Sequence[UnitGroup], kept: Kept) -> dict[str, list[torch.Tensor]]:
+def _places(
+    shapes: Mapping[str, tuple[int, ...]], groups: Sequence[UnitGroup], kept: Kept
+) -> dict[str, list[torch.Tensor]]:
     """For each tensor and dimension, the indices that survive."""
     alive = {name: [torch.ones(size, dtype=torch.bool) for size in shape] for name, shape in shapes.items()}
     for group in groups:

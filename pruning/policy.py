@@ -1,7 +1,7 @@
 """When to prune, when to regrow, and how much: DENSE -> PRUNING -> SPARSE -> (drift) -> DENSE.
 
-The loop tells a policy how many events have been learned and whether a drift was just detected; the policy answers with the next
-move. It knows nothing of weights, detectors or clocks.
+The loop tells a policy how many events have been learned and whether a drift was just detected; the policy answers
+with the next move. It knows nothing of weights, detectors or clocks.
 """
 
 from enum import StrEnum
@@ -31,7 +31,8 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How much of the network may stay, and the lengths of the phases (the `[pruning]` section)."""
 
     policy: Literal["dense", "static", "adaptive"] = "adaptive"
-    """dense: never pruned. static: pruned once, after the warm-up. adaptive: regrown and pruned anew after each drift."""
+    """dense: never pruned. static: pruned once, after the warm-up. adaptive: regrown and pruned anew after each
+    drift."""
     budget: float = 0.1
     """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]."""
     warmup_events: int = 40_000
@@ -74,7 +75,8 @@ class Policy:
         return self.state.phase
 
     def decide(self, events: int, drifted: bool) -> Move:
-        """The move due after `events` learned in all; `drifted`: a detector fired since the last call. The phase follows the move."""
+        """The move due after `events` learned in all; `drifted`: a detector fired since the last call. The phase
+        follows the move."""
         elapsed = events - self.state.since_event
         if self.config.policy == "dense":
             return Move.STAY
@@ -89,7 +91,8 @@ class Policy:
         return Move.STAY
 
     def target_ratio(self, events: int) -> float:
-        """Share of the dense multiply-adds allowed after `events`: the cubic schedule of Zhu & Gupta (arXiv:1710.01878)."""
+        """Share of the dense multiply-adds allowed after `events`: the cubic schedule of Zhu & Gupta
+        (arXiv:1710.01878)."""
         if self.phase is not Phase.PRUNING:
             return 1.0
         length = self.config.pruning_events * (1 - self.config.settle_ratio)

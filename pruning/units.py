@@ -32,7 +32,8 @@ class Cost:
     """Multiply-adds of one prediction as a function of how many units of each group are alive."""
 
     def __init__(self, shapes: Shapes, groups: Sequence[UnitGroup], fixed: int = 0):
-        """`shapes`: of every dense parameter; matrices cost one multiply-add an entry. `fixed`: what no unit can save."""
+        """`shapes`: of every dense parameter; matrices cost one multiply-add an entry. `fixed`: what no unit can
+        save."""
         self._matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
         self._groups, self._fixed = tuple(groups), fixed
 

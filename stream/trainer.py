@@ -1,9 +1,11 @@
 """One batch's walk through learning: predict, score, learn, watch for drift, decide, and carry the decision out.
 
-In: an `EventBatch`. Out: a `Step`, plain numbers of what happened. The live loop and the backtest both drive this class, so what a
-backtest measures is what runs. It knows no Kafka, no Redis and no clock: whoever drives it publishes and saves.
+In: an `EventBatch`. Out: a `Step`, plain numbers of what happened. The live loop and the backtest both drive this
+class, so what a backtest measures is what runs. It knows no Kafka and no Redis: whoever drives it publishes and
+saves.
 """
 
+import time
 from typing import NamedTuple
 
 import msgspec
@@ -53,10 +55,13 @@ class Step(NamedTuple):
     move: Move
     phase: Phase
     """The phase after the move."""
+    seconds: float
+    """Time that it took."""
 
 
 class Publication:
-    """Follows one series of publications as a scorer would: holds what was published last, and scores events with it."""
+    """Follows one series of publications as a scorer would: holds what was published last, and scores events with
+    it."""
 
     def __init__(self, learner: Learner, every_events: int, window_events: int):
         self.every_events = every_events
@@ -72,7 +77,8 @@ class Publication:
         self._multiply_adds_sum = 0.0
 
     def score(self, features, labels_B: np.ndarray) -> None:
-        """Predict a batch with what is published, and count the outcome. Before the first publication: an even chance."""
+        """Predict a batch with what is published, and count the outcome. Before the first publication: an even
+        chance."""
         logits_B = self._served.logits(features) if self.count else np.zeros(len(labels_B), np.float32)
         self.evaluation.update(logits_B, labels_B)
         self._multiply_adds_sum += len(labels_B) * (self._multiply_adds if self.count else self._learner.dense_cost)
@@ -135,7 +141,7 @@ class Trainer:
 
     def step(self, batch: EventBatch) -> Step:
         """Predict, score, then learn one batch; notice drift; make the move that the policy decides on."""
-        first_event = self.events
+        started_s, first_event = time.perf_counter(), self.events
         features = self.learner.encoder.encode(batch)
         for publication in self.publications:
             publication.score(features, batch.labels_B)
@@ -145,9 +151,11 @@ class Trainer:
         move = self.policy.decide(self.events, bool(drifts))
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
-        return Step(len(batch), losses_B, drifts, move, self.policy.phase)
+        return Step(len(batch), losses_B, drifts, move, self.policy.phase, time.perf_counter() - started_s)
 
-    def checkpoint(self, *, version: int, parent: int, offsets: dict[str, int], created_s: float) -> tuple[Header, bytes]:
+    def checkpoint(
+        self, *, version: int, parent: int, offsets: dict[str, int], created_s: float
+    ) -> tuple[Header, bytes]:
         """What to publish now: a full sparse checkpoint."""
         learner, export = self.learner, self.learner.export()
         header = Header(
@@ -178,7 +186,9 @@ class Trainer:
         tensors = {f"learner.{name}": tensor for name, tensor in tensors.items()}
         for prefix, arrays in (("prequential", self.prequential.state()), ("monitor", self.monitor.state())):
             tensors |= {f"{prefix}.{name}": torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-        return TrainerState(learner=learner, policy=self.policy.state, last_event_time_s=self.last_event_time_s), tensors
+        return TrainerState(
+            learner=learner, policy=self.policy.state, last_event_time_s=self.last_event_time_s
+        ), tensors
 
     def restore(self, state: TrainerState, tensors: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state` was taken."""

@@ -1,0 +1,172 @@
+"""The loop: Kafka -> batches -> learning -> drift -> masks -> checkpoint -> Redis, until told to stop.
+
+In: a source of events, a trainer, a store. Out: a fresh sparse checkpoint in the store at every interval, a snapshot
+on disk, metrics. Each event changes the model exactly once: positions are saved with the model, in one file, and a
+restart seeks to them. To save:
+
+    1. dead letters are flushed: what will not be read again is safe elsewhere
+    2. the snapshot is written, synced and renamed into place
+    3. offsets are committed to Kafka, which only dashboards read
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+from pruning.policy import Move
+from serving.errors import StoreUnavailable
+from serving.store import CheckpointStore
+from stream.broker import DeadLetters, EventSource
+from stream.errors import BrokerError
+from stream.events import EventDecoder
+from stream.intake import Intake, Received
+from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
+from stream.telemetry import Telemetry
+from stream.trainer import Step, Trainer
+
+log = logging.getLogger("niwaki")
+
+_RETRY_S = 1.0
+_LAG_EVERY_S = 1.0
+
+
+class Pipeline:
+    """A running trainer: `resume`, then `run`."""
+
+    def __init__(
+        self,
+        *,
+        source: EventSource,
+        decoder: EventDecoder,
+        dead_letters: DeadLetters,
+        trainer: Trainer,
+        store: CheckpointStore,
+        telemetry: Telemetry,
+        snapshot: SnapshotConfig,
+        on_step: Callable[[Step], None] = lambda step: None,
+    ):
+        """`on_step` is called after each batch, for a progress bar or a history."""
+        self.source, self.trainer, self.store, self.telemetry = source, trainer, store, telemetry
+        self._dead_letters, self._snapshot, self._on_step = dead_letters, snapshot, on_step
+        training = trainer.config
+        self.intake = Intake(
+            source,
+            decoder,
+            dead_letters,
+            batch_events=training.batch_events,
+            max_batch_age_s=training.max_batch_age_s,
+            on_reject=lambda reject: telemetry.rejected(reject.rule, reject.events),
+        )
+        self.publication = trainer.follow(training.publish_every_events)
+        self.version = 0
+        """The last version published."""
+        self._positions = Positions()
+        self._saved_s = time.monotonic()
+        self._lag_after_s = self._publish_after_s = 0.0
+
+    def resume(self) -> None:
+        """Continue from the snapshot if there is one."""
+        snapshot = load_snapshot(self._snapshot, self.trainer, self.source.topic)
+        if snapshot:
+            self._positions, self.version = snapshot.positions, snapshot.version
+            log.info("resumed at event %d, offsets %s", self.trainer.events, self._positions.offsets)
+        pointer = self.store.head()
+        self.version = max(self.version, pointer.version if pointer else 0)
+        self.intake.resume(self._positions)
+        self.telemetry.phase(self.trainer.policy.phase)
+
+    def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
+        """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then publish and save."""
+        while not stop() and not self._reached(limit_events):
+            if received := self.intake.receive(last=self._reached(limit_events, polled=True)):
+                step = self.trainer.step(received.batch)
+                self._positions = received.positions
+                self._observe(received, step)
+                self._publish_if_due(step)
+                self._save_if_due(step)
+                self._on_step(step)
+            self._observe_lag()
+        self._publish()
+        self._save()
+        log.info("stopped at event %d, version %d", self.trainer.events, self.version)
+
+    def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
+        events = self.trainer.events + self.intake.rejected_events + (self.intake.waiting if polled else 0)
+        return limit_events is not None and events >= limit_events
+
+    def _publish_if_due(self, step: Step) -> None:
+        if self.publication.due(step) and time.monotonic() >= self._publish_after_s:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Hand the store a new version. A store that is away costs freshness, never events: it is tried again a
+        little later."""
+        if not self.trainer.events:
+            return
+        version = self.version + 1
+        header, data = self.trainer.checkpoint(
+            version=version,
+            parent=self.version,
+            offsets={str(partition): offset for partition, offset in self._positions.offsets.items()},
+            created_s=time.time(),
+        )
+        try:
+            if not self.store.publish(header, data):
+                pointer = self.store.head()
+                log.warning("version %d is not newer than what is published; going on from there", version)
+                self.version = max(version, pointer.version if pointer else 0)
+                return
+        except StoreUnavailable as error:
+            self.telemetry.publication_failed()
+            self._publish_after_s = time.monotonic() + _RETRY_S
+            log.warning("version %d was not published: %s", version, error)
+            return
+        self.version = version
+        self.publication.refresh()
+        self.telemetry.published(version, len(data), dense_bytes=header.dense_bytes, created_s=header.created_s)
+        self.telemetry.sparsity(
+            header.sparsity_by_layer, multiply_adds_ratio=header.multiply_adds / header.dense_multiply_adds
+        )
+
+    def _save_if_due(self, step: Step) -> None:
+        if step.move is Move.CUT or time.monotonic() - self._saved_s >= self._snapshot.every_s:
+            self._save()
+
+    def _save(self) -> None:
+        self._dead_letters.flush()  # 1
+        save_snapshot(self._snapshot, self.trainer, self.source.topic, self._positions, self.version)  # 2
+        try:
+            self.source.commit(self._positions.offsets)  # 3
+        except BrokerError as error:
+            log.warning("offsets were not committed, lag dashboards will be behind: %s", error)
+        self._saved_s = time.monotonic()
+        self.telemetry.saved(time.time())
+
+    def _observe(self, received: Received, step: Step) -> None:
+        trainer, telemetry = self.trainer, self.telemetry
+        telemetry.learned(step.events, seconds=step.seconds, event_time_s=trainer.last_event_time_s)
+        telemetry.evaluated("learning", trainer.prequential.last)
+        telemetry.evaluated("served", self.publication.evaluation.last)
+        for drift in step.drifts:
+            telemetry.drift(drift.detector, drift.signal)
+            log.info(
+                "drift at event %d: %s of %s from %.4f to %.4f",
+                drift.event,
+                drift.detector,
+                drift.signal,
+                drift.before,
+                drift.after,
+            )
+        if step.move is Move.STAY:
+            return
+        telemetry.phase(step.phase)
+        log.info("event %d: %s, now %s", trainer.events, step.move, step.phase)
+        if step.move is Move.REGROW:
+            telemetry.regrown()
+        elif step.move is Move.CUT:
+            telemetry.pruned()
+
+    def _observe_lag(self) -> None:
+        if time.monotonic() >= self._lag_after_s:
+            self.telemetry.lag(self.source.lag())
+            self._lag_after_s = time.monotonic() + _LAG_EVERY_S

@@ -1,0 +1,101 @@
+"""The learner's snapshot on disk: model, phase, detectors and Kafka positions in one file.
+
+In: a trainer and the positions after its last batch. Out: a file that a restart continues from, event for event. The
+file is written beside its name, synced and renamed, so that a crash at any moment leaves the one before. It holds no
+pickle.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from model.checkpoint import CheckpointError, pack, unpack_as
+from model.features import Schema
+from model.learner import LearnerConfig
+from stream.errors import ConfigError
+from stream.trainer import Trainer, TrainerState
+
+
+class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how often a snapshot is taken (the `[snapshot]` section)."""
+
+    directory: str = "niwaki-snapshots"
+    """Folder of the snapshot file; made if it is not there."""
+    every_s: float = 60.0
+    """Seconds from one snapshot to the next, > 0; one is also taken when a network has been cut, and at the end."""
+
+    def __post_init__(self) -> None:
+        if not self.every_s > 0:
+            raise ValueError(f"snapshot.every_s must be greater than 0, got {self.every_s}")
+
+
+class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How far the stream has been learned."""
+
+    offsets: dict[int, int] = {}
+    """By partition, the offset of the next message."""
+    skips: dict[int, int] = {}
+    """By partition, how many events of that message have been learned already (a message may carry many)."""
+
+
+class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a snapshot says of itself."""
+
+    schema: Schema
+    model: LearnerConfig
+    trainer: TrainerState
+    topic: str
+    positions: Positions
+    version: int
+    """The last version that had been published."""
+
+
+def save_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str, positions: Positions, version: int) -> Path:
+    """Write the snapshot; returns its path. Either it is there in full, or the one before is."""
+    state, tensors = trainer.state()
+    learner = trainer.learner
+    header = SnapshotHeader(
+        schema=learner.schema, model=learner.config, trainer=state, topic=topic, positions=positions, version=version
+    )
+    directory = Path(config.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path, unfinished = directory / "snapshot.niwaki", directory / "snapshot.unfinished"
+    with open(unfinished, "wb") as file:
+        file.write(pack(header, tensors))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+    return path
+
+
+def load_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str) -> SnapshotHeader | None:
+    """Bring `trainer` to where the snapshot was taken; None if there is none. Raises `ConfigError` if it belongs to
+    another schema, model or topic, or is damaged: going on without it would forget or repeat events, so a person must
+    decide."""
+    path = Path(config.directory) / "snapshot.niwaki"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        header, tensors = unpack_as(data, SnapshotHeader)
+    except CheckpointError as error:
+        raise ConfigError(
+            "snapshot.directory", f"{path} can't be read ({error}); move it away to start anew"
+        ) from error
+    learner = trainer.learner
+    for section, then, now in (
+        ("schema", header.schema, learner.schema),
+        ("model", header.model, learner.config),
+        ("kafka.topic", header.topic, topic),
+    ):
+        if then != now:
+            raise ConfigError(section, f"differs from that of the snapshot {path}; move it away to start anew")
+    trainer.restore(header.trainer, tensors)
+    return header

@@ -1,0 +1,219 @@
+"""The learner: it learns, it prunes and regrows without losing anything, and a served copy predicts what it does."""
+
+import numpy as np
+import pytest
+import torch
+from stream.drift import DetectorConfig, DriftConfig
+
+from model.checkpoint import CheckpointError, pack, read_header, unpack
+from model.evaluation import Evaluation
+from model.features import Features
+from model.learner import Learner, LearnerConfig, LearnError
+from model.numerics import Standardizer, standardize
+from model.served import ServedModel
+from pruning.policy import PruningConfig
+from stream.trainer import Trainer, TrainingConfig
+from tests.streams import SCHEMA, SMALL, click_events
+
+
+def learn_all(learner: Learner, batch, batch_events: int = 64, target_ratio: float = 1.0) -> Evaluation:
+    evaluation = Evaluation()
+    for start in range(0, len(batch), batch_events):
+        part = batch.slice(start, start + batch_events)
+        evaluation.update(learner.learn(learner.encoder.encode(part), part.labels_B, target_ratio), part.labels_B)
+    return evaluation
+
+
+def small_trainer(**pruning) -> Trainer:
+    lengths = {"warmup_events": 1024, "regrowth_events": 512, "pruning_events": 512, "budget": 0.3}
+    return Trainer(
+        SCHEMA,
+        SMALL,
+        PruningConfig(**(lengths | pruning)),
+        DriftConfig(detectors=(DetectorConfig(parameters={"delta": 1e-3}),), quiet_events=256),
+        TrainingConfig(batch_events=64, window_events=512),
+    )
+
+
+def run(trainer: Trainer, batch) -> list:
+    return [trainer.step(batch.slice(start, start + 64)) for start in range(0, len(batch), 64)]
+
+
+def test_it_learns_and_the_second_half_is_better_than_the_first():
+    learner = Learner(SCHEMA, SMALL)
+    events = click_events(8000)
+    first, second = learn_all(learner, events.slice(0, 4000)), learn_all(learner, events.slice(4000, 8000))
+    assert second.normalized_entropy < 0.9 < 1.0
+    assert second.normalized_entropy < first.normalized_entropy
+
+
+@pytest.mark.parametrize("left_out", ["numeric", "categorical"])
+def test_it_learns_from_fields_alone_and_from_numerics_alone(left_out):
+    import msgspec
+
+    from model.features import rows_to_batch
+
+    rng = np.random.default_rng(0)
+    schema = msgspec.structs.replace(SCHEMA, categorical=("user",), **{left_out: ()})
+    users, ages = rng.integers(0, 4, 6000), rng.normal(size=6000)
+    rows = [
+        {"label": int(rng.random() < (0.9 if (u < 2 if left_out == "numeric" else a > 0) else 0.1))}
+        | ({"user": int(u)} if schema.categorical else {})
+        | ({"age": float(a)} if schema.numeric else {})
+        for u, a in zip(users, ages, strict=True)
+    ]
+    learner = Learner(schema, SMALL)
+    assert learn_all(learner, rows_to_batch(rows, schema)).normalized_entropy < 0.75
+
+
+def test_the_same_seed_and_events_give_the_same_model_bit_for_bit():
+    states = []
+    for _ in range(2):
+        trainer = small_trainer()
+        run(trainer, click_events(3000))
+        states.append(trainer.state()[1])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_survivors():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(2000))
+    learner.prune()
+    learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
+    features = learner.encoder.encode(click_events(100, seed=2))
+    before = learner.predict(features)
+    moments = learner.dense.moments("exp_avg_sq")["top.1.weight"]
+    learner.cut()
+    np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
+    expected = moments[learner.kept["top.1"]][:, learner.kept["top.0"]]
+    assert torch.equal(learner.sparse.moments("exp_avg_sq")["top.1.weight"], expected)
+    assert learner.multiply_adds <= 0.3 * learner.dense_cost
+
+
+def test_regrown_units_have_their_dormant_weights_and_fresh_optimizer_state():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(2000))
+    learner.prune()
+    learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
+    learner.cut()
+    dormant = learner.dense.weights()["top.1.weight"].clone()
+    learn_all(learner, click_events(1000, seed=2))
+    learner.regrow()
+    kept = torch.zeros(dormant.shape, dtype=torch.bool)
+    kept[torch.meshgrid(learner.kept["top.1"], learner.kept["top.0"], indexing="ij")] = True
+    weights, moments = learner.dense.weights()["top.1.weight"], learner.dense.moments("exp_avg")["top.1.weight"]
+    assert torch.equal(weights[~kept], dormant[~kept]) and not moments[~kept].any()
+    assert torch.equal(weights[kept], learner.sparse.weights()["top.1.weight"].flatten())
+    assert torch.equal(moments[kept], learner.sparse.moments("exp_avg")["top.1.weight"].flatten())
+
+
+def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one_is_served():
+    trainer = small_trainer()
+    steps = run(trainer, click_events(6400)) + run(trainer, click_events(6400, seed=1, flipped=True))
+    moves = [step.move for step in steps if step.move != "stay"]
+    drifts = [drift for step in steps for drift in step.drifts]
+    assert moves[:2] == ["prune", "cut"]
+    assert moves[-3:] == ["regrow", "prune", "cut"]
+    assert any(6400 <= drift.event <= 7400 for drift in drifts)
+    assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
+
+
+def test_a_restored_trainer_continues_bit_for_bit_from_every_phase():
+    events = click_events(9000)
+    for at in (640, 1280, 2560):  # dense, pruning, sparse
+        whole, first, second = small_trainer(), small_trainer(), small_trainer()
+        run(whole, events.slice(0, 4096))
+        run(first, events.slice(0, at))
+        state, tensors = first.state()
+        second.restore(state, {name: tensor.clone() for name, tensor in tensors.items()})
+        run(second, events.slice(at, 4096))
+        expected, actual = whole.state(), second.state()
+        assert expected[0] == actual[0]
+        assert expected[1].keys() == actual[1].keys()
+        assert all(torch.equal(expected[1][name], actual[1][name]) for name in expected[1])
+
+
+def test_a_served_checkpoint_predicts_what_the_trainer_does():
+    trainer = small_trainer()
+    publication = trainer.follow(640)
+    for start in range(0, 4096, 64):
+        step = trainer.step(click_events(4096).slice(start, start + 64))
+        if publication.due(step):
+            publication.refresh()
+    header, data = trainer.checkpoint(version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
+    served = ServedModel.from_checkpoint(*unpack(data))
+    batch = click_events(500, seed=9)
+    logits = torch.from_numpy(trainer.learner.predict(trainer.learner.encoder.encode(batch)))
+    np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=1e-6)
+    publication.refresh()
+    np.testing.assert_allclose(publication._served.predict(batch), served.predict(batch), atol=1e-7)
+    assert read_header(data) == header and header.sparsity_ratio >= 0.7
+
+
+def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
+    trainer = small_trainer()
+    run(trainer, click_events(640))
+    _, data = trainer.checkpoint(version=1, parent=0, offsets={}, created_s=1.0)
+    for at in [*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1]:
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        with pytest.raises(CheckpointError):
+            unpack(bytes(damaged))
+    for length in (0, 5, 100, len(data) - 1):
+        with pytest.raises(CheckpointError):
+            unpack(data[:length])
+
+
+def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
+    trainer = small_trainer()
+    run(trainer, click_events(640))
+    header, tensors = unpack(trainer.checkpoint(version=1, parent=0, offsets={}, created_s=1.0)[1])
+    for name, tensor in (("network.top.0.weight", torch.zeros(3, 3)), ("rows", tensors["rows"] + 10**6)):
+        with pytest.raises(CheckpointError):
+            ServedModel.from_checkpoint(*unpack(pack(header, tensors | {name: tensor})))
+
+
+def test_a_loss_that_is_not_finite_stops_the_learner_before_anything_changes():
+    learner = Learner(SCHEMA, SMALL)
+    batch = click_events(64)
+    before = learner.state()[1]
+    labels = batch.labels_B.copy()
+    labels[3] = np.nan
+    with pytest.raises(LearnError, match="not finite"):
+        learner.learn(learner.encoder.encode(batch), labels)
+    after = learner.state()[1]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_missing_and_unseen_values_give_finite_predictions():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(1000))
+    features = learner.encoder.encode(click_events(10, seed=5))
+    unseen = Features(features.rows_BF * 0, torch.full_like(features.numerics_BN, float("nan")), features.times_s_B)
+    assert np.isfinite(learner.predict(unseen)).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("table_rows", 1), ("embedding_rate", 0.0), ("top", ()), ("interaction", "x")]
+)
+def test_a_model_setting_out_of_range_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"model.{field}"):
+        LearnerConfig(**{field: value})
+
+
+def test_standardised_numerics_have_unit_scale_whatever_the_batches_and_never_look_ahead():
+    values = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1000.0]) + 50
+    values[::7, 1] = float("nan")
+    whole, cut = Standardizer(2, 1e9), Standardizer(2, 1e9)
+    assert not whole.prepare(values)[:, :2].any()
+    whole.update(values)
+    for part in values.split(33):
+        cut.update(part)
+    torch.testing.assert_close(whole.scale(), cut.scale(), rtol=1e-4, atol=1e-4)
+    prepared = standardize(values, whole.scale())
+    assert (prepared[::7, 3] == 1).all() and (prepared[::7, 1] == 0).all()
+    assert prepared[:, 0].sinh().std() == pytest.approx(1, abs=0.01)
+    constant = Standardizer(1, 1e9)
+    constant.update(torch.full((50, 1), 7.0))
+    assert constant.prepare(torch.tensor([[7.0], [8.0]]))[:, 0].tolist() == [0.0, 0.0]
