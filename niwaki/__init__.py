@@ -9,9 +9,11 @@ The public names. Each is imported from its room when it is first asked for, so 
 The command line is `niwaki`, or `python -m niwaki`.
 """
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,14 +24,14 @@ __all__ = ["Scorer", "__version__"]
 
 _HOMES = {"Scorer": "serving.scorer"}
 _ROOMS = ("pruning", "model", "serving", "stream")
-_HERE = Path(__file__).resolve().parent.parent
+_PLACE = Path(__file__).resolve().parent.parent
+_hidden: dict[str, ModuleType] = {}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'niwaki' has no attribute {name!r}")
-    _refuse_namesakes()
-    found = getattr(import_module(_HOMES[name]), name)
+    found = getattr(_import(_HOMES[name]), name)
     globals()[name] = found
     return found
 
@@ -38,10 +40,34 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _refuse_namesakes() -> None:
-    """The rooms have everyday names. Say so when a package of the caller's own stands in the place of one of them."""
-    for room in _ROOMS:
+def _import(name: str) -> ModuleType:
+    """Import a module of ours.
+
+    The rooms have everyday names. Where the caller has a `model` or a `stream` too, that one keeps the name, and ours
+    is known only to its own kind.
+    """
+    if not any(map(_has_namesake, _ROOMS)):
+        return import_module(name)
+    theirs = _take_out()
+    sys.modules.update(_hidden)
+    sys.path.insert(0, str(_PLACE))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(_PLACE))
+        _hidden.update(_take_out())
+        sys.modules.update(theirs)
+
+
+def _has_namesake(room: str) -> bool:
+    if room in sys.modules:
+        file = getattr(sys.modules[room], "__file__", None)
+    else:
         spec = find_spec(room)
-        if spec is None or spec.origin is None or Path(spec.origin).resolve().parent.parent != _HERE:
-            place = "nothing" if spec is None else spec.origin or "a folder without __init__.py"
-            raise ImportError(f"niwaki needs its own package {room!r} beside {_HERE / 'niwaki'}, and found {place}")
+        file = spec and spec.origin
+    return file is None or Path(file).resolve().parent.parent != _PLACE
+
+
+def _take_out() -> dict[str, ModuleType]:
+    names = [name for name in sys.modules if name.partition(".")[0] in _ROOMS]
+    return {name: sys.modules.pop(name) for name in names}
