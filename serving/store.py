@@ -105,6 +105,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Longest value written under one key, 1 .. 512 MiB."""
     timeout_s: float = 5.0
     """Longest wait for a connection, or for an answer, > 0."""
+    poll_interval_s: float = 1.0
+    """A scorer looks at the pointer this often even if it is told nothing, > 0."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name):
@@ -113,8 +115,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ValueError(f"redis.keep_versions must be at least 1, got {self.keep_versions}")
         if not 1 <= self.chunk_bytes <= 512 * 2**20:
             raise ValueError(f"redis.chunk_bytes must be in 1 .. {512 * 2**20}, got {self.chunk_bytes}")
-        if not self.timeout_s > 0:
-            raise ValueError(f"redis.timeout_s must be greater than 0, got {self.timeout_s}")
+        for name in ("timeout_s", "poll_interval_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"redis.{name} must be greater than 0, got {getattr(self, name)}")
         address(self.url)
 
 
@@ -192,21 +195,22 @@ class CheckpointStore:
             kept = self._client.hvals(self._checkpoints)
         return sorted((self._decode(text) for text in kept), key=lambda pointer: pointer.version)
 
-    def fetch(self, version: int | None = None) -> bytes | None:
-        """The bytes of the checkpoint to serve now, or of a kept `version`; None where there is none.
+    def fetch(self, pointer: Pointer | None = None) -> bytes | None:
+        """The bytes of the checkpoint to serve now, or of `pointer`; None where there is none, or it is no longer kept.
 
-        Raises `CheckpointError` where Redis lost bytes that the pointer promises.
+        Raises `CheckpointError` where Redis lost bytes that it still promises.
         """
-        tried = None
-        while (pointer := self._find(version)) is not None and pointer != tried:
+        wanted = pointer or self.head()
+        while wanted is not None:
             with self._translated():
-                chunks = self._client.mget(self._keys(pointer))
-            if None not in chunks and sum(map(len, chunks)) == pointer.bytes:
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            tried = pointer  # dropped between the two reads? Then the pointer has moved on by now
-        if pointer is None:
-            return None
-        raise CheckpointError(f"checkpoint: bytes of version {pointer.version} are missing from {self.address}")
+                chunks = self._client.mget(self._keys(wanted))
+                if None not in chunks and sum(map(len, chunks)) == wanted.bytes:
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                kept = self._decode(self._client.hget(self._checkpoints, str(wanted.version)))
+            if kept == wanted:
+                raise CheckpointError(f"checkpoint: bytes of version {wanted.version} are missing from {self.address}")
+            wanted = None if pointer else self.head()  # dropped under our hands: the pointer has moved on
+        return None
 
     @contextmanager
     def watch(self) -> Iterator["Watch"]:
@@ -225,12 +229,6 @@ class CheckpointStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _find(self, version: int | None) -> Pointer | None:
-        if version is None:
-            return self.head()
-        with self._translated():
-            return self._decode(self._client.hget(self._checkpoints, str(version)))
 
     def _keys(self, pointer: Pointer) -> list[str]:
         return [f"{self._blob}{pointer.upload}:{i}" for i in range(pointer.chunks)]
@@ -283,6 +281,7 @@ def _connect(config: StoreConfig) -> redis.Redis:
         "socket_timeout": config.timeout_s,
         "socket_connect_timeout": config.timeout_s,
         "health_check_interval": 15,
+        "protocol": 2,  # whose errors are the clearer ones
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
     }
     if config.url.startswith("redis+sentinel:"):

@@ -66,3 +66,9 @@ class RedisServer:
         self._process.wait()
         self._process.stdout.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> "RedisServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()

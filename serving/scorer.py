@@ -1,0 +1,208 @@
+"""Scores events with the checkpoint of the moment, in any process of a user's own.
+
+In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; what it fetches is verified and tried
+out before one reference is swapped, between two requests. A checkpoint that can't be trusted, or isn't newer, is
+refused, and the one being served stays. Scoring itself takes no lock and never waits for Redis.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from model.checkpoint import CheckpointError, unpack
+from model.features import EventBatch, rows_to_batch
+from model.served import ServedModel
+from serving.errors import NotReady, ServingError, StoreUnavailable
+from serving.store import CheckpointStore, Pointer, Watch
+
+log = logging.getLogger("niwaki")
+
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 5.0
+_STOP_WITHIN_S = 0.2
+
+
+class Scorer:
+    """Follows one model's published checkpoints from `follow` to `close`, scores with the newest. Threads may share it.
+
+        with Scorer.from_redis("redis://127.0.0.1:6379/0") as scorer:
+            probabilities = scorer.score([{"user": "u1", "item": 12, "price": 9.5}])
+
+    For several calls that must be answered by one version, take `model` once and use that.
+    """
+
+    def __init__(self, store: CheckpointStore):
+        self.store, self.name = store, store.name
+        self.swaps = 0
+        """Checkpoints taken over."""
+        self.refused = 0
+        """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
+        self._model: ServedModel | None = None
+        self._seen: Pointer | None = None
+        self._trouble = "nothing is published"
+        self._refreshing = threading.Lock()
+        self._swapped = threading.Condition()
+        self._stop = threading.Event()
+        self._follower: threading.Thread | None = None
+
+    @classmethod
+    def from_redis(cls, url: str, name: str = "niwaki") -> Self:
+        """A scorer that follows the model `name` published at `url`.
+
+        Has its first checkpoint when it returns, if there is one. Where Redis can't be reached it goes on trying (see
+        `wait`); where Redis refuses, raises `StoreRefused`.
+        """
+        return cls(CheckpointStore.from_url(url, name)).follow()
+
+    @property
+    def model(self) -> ServedModel:
+        """The model that serves now. Raises `NotReady` before the first checkpoint."""
+        model = self._model
+        if model is None:
+            raise NotReady(f"no checkpoint of {self.name!r} yet: {self._trouble}")
+        return model
+
+    @property
+    def version(self) -> int:
+        """Version of the checkpoint that serves now; 0 before the first."""
+        model = self._model
+        return model.header.version if model else 0
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the trainer made the checkpoint that serves now; infinite before the first."""
+        model = self._model
+        return max(time.time() - model.header.created_s, 0.0) if model else math.inf
+
+    @property
+    def following(self) -> bool:
+        """Whether newer checkpoints are being looked for."""
+        return self._follower is not None and self._follower.is_alive()
+
+    def score(self, events: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """(B,) float32 click probabilities of B rows, column name -> value. Label and timestamp are optional.
+
+        Raises `FeatureError` for a row that the schema doesn't allow, `NotReady` before the first checkpoint.
+        """
+        model = self.model
+        return model.predict(rows_to_batch(events, model.header.schema))
+
+    def score_batch(self, batch: EventBatch) -> np.ndarray:
+        """(B,) float32 click probabilities; labels are not read."""
+        return self.model.predict(batch)
+
+    def refresh(self) -> bool:
+        """Look at the store now. True: a newer checkpoint serves from here on.
+
+        Raises `StoreUnavailable`, `StoreRefused`.
+        """
+        with self._refreshing:
+            pointer = self.store.head()
+            while pointer is not None and pointer != self._seen:
+                try:
+                    model = self._load(pointer)
+                except CheckpointError as error:
+                    self._seen = pointer
+                    self.refused += 1
+                    log.warning("refused version %d, version %d serves on: %s", pointer.version, self.version, error)
+                    return False
+                if model is not None:
+                    self._seen = pointer
+                    self._swap(model)
+                    return True
+                pointer = self.store.head()  # dropped before we had it: there is a newer one
+            return False
+
+    def wait(self, version: int = 1, timeout_s: float | None = None) -> bool:
+        """Wait until `version` or a newer one serves; False after `timeout_s` without."""
+        with self._swapped:
+            return self._swapped.wait_for(lambda: self.version >= version, timeout_s)
+
+    def follow(self) -> Self:
+        """Start to follow the store, from another thread."""
+        try:
+            self.refresh()
+        except StoreUnavailable as error:
+            self._report(error)
+        self._follower = threading.Thread(target=self._follow, name=f"niwaki-follow-{self.name}", daemon=True)
+        self._follower.start()
+        return self
+
+    def close(self) -> None:
+        """Stop following. What serves can still score."""
+        self._stop.set()
+        if self._follower is not None:
+            self._follower.join()
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, pointer: Pointer) -> ServedModel | None:
+        if pointer.version <= self.version:
+            raise CheckpointError("not newer; was Redis emptied, or does a trainer run from an old snapshot?")
+        if pointer.kind != "full":
+            raise CheckpointError(f"of a kind that this program does not know, {pointer.kind!r}")
+        data = self.store.fetch(pointer)
+        if data is None:
+            return None
+        header, tensors = unpack(data)
+        if header.version != pointer.version:
+            raise CheckpointError(f"its header says version {header.version}")
+        try:  # tried out before it serves; and the first request finds it warm
+            model = ServedModel.from_checkpoint(header, tensors)
+            probabilities_B = model.predict(rows_to_batch([{}, {}], header.schema))
+        except (RuntimeError, IndexError, MemoryError) as error:
+            raise CheckpointError(f"nothing can be predicted with it: {error}") from error
+        if not np.isfinite(probabilities_B).all():
+            raise CheckpointError("its predictions are not finite")
+        return model
+
+    def _swap(self, model: ServedModel) -> None:
+        before, now = self._model, model.header
+        with self._swapped:
+            self._model = model
+            self.swaps += 1
+            self._swapped.notify_all()
+        if before is None or before.header.shape != now.shape:  # another network, not only newer weights
+            log.info("serving version %d: %s, %.1f %% pruned", now.version, now.phase, 100 * now.sparsity_ratio)
+
+    def _follow(self) -> None:
+        retry_s = _FIRST_RETRY_S
+        while not self._stop.is_set():
+            try:
+                self.refresh()  # where subscribing is not possible, this is what is left: polling
+                with self.store.watch() as watch:
+                    self.refresh()  # published while we subscribed
+                    self._report(None)
+                    retry_s = _FIRST_RETRY_S
+                    self._follow_told(watch)
+            except ServingError as error:
+                self._report(error)
+                self._stop.wait(retry_s)
+                retry_s = min(2 * retry_s, _LAST_RETRY_S)
+
+    def _follow_told(self, watch: Watch) -> None:
+        polled_s = time.monotonic()
+        while not self._stop.is_set():
+            told = watch.wait(min(_STOP_WITHIN_S, self.store.config.poll_interval_s))
+            if told or time.monotonic() - polled_s >= self.store.config.poll_interval_s:
+                self.refresh()
+                polled_s = time.monotonic()
+
+    def _report(self, trouble: ServingError | None) -> None:
+        """Log a trouble once, and once that it is over."""
+        text = str(trouble) if trouble else "nothing is published"
+        if text != self._trouble:
+            if trouble:
+                log.warning("version %d serves on, trying again: %s", self.version, trouble)
+            else:
+                log.info("following %s again", self.store.address)
+        self._trouble = text

@@ -1,0 +1,65 @@
+"""A small learner that makes a checkpoint whenever a test asks for one, each with other weights than the last."""
+
+import time
+
+import msgspec
+from streams import SCHEMA, SMALL, click_events
+
+from model.checkpoint import Header, pack
+from model.features import EventBatch
+from model.learner import Learner
+from model.served import ServedModel
+
+
+class Publisher:
+    """Learns a little before each checkpoint, and remembers what every version predicts."""
+
+    def __init__(self) -> None:
+        self.learner = Learner(SCHEMA, SMALL)
+        self.events = click_events(64, seed=99)
+        """Always the same events to score."""
+        self.answers: dict[int, list[float]] = {}
+        """What each version made so far predicts for `events`."""
+
+    def checkpoint(self, version: int, **changes: object) -> tuple[Header, bytes]:
+        """A checkpoint; `changes`: fields of its header that are not as they should be."""
+        learner = self.learner
+        batch = click_events(64, seed=version)
+        learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        export = learner.export()
+        header = Header(
+            version=version,
+            schema=SCHEMA,
+            table_rows=SMALL.table_rows,
+            hash_seed=SMALL.hash_seed,
+            shape=export.shape,
+            dense_shape=learner.dense.network.shape,
+            phase="dense",
+            policy="adaptive",
+            multiply_adds=learner.multiply_adds,
+            dense_multiply_adds=learner.dense_cost,
+            sparsity_by_layer=learner.sparsity_by_layer(),
+            events=learner.events,
+            created_s=time.time(),
+            dense_bytes=learner.dense_bytes,
+        )
+        self.answers[version] = ServedModel.from_checkpoint(header, export.tensors).predict(self.events).tolist()
+        header = msgspec.structs.replace(header, **changes)
+        return header, pack(header, export.tensors)
+
+    def prune(self) -> None:
+        """Cut the network down, so that the next checkpoint has another shape."""
+        learner = self.learner
+        learner.prune()
+        for step in range(20):
+            batch = click_events(64, seed=1000 + step)
+            learner.learn(learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3)
+        learner.cut()
+
+
+def rows(batch: EventBatch) -> list[dict[str, object]]:
+    """The events of `batch` as a client sends them: missing values left out."""
+    columns = {name: column.to_pylist() for name, column in zip(SCHEMA.categorical, batch.categorical, strict=True)}
+    columns |= {name: batch.numerics_BN[:, i].tolist() for i, name in enumerate(SCHEMA.numeric)}
+    events = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [{name: v for name, v in event.items() if v is not None and v == v} for event in events]
