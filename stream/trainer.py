@@ -32,17 +32,15 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Events from one publication to the next, >= 1; a newly pruned network is published at once."""
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
-    threads: int = 0
-    """Threads for tensor operations; 0 leaves the choice to PyTorch."""
+    threads: int = 1
+    """Threads for tensor operations, >= 1. More pay only for networks far larger than the default."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_events", "publish_every_events", "window_events"):
+        for name in ("batch_events", "publish_every_events", "window_events", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if not self.max_batch_age_s > 0:
             raise ValueError(f"training.max_batch_age_s must be greater than 0, got {self.max_batch_age_s}")
-        if self.threads < 0:
-            raise ValueError(f"training.threads must not be negative, got {self.threads}")
 
 
 class Step(NamedTuple):

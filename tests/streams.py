@@ -7,7 +7,9 @@ from model.features import EventBatch, Schema
 from model.learner import LearnerConfig
 
 SCHEMA = Schema(categorical=("user", "item", "noise"), numeric=("age", "price"))
-SMALL = LearnerConfig(table_rows=512, top=(32, 16), bottom=(8,), embedding_dim=4)
+SMALL = LearnerConfig(
+    table_rows=512, top=(32, 16), bottom=(8,), embedding_dim=4, network_rate=0.01, embedding_rate=0.1, first_order_rate=0.1
+)
 
 
 def click_events(count: int, *, seed: int = 0, flipped: bool = False, missing: float = 0.05) -> EventBatch:
@@ -16,7 +18,7 @@ def click_events(count: int, *, seed: int = 0, flipped: bool = False, missing: f
     user, item, noise = rng.integers(0, 40, count), rng.integers(0, 30, count), rng.integers(0, 1000, count)
     numerics = rng.normal(size=(count, 2)).astype(np.float32) * [1, 100]
     taste = np.random.default_rng(7)
-    score = 1.5 * (taste.normal(size=(40, 3))[user] * taste.normal(size=(30, 3))[item]).sum(1) + numerics[:, 0]
+    score = 2.5 * (taste.normal(size=(40, 3))[user] * taste.normal(size=(30, 3))[item]).sum(1) + numerics[:, 0]
     labels = rng.random(count) < 1 / (1 + np.exp(score if flipped else -score))
     numerics[rng.random(numerics.shape) < missing] = np.nan
     columns = [pa.array([f"{name}{v}" for v in values]) for name, values in (("u", user), ("i", item), ("n", noise))]

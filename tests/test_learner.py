@@ -7,7 +7,7 @@ from stream.drift import DetectorConfig, DriftConfig
 
 from model.checkpoint import CheckpointError, pack, read_header, unpack
 from model.evaluation import Evaluation
-from model.features import Features
+from model.features import Features, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnError
 from model.numerics import Standardizer, standardize
 from model.served import ServedModel
@@ -43,18 +43,14 @@ def test_it_learns_and_the_second_half_is_better_than_the_first():
     learner = Learner(SCHEMA, SMALL)
     events = click_events(8000)
     first, second = learn_all(learner, events.slice(0, 4000)), learn_all(learner, events.slice(4000, 8000))
-    assert second.normalized_entropy < 0.9 < 1.0
+    assert second.normalized_entropy < 0.93
     assert second.normalized_entropy < first.normalized_entropy
 
 
 @pytest.mark.parametrize("left_out", ["numeric", "categorical"])
 def test_it_learns_from_fields_alone_and_from_numerics_alone(left_out):
-    import msgspec
-
-    from model.features import rows_to_batch
-
     rng = np.random.default_rng(0)
-    schema = msgspec.structs.replace(SCHEMA, categorical=("user",), **{left_out: ()})
+    schema = Schema(**({"categorical": ("user",), "numeric": ("age",)} | {left_out: ()}))
     users, ages = rng.integers(0, 4, 6000), rng.normal(size=6000)
     rows = [
         {"label": int(rng.random() < (0.9 if (u < 2 if left_out == "numeric" else a > 0) else 0.1))}
