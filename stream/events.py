@@ -1,0 +1,314 @@
+"""Wire formats: bytes of Kafka messages <-> columns of events.
+
+First stop after the poll. In: message values, each one event as a JSON object or many as an Arrow IPC stream, told
+apart by content. Out: one `EventBatch` in the order of the messages, and a `Reject` with its reason for whatever
+cannot be learned from. One bad event never costs another one. It refuses to repair: a wrong type is rejected, not
+converted.
+"""
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from model.features import EventBatch, FeatureError, Schema, rows_to_batch, shorten
+from stream.errors import EventError
+
+ARROW_START = b"\xff\xff\xff\xff"  # the continuation marker of every Arrow IPC stream; no JSON text begins with it
+RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
+"""What a message can break: a name for each kind of reason, few enough to count by."""
+
+_LARGEST_TIME_MS = 2**53
+_LARGEST_NUMERIC = float(np.finfo(np.float32).max)
+_LABEL_RULE = "must be a number in [0, 1]"
+_TIME_RULE = "must be an integer number of milliseconds since the epoch"
+_NUMERIC_RULE = "must be finite in 32 bits"
+_is = pa.types
+_NUMBER_TYPES = (_is.is_integer, _is.is_floating, _is.is_boolean, _is.is_decimal, _is.is_null)
+_STRING_TYPES = (_is.is_string, _is.is_large_string, _is.is_string_view, _is.is_integer, _is.is_null)
+
+
+class Reject(NamedTuple):
+    """Something that cannot be learned from, and why."""
+
+    index: int
+    """Its position in the sequence that was decoded: of the message, or of the row of a table."""
+    rule: str
+    """Which kind of rule it breaks, one of `RULES`."""
+    reason: str
+    """The field, the rule and the value, as far as they are known."""
+    events: int = 1
+    """How many events it stands for. The other events of the same message, if any, were decoded."""
+
+
+class EventDecoder:
+    """Decodes messages to columns. About a microsecond for each JSON event, far less for one in an Arrow message."""
+
+    def __init__(self, schema: Schema, *, max_event_bytes: int = 1_000_000):
+        self.schema, self.max_event_bytes = schema, max_event_bytes
+        self._row_type = _row_type(schema)
+        self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(self._row_type).decode
+
+    def decode(self, values: Sequence[bytes | None]) -> tuple[EventBatch, np.ndarray, list[Reject]]:
+        """The events of `values`; the index of each event's message, int64 (B,); the rejects in order of index."""
+        rows: list[msgspec.Struct] = []
+        row_at: list[int] = []
+        tables: dict[pa.Schema, list[tuple[int, pa.Table]]] = {}
+        rejects: list[Reject] = []
+        for index, value in enumerate(values):
+            if value is not None and len(value) <= self.max_event_bytes:
+                try:
+                    rows.append(self._decode_row(value))
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    pass  # looked into below: what is wrong with it, or is it Arrow?
+                else:
+                    row_at.append(index)
+                    continue
+            try:
+                if value is not None and value.startswith(ARROW_START):
+                    table = self._open_arrow(value)
+                    tables.setdefault(table.schema, []).append((index, table))
+                else:
+                    rows.append(self._decode_leniently(value))
+                    row_at.append(index)
+            except EventError as error:
+                rejects.append(Reject(index, error.rule, str(error)))
+        pieces = [self._rows_to_batch(rows, row_at, rejects)]
+        pieces += [self._tables_to_batch(alike, rejects) for alike in tables.values()]
+        batch = EventBatch.concat([piece for piece, _ in pieces])
+        index_B = np.concatenate([index_B for _, index_B in pieces])
+        if (index_B[1:] < index_B[:-1]).any():  # both kinds of message in one poll
+            order_B = np.argsort(index_B, kind="stable")
+            batch, index_B = _take(batch, order_B), index_B[order_B]
+        return batch, index_B, sorted(rejects)
+
+    def _decode_leniently(self, value: bytes | None) -> msgspec.Struct:
+        """The row of an object with `NaN` in it, which is no JSON but which Python writes; else says what is wrong."""
+        if value is None:
+            raise EventError("null", "value: must not be null")
+        if len(value) > self.max_event_bytes:
+            raise EventError("size", f"value: must be at most {self.max_event_bytes} bytes, got {len(value)} bytes")
+        try:
+            row = json.loads(value.decode())
+        except (ValueError, RecursionError) as error:
+            raise EventError("json", f"value: must be JSON ({error}), got {shorten(value[:80])}") from error
+        if not isinstance(row, dict):
+            raise EventError("json", f"value: must be a JSON object, got {shorten(row)}")
+        try:
+            event = msgspec.convert(row, self._row_type)
+        except msgspec.ValidationError as error:
+            self._check(row)
+            raise EventError("column", str(error)) from error
+        if event.f0 != event.f0 or b"\\u" in value:  # a label that is NaN; half of a surrogate pair
+            self._check(row)
+        return event
+
+    def _check(self, row: dict[str, object]) -> None:
+        """Raise the `EventError` that names what is wrong with `row`."""
+        schema = self.schema
+        if isinstance(row.get(schema.label), bool):
+            raise EventError("label", f"{schema.label}: {_LABEL_RULE}, got {row[schema.label]}")
+        if schema.timestamp and row.get(schema.timestamp) is None:
+            raise EventError("timestamp", f"{schema.timestamp}: {_TIME_RULE}, got None")
+        try:
+            rows_to_batch([row], schema, labelled=True)
+        except FeatureError as error:
+            roles = {schema.label: "label", schema.timestamp: "timestamp"}
+            roles |= dict.fromkeys(schema.categorical, "categorical") | dict.fromkeys(schema.numeric, "numeric")
+            raise EventError(roles.get(error.field, "column"), str(error)) from error
+
+    def _open_arrow(self, value: bytes) -> pa.Table:
+        try:
+            table = pa.ipc.open_stream(value).read_all()
+            table.validate(full=True)  # offsets and UTF-8: reading what a damaged message points at could crash
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise EventError("arrow", f"value: must be an Arrow IPC stream ({error})") from error
+        if table.num_rows > len(value):
+            raise EventError("arrow", f"value: must hold no more events than bytes, got {table.num_rows} events")
+        if len(value) > self.max_event_bytes * max(table.num_rows, 1):
+            got = f"{len(value)} bytes for {table.num_rows} events"
+            raise EventError("size", f"value: must be at most {self.max_event_bytes} bytes an event, got {got}")
+        return table
+
+    def _tables_to_batch(
+        self, tables: list[tuple[int, pa.Table]], rejects: list[Reject]
+    ) -> tuple[EventBatch, np.ndarray]:
+        """The events of tables of one schema, at once: what a column costs is paid once for all of them."""
+        lengths = [len(table) for _, table in tables]
+        index_B = np.repeat(np.array([index for index, _ in tables], np.int64), lengths)
+        try:
+            batch, wrong = table_to_batch(pa.concat_tables([table for _, table in tables]), self.schema)
+        except EventError as error:
+            rejects += [Reject(index, error.rule, str(error), len(table)) for index, table in tables]
+            return self._rows_to_batch([], [], rejects)
+        first_row = dict(zip((index for index, _ in tables), np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
+        by_message: dict[int, list[Reject]] = {}
+        for reject in wrong:
+            by_message.setdefault(int(index_B[reject.index]), []).append(reject)
+        for index, those in by_message.items():  # one for each message: it will be dead-lettered as a whole
+            first = those[0]
+            reason = f"{len(those)} of its events, first row {first.index - first_row[index]}: {first.reason}"
+            rejects.append(Reject(index, first.rule, reason, len(those)))
+        return batch, np.delete(index_B, [reject.index for reject in wrong])
+
+    def _rows_to_batch(
+        self, rows: list[msgspec.Struct], row_at: list[int], rejects: list[Reject]
+    ) -> tuple[EventBatch, np.ndarray]:
+        columns = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
+        columns = columns or [()] * len(self._row_type.__struct_fields__)
+        labels_B = np.array(columns.pop(0), np.float32)
+        times_s_B = np.array(columns.pop(0), np.float64) / 1000 if self.schema.timestamp else np.zeros(len(rows))
+        first, fields = len(self.schema.categorical), len(self.schema.numeric)
+        categorical = tuple(_strings(column) for column in columns[:first])
+        numerics_NB = np.array(columns[first : first + fields], np.float64).reshape(fields, len(rows))
+        batch = EventBatch(labels_B, times_s_B, categorical, _narrow(numerics_NB))
+        wrong = _numeric_rejects(numerics_NB, self.schema)
+        rejects += [reject._replace(index=row_at[reject.index]) for reject in wrong.values()]
+        return _without(batch, wrong), np.delete(np.array(row_at, np.int64), list(wrong))
+
+
+def table_to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> tuple[EventBatch, list[Reject]]:
+    """The columns of `table` as the schema reads them, without the rows that break it; `Reject.index` is the row.
+
+    Integers are as good as strings for a categorical field, Arrow timestamps as milliseconds, booleans as 0 and 1; a
+    categorical or numeric column may be absent. Raises `EventError` where a whole column is wrong.
+    """
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
+    for name in table.column_names:
+        if name not in known:
+            raise EventError("column", f"{shorten(name)}: must be a column of the schema")
+        if table.column_names.count(name) > 1:
+            raise EventError("column", f"{name}: must be there once")
+    for name in (schema.label, schema.timestamp):
+        if name is not None and name not in table.column_names:
+            raise EventError("label" if name == schema.label else "timestamp", f"{name}: must be there")
+    labels_B = _number_column(table, schema.label, schema)
+    times_ms_B = _time_column(table, schema.timestamp) if schema.timestamp else np.zeros(len(table))
+    categorical = tuple(_string_column(table, name) for name in schema.categorical)
+    numerics = [_number_column(table, name, schema) for name in schema.numeric]
+    numerics_NB = np.array(numerics, np.float64).reshape(len(numerics), len(table))
+    with np.errstate(over="ignore"):  # a label too large for 32 bits is rejected below
+        batch = EventBatch(labels_B.astype(np.float32), times_ms_B / 1000, categorical, _narrow(numerics_NB))
+    wrong = _numeric_rejects(numerics_NB, schema)
+    for row in np.flatnonzero(~(np.abs(times_ms_B) <= _LARGEST_TIME_MS)).tolist():
+        wrong[row] = Reject(row, "timestamp", f"{schema.timestamp}: {_TIME_RULE}, got {times_ms_B[row]}")
+    for row in np.flatnonzero(~((labels_B >= 0) & (labels_B <= 1))).tolist():
+        wrong[row] = Reject(row, "label", f"{schema.label}: {_LABEL_RULE}, got {labels_B[row]}")
+    return _without(batch, wrong), [wrong[row] for row in sorted(wrong)]
+
+
+def encode_json(table: pa.Table) -> list[bytes]:
+    """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and 1."""
+    columns = [_plain(column).to_pylist() for column in table.columns]
+    names = {f"f{at}": name for at, name in enumerate(table.column_names)}
+    fields = [(field, object, None) for field in names]
+    row = msgspec.defstruct("Row", fields, rename=names, omit_defaults=True, gc=False)
+    return list(map(msgspec.json.Encoder().encode, map(row, *columns)))
+
+
+def encode_arrow(table: pa.Table, events_per_message: int) -> list[bytes]:
+    """The rows as Arrow IPC streams of `events_per_message` events each (the last one may have fewer)."""
+    messages = []
+    for start in range(0, len(table), events_per_message):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.slice(start, events_per_message).combine_chunks())
+        messages.append(sink.getvalue().to_pybytes())
+    return messages
+
+
+def _row_type(schema: Schema) -> type[msgspec.Struct]:
+    """A struct with one field for each column, in the order: label, timestamp, categorical, numeric, ignored."""
+    time = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
+    columns: list[tuple[str, type, object]] = [
+        (schema.label, Annotated[float, msgspec.Meta(ge=0, le=1)], msgspec.NODEFAULT),
+        *([(schema.timestamp, time, msgspec.NODEFAULT)] if schema.timestamp else []),
+        *((name, str | int | None, None) for name in schema.categorical),
+        *((name, float | None, None) for name in schema.numeric),
+        *((name, msgspec.Raw, msgspec.Raw()) for name in schema.ignore),
+    ]
+    names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}  # a column may be called "class" or "a b"
+    fields = [(field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)]
+    return msgspec.defstruct("Event", fields, rename=names, forbid_unknown_fields=True, gc=False)
+
+
+def _strings(column: Sequence[str | int | None]) -> pa.Array:
+    for kind in (pa.string(), pa.int64()):  # nearly every column holds one kind only
+        try:
+            return pa.array(column, kind).cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            continue
+    return pa.array([None if value is None else str(value) for value in column], pa.string())
+
+
+def _narrow(numerics_NB: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what overflows is rejected
+        return np.ascontiguousarray(numerics_NB.T, np.float32)
+
+
+def _numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Reject]:
+    """By row, the rows with a number that 32 bits can't hold."""
+    rejects = {}
+    for field, row in zip(*np.nonzero(np.abs(numerics_NB) > _LARGEST_NUMERIC), strict=True):
+        reason = f"{schema.numeric[field]}: {_NUMERIC_RULE}, got {numerics_NB[field, row]}"
+        rejects[int(row)] = Reject(int(row), "numeric", reason)
+    return rejects
+
+
+def _take(batch: EventBatch, order_B: np.ndarray) -> EventBatch:
+    categorical = tuple(column.take(pa.array(order_B)) for column in batch.categorical)
+    return EventBatch(batch.labels_B[order_B], batch.times_s_B[order_B], categorical, batch.numerics_BN[order_B])
+
+
+def _without(batch: EventBatch, rows: Collection[int]) -> EventBatch:
+    return _take(batch, np.delete(np.arange(len(batch)), list(rows))) if rows else batch
+
+
+def _value_type(column: pa.ChunkedArray) -> pa.DataType:
+    return column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+
+
+def _number_column(table: pa.Table, name: str, schema: Schema) -> np.ndarray:
+    """float64 (B,), NaN where null or where the column is absent."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    column = table.column(name)
+    kind = _value_type(column)
+    if not any(test(kind) for test in _NUMBER_TYPES):
+        role = "label" if name == schema.label else "numeric"
+        raise EventError(role, f"{name}: must be numbers, got a column of {kind}")
+    return column.cast(kind).cast(pa.float64(), safe=False).to_numpy()
+
+
+def _time_column(table: pa.Table, name: str) -> np.ndarray:
+    """float64 (B,) milliseconds since the epoch, NaN where null."""
+    column = table.column(name)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+    if not pa.types.is_integer(column.type):
+        raise EventError("timestamp", f"{name}: {_TIME_RULE}, got a column of {column.type}")
+    return column.cast(pa.float64(), safe=False).to_numpy()
+
+
+def _string_column(table: pa.Table, name: str) -> pa.Array:
+    if name not in table.column_names:
+        return pa.nulls(len(table), pa.string())
+    column = table.column(name)
+    kind = _value_type(column)
+    if not any(test(kind) for test in _STRING_TYPES):
+        raise EventError("categorical", f"{name}: must be strings or integers, got a column of {kind}")
+    return column.cast(kind).cast(pa.string()).combine_chunks()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`column` in a type whose Python values JSON has."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8())
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
