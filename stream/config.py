@@ -1,0 +1,202 @@
+"""One TOML file, and environment variables over it, into one frozen struct.
+
+In: the path of a file and the environment. Out: a `Config`, every field of the right type and range, or a
+`ConfigError` of one line that names the key, the rule and the value. Each section's struct, with its defaults, stands
+beside the class that it configures. An override is NIWAKI_SECTION__KEY: NIWAKI_KAFKA__TOPIC=clicks, NIWAKI_MODEL__TOP=
+'[256, 128]'. Its value is read as TOML would read it, or taken as it stands where the key wants text.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from model.features import Schema
+from model.learner import LearnerConfig
+from pruning.policy import PruningConfig
+from serving.store import StoreConfig
+from stream.broker import KafkaConfig
+from stream.drift import DriftConfig
+from stream.errors import ConfigError
+from stream.snapshot import SnapshotConfig
+from stream.telemetry import TelemetryConfig
+from stream.trainer import TrainingConfig
+
+PREFIX = "NIWAKI_"
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set, one field a section."""
+
+    schema: Schema | None = None
+    """What an event consists of. Only where no event is read may it be left out."""
+    kafka: KafkaConfig = KafkaConfig()
+    model: LearnerConfig = LearnerConfig()
+    pruning: PruningConfig = PruningConfig()
+    drift: DriftConfig = DriftConfig()
+    training: TrainingConfig = TrainingConfig()
+    redis: StoreConfig = StoreConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    def events_schema(self) -> Schema:
+        """The schema, for those who read events."""
+        if self.schema is None:
+            raise ConfigError("schema", "is missing; `niwaki schema FILE` proposes it for a recorded stream")
+        return self.schema
+
+
+def load_config(path: str | Path | None = None, env: Mapping[str, str] = os.environ) -> Config:
+    """The file's values over the defaults, and those of `env` over the file's. Without a path: no file."""
+    tree = _read(Path(path)) if path is not None else {}
+    known = inspect.type_info(Config)
+    names = _override(tree, env, known)
+    for where, name, struct in _unknown(tree, known, ""):
+        key = where + name
+        variables = [variable for at, variable in names.items() if f"{at}.".startswith(f"{key}.")]
+        raise ConfigError([*variables, key][0], f"is not a known key; {_hint(where, name, struct, known)}")
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise _explained(error, tree, known, names) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(str(path), f"can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "is not UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(path), f"is not TOML: {error}") from error
+
+
+def _override(tree: dict[str, Any], env: Mapping[str, str], known: inspect.StructType) -> dict[str, str]:
+    """Put the variables into the tree; returns the variable's name by key, for messages.
+
+    A name without "__" is none of ours: Kubernetes sets such ones (NIWAKI_SERVER_PORT=tcp://...) for services.
+    """
+    names = {}
+    for name in sorted(env):
+        steps = name.removeprefix(PREFIX).lower().split("__")
+        if not name.startswith(PREFIX) or len(steps) < 2:
+            continue
+        key = ".".join(steps)
+        names[key] = name
+        table = tree
+        for step in steps[:-1]:
+            table = table.setdefault(step, {})
+            if not isinstance(table, dict):
+                raise ConfigError(name, f"{step} is not a table")
+        table[steps[-1]] = _literal(env[name], _type_at(known, key))
+    return names
+
+
+def _literal(text: str, known: inspect.Type | None) -> Any:
+    """`text` as TOML reads a value; but as it stands where it is no TOML, or where only a string will do."""
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    if set(read) != {"value"}:
+        return text
+    kinds = {type(one) for one in _alternatives(known)}
+    return text if inspect.StrType in kinds and not isinstance(read["value"], str) else read["value"]
+
+
+def _alternatives(known: inspect.Type | None) -> tuple[inspect.Type, ...]:
+    return known.types if isinstance(known, inspect.UnionType) else (known,) if known else ()
+
+
+def _type_at(known: inspect.Type, key: str) -> inspect.Type | None:
+    """The type of a dotted key, with [0] for an element; None if there is no such key."""
+    at: inspect.Type | None = known
+    for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", key):
+        options, at = _alternatives(at), None
+        for option in options:
+            if isinstance(option, inspect.StructType):
+                at = next((field.type for field in option.fields if field.encode_name == step), at)
+            elif isinstance(option, inspect.VarTupleType) and step.startswith("["):
+                at = option.item_type
+            elif isinstance(option, inspect.DictType):
+                at = option.value_type
+    return at
+
+
+def _unknown(value: Any, known: inspect.Type, where: str) -> Iterator[tuple[str, str, inspect.StructType]]:
+    """Every key that nobody reads: ("section.", key, the struct that lacks it)."""
+    for option in _alternatives(known):
+        if isinstance(option, inspect.StructType) and isinstance(value, dict):
+            fields = {field.encode_name: field.type for field in option.fields}
+            for name, inner in value.items():
+                if name in fields:
+                    yield from _unknown(inner, fields[name], f"{where}{name}.")
+                else:
+                    yield where, name, option
+        elif isinstance(option, inspect.VarTupleType) and isinstance(value, list):
+            for index, inner in enumerate(value):
+                yield from _unknown(inner, option.item_type, f"{where[:-1]}[{index}].")
+
+
+def _hint(where: str, name: str, struct: inspect.StructType, known: inspect.StructType) -> str:
+    """The nearest key of the same struct, or the same key of another section, or all that there is to choose from."""
+    names = [field.encode_name for field in struct.fields]
+    near = [where + key for key in get_close_matches(name, names, 1)]
+    sections = (field.encode_name for field in known.fields)
+    near += [f"{section}.{name}" for section in sections if _type_at(known, f"{section}.{name}")]
+    return f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+
+
+def _explained(
+    error: msgspec.ValidationError, tree: dict[str, Any], known: inspect.Type, names: Mapping[str, str]
+) -> ConfigError:
+    """What msgspec, or a section's own rule, has to say, in our form."""
+    text, _, at = str(error).partition(" - at `$")
+    key = at.rstrip("`").lstrip(".")
+    if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
+        return ConfigError(f"{key}.{missing[1]}", "is required")
+    if isinstance(error.__cause__, ValueError):
+        return _placed(error.__cause__, key, names)
+    field = names.get(key, key)
+    if kind := re.fullmatch(r"Expected `([^`]+)`(.*), got .*", text):
+        words = [_WORDS.get(word, word) for word in kind[1].split(" | ") if word != "null"]
+        return ConfigError(field, f"must be {' or '.join(words)}{kind[2]}", *_value_at(tree, key))
+    options = [value for one in _alternatives(_type_at(known, key)) for value in getattr(one, "values", ())]
+    if options and text.startswith("Invalid enum value"):
+        return ConfigError(field, f"must be one of {', '.join(map(str, options))}", *_value_at(tree, key))
+    return ConfigError(field, text)
+
+
+def _placed(error: ValueError, key: str, names: Mapping[str, str]) -> ConfigError:
+    """A struct's own complaint, which begins with a field, but knows no place in a list and maybe no section."""
+    text = str(error)
+    field = error.field if isinstance(error, ConfigError) else text.split()[0].rstrip(":")
+    rule = text.removeprefix(field).lstrip(": ")
+    within = re.sub(r"\[\d+\]", "", key)
+    field = key + field.removeprefix(within) if field.startswith(within) else f"{key}.{field}"
+    return ConfigError(names.get(field, field), rule)
+
+
+def _value_at(tree: Any, key: str) -> tuple[Any, ...]:
+    """The value of a key in the tree, in a tuple; empty where it can't be told, or shouldn't be."""
+    for step in re.findall(r"[^.\[\]]+|\[[^\]]*\]", key):
+        try:
+            tree = tree[int(step[1:-1])] if step.startswith("[") else tree[step]
+        except (KeyError, ValueError, IndexError, TypeError):
+            return ()
+    return () if "password" in key else (tree,)
