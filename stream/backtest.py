@@ -6,6 +6,7 @@ interval, and what learning cost. No Kafka, no Redis, and the very `Trainer` tha
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from model.learner import LearnerConfig
 from pruning.policy import PruningConfig
 from stream.drift import DriftConfig
 from stream.history import History
+from stream.recording import read_recording
 from stream.trainer import Trainer, TrainingConfig
 
 
@@ -90,7 +92,7 @@ def backtest_policy(
 
 
 def backtest(
-    open_batches: Callable[[], Iterable[EventBatch]],
+    file: Path,
     schema: Schema,
     *,
     policies: Sequence[str],
@@ -99,14 +101,20 @@ def backtest(
     drift: DriftConfig,
     training: TrainingConfig,
     publish_every: Sequence[int],
+    limit_events: int | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
-    """Every policy over the same events: `open_batches` opens the stream anew for each."""
-    events, constant = constant_ne(batch.labels_B for batch in open_batches())
+    """Every policy over the same recorded events; what the schema does not allow is left out, as a trainer would."""
+
+    def batches() -> Iterator[EventBatch]:
+        chunks = (chunk for chunk, _ in read_recording(file, schema))
+        return rebatch(chunks, training.batch_events, limit_events)
+
+    events, constant = constant_ne(batch.labels_B for batch in batches())
     results = {}
     for policy in policies:
         results[policy], _ = backtest_policy(
-            open_batches(),
+            batches(),
             schema,
             model=model,
             pruning=msgspec.structs.replace(pruning, policy=policy),

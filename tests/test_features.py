@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.features import Encoder, EventBatch, FeatureError, Schema, rows_to_batch
-from tests.streams import SCHEMA, click_events
+from streams import SCHEMA, click_events
 
 GOLDEN = [
     [847440, 1160318, 2895171],

@@ -13,7 +13,7 @@ from model.numerics import Standardizer, standardize
 from model.served import ServedModel
 from pruning.policy import PruningConfig
 from stream.trainer import Trainer, TrainingConfig
-from tests.streams import SCHEMA, SMALL, click_events
+from streams import SCHEMA, SMALL, click_events
 
 
 def learn_all(learner: Learner, batch, batch_events: int = 64, target_ratio: float = 1.0) -> Evaluation:
@@ -213,3 +213,19 @@ def test_standardised_numerics_have_unit_scale_whatever_the_batches_and_never_lo
     constant = Standardizer(1, 1e9)
     constant.update(torch.full((50, 1), 7.0))
     assert constant.prepare(torch.tensor([[7.0], [8.0]]))[:, 0].tolist() == [0.0, 0.0]
+
+
+def test_at_the_default_budget_the_default_network_keeps_a_tenth_of_its_multiply_adds_and_every_layer():
+    trainer = Trainer(
+        SCHEMA,
+        LearnerConfig(table_rows=512),
+        PruningConfig(warmup_events=512, pruning_events=2048),
+        DriftConfig(),
+        TrainingConfig(),
+    )
+    while trainer.policy.phase != "sparse":
+        trainer.step(click_events(128, seed=trainer.events))
+    learner = trainer.learner
+    assert 0.09 * learner.dense_cost < learner.multiply_adds <= 0.1 * learner.dense_cost
+    assert all(len(index) >= learner.config.auxiliary.min_units for index in learner.kept.values())
+    assert sum(p.numel() for p in learner.sparse.parameters.values() if p.dim() == 2) <= learner.multiply_adds

