@@ -1,0 +1,171 @@
+"""The server's own description of itself, OpenAPI 3.1, with the columns of the model that it serves at the moment.
+
+In: the model's name, the limits, and the header of the checkpoint that serves (None: none yet). Out: one JSON object.
+"""
+
+from typing import Any
+
+from model.checkpoint import Header
+from model.features import Schema
+from serving.wire import OUTPUT
+
+Json = dict[str, Any]
+
+
+def document(name: str, max_events: int, header: Header | None) -> Json:
+    """The OpenAPI document."""
+    event, example = _event(header.schema) if header else ({"type": "object"}, {})
+    candidate = dict(list(example.items())[-1:])
+    context = {column: value for column, value in example.items() if column not in candidate}
+    events = {"type": "array", "items": event, "maxItems": max_events}
+    part = {**event, "description": "Part of an event."}
+    ask_events = {"type": "object", "properties": {"events": events}, "required": ["events"]}
+    ask_candidates = {
+        "type": "object",
+        "properties": {"context": part, "candidates": {**events, "items": part}},
+        "required": ["candidates"],
+    }
+    score = {
+        "summary": "Click probabilities of events, or of one context's candidates.",
+        "requestBody": _body(
+            {"oneOf": [ask | {"additionalProperties": False} for ask in (ask_events, ask_candidates)]},
+            events={"events": [example]},
+            candidates={"context": context, "candidates": [candidate, candidate]},
+        ),
+        "responses": {
+            "200": _answer(
+                "One probability each, in order, all by one version.",
+                _object(
+                    version={"type": "integer"}, probabilities=_list({"type": "number", "minimum": 0, "maximum": 1})
+                ),
+                {"version": 12, "probabilities": [0.0421]},
+            )
+        }
+        | _refusals("Refusal", 400, 408, 413, 415, 503),
+    }
+    infer = {
+        "summary": "The same in the Open Inference Protocol: one tensor a column.",
+        "parameters": [_model_parameter(name)],
+        "requestBody": _body(
+            {"$ref": "#/components/schemas/InferRequest"},
+            events={"inputs": [_tensor(column, value) for column, value in example.items()]},
+        ),
+        "responses": {
+            "200": _answer(
+                "One probability an event.",
+                {"$ref": "#/components/schemas/InferResponse"},
+                {"model_name": name, "model_version": "12", "outputs": [_tensor(OUTPUT, 0.0421)]},
+            )
+        }
+        | _refusals("ProtocolRefusal", 400, 404, 408, 413, 415, 503),
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"niwaki: {name}", "version": "1", "description": "Scores with the newest checkpoint."},
+        "paths": {
+            "/score": {"post": score},
+            "/v2": {"get": _get("This server.", _object(name=_TEXT, version=_TEXT, extensions=_list(_TEXT)))},
+            "/v2/health/live": {"get": _get("Whether the process runs.", _object(live=_BOOLEAN))},
+            "/v2/health/ready": {"get": _ready("Whether it serves a checkpoint that is young enough.")},
+            "/v2/models/{name}": {
+                "parameters": [_model_parameter(name)],
+                "get": _get("The model's columns and version.", _object(name=_TEXT, versions=_list(_TEXT)))
+                | {"responses": _metadata_responses()},
+            },
+            "/v2/models/{name}/ready": {
+                "parameters": [_model_parameter(name)],
+                "get": _ready("Whether the model serves.", 404),
+            },
+            "/v2/models/{name}/infer": {"post": infer},
+            "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": {"200": {"description": "Metrics."}}}},
+            "/openapi.json": {"get": _get("This document.", {"type": "object"})},
+        },
+        "components": {"schemas": _SCHEMAS},
+    }
+
+
+_TEXT, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+_REASON = {"field": _TEXT, "rule": _TEXT, "value": _TEXT}
+_TENSOR = _object(name=_TEXT, shape=_list({"type": "integer", "minimum": 0}), datatype=_TEXT, data=_list({}))
+_READY = {"type": "object", "properties": {"ready": _BOOLEAN, "version": {"type": "integer"}}, "required": ["ready"]}
+_SCHEMAS = {
+    "Refusal": _object(error=_object(**_REASON)),
+    "ProtocolRefusal": _object(error=_TEXT, **_REASON),
+    "InferRequest": {
+        "type": "object",
+        "properties": {
+            "id": _TEXT,
+            "inputs": {**_list(_TENSOR), "minItems": 1},
+            "outputs": _list(_object(name={"const": OUTPUT})),
+        },
+        "required": ["inputs"],
+    },
+    "InferResponse": _object(model_name=_TEXT, model_version=_TEXT, outputs=_list(_TENSOR)),
+}
+_REASONS = {
+    400: "The body breaks a rule.",
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body or the number of events is beyond the limit.",
+    415: "The body is not JSON.",
+    503: "Nothing has been published yet.",
+}
+
+
+def _event(schema: Schema) -> tuple[Json, Json]:
+    """The JSON schema of an event, and an example."""
+    properties: Json = {name: {"type": ["string", "integer", "null"]} for name in schema.categorical}
+    properties |= {name: {"type": ["number", "null"]} for name in schema.numeric}
+    example = {name: "a" for name in schema.categorical} | {name: 1.0 for name in schema.numeric}
+    if schema.timestamp:
+        properties[schema.timestamp] = {"type": ["integer", "null"], "description": "Milliseconds since the epoch."}
+    properties[schema.label] = {"type": ["number", "null"], "description": "Not read.", "minimum": 0, "maximum": 1}
+    properties |= {name: {"description": "Not read."} for name in schema.ignore}
+    return {"type": "object", "properties": properties, "additionalProperties": False}, example
+
+
+def _tensor(name: str, value: str | float) -> Json:
+    return {"name": name, "shape": [1], "datatype": "BYTES" if isinstance(value, str) else "FP32", "data": [value]}
+
+
+def _body(schema: Json, **examples: Json) -> Json:
+    named = {name: {"value": value} for name, value in examples.items()}
+    return {"required": True, "content": {"application/json": {"schema": schema, "examples": named}}}
+
+
+def _answer(description: str, schema: Json, example: Json | None = None) -> Json:
+    content = {"schema": schema} | ({"example": example} if example else {})
+    return {"description": description, "content": {"application/json": content}}
+
+
+def _get(summary: str, schema: Json) -> Json:
+    return {"summary": summary, "responses": {"200": _answer(summary, schema)}}
+
+
+def _ready(summary: str, *statuses: int) -> Json:
+    responses = {"200": _answer("It does.", _READY), "503": _answer("It does not.", _READY)}
+    return {"summary": summary, "responses": responses | _refusals("ProtocolRefusal", *statuses)}
+
+
+def _metadata_responses() -> Json:
+    tensors = _list(_object(name=_TEXT, datatype=_TEXT, shape=_list({"type": "integer"})))
+    schema = _object(name=_TEXT, versions=_list(_TEXT), platform=_TEXT, inputs=tensors, outputs=tensors)
+    return {"200": _answer("The model.", schema)} | _refusals("ProtocolRefusal", 404, 503)
+
+
+def _refusals(schema: str, *statuses: int) -> Json:
+    return {str(status): _answer(_REASONS[status], {"$ref": f"#/components/schemas/{schema}"}) for status in statuses}
+
+
+def _model_parameter(name: str) -> Json:
+    return {"name": "name", "in": "path", "required": True, "schema": {"const": name}}

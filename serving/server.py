@@ -1,0 +1,351 @@
+"""HTTP around a scorer: `/score`, the Open Inference Protocol, health, metrics and OpenAPI.
+
+In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is decoded and scored
+between two turns of the event loop, since handing it over would cost more; a large one on a thread, so that nobody
+waits behind it. What is wrong with a body, `serving/wire.py` says; here it gets its status.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import torch
+import uvicorn
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from model.served import ServedModel
+from serving import openapi, wire
+from serving.errors import NotReady, ServingError
+from serving.scorer import Scorer
+from serving.store import CheckpointStore, StoreConfig
+from serving.wire import Refusal
+
+log = logging.getLogger("niwaki")
+
+_BUCKETS_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+_OUTCOMES = {408: "late", 413: "too_large", 503: "not_ready"}  # "refused" for the others
+
+disable_created_metrics()  # a second series for each counter, which nobody looks at
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP server (the `[serve]` section)."""
+
+    host: str = "127.0.0.1"
+    """Address that is listened on; 0.0.0.0 for every interface."""
+    port: int = 8080
+    """Port, 0..65535; 0 takes a free one."""
+    max_body_bytes: int = 4_194_304
+    """Longest body of a request, >= 1; a longer one is answered with 413."""
+    max_events: int = 4_096
+    """Most events or candidates in one request, >= 1; more are answered with 413."""
+    max_age_s: float = 0.0
+    """Once the checkpoint that serves is older, `/v2/health/ready` fails, while scoring goes on. 0: any age will do."""
+    read_timeout_s: float = 10.0
+    """Longest wait for a request's body, > 0; then 408."""
+    inline_bytes: int = 32_768
+    """Bodies up to this length are scored on the event loop, longer ones on a thread, >= 0."""
+    threads: int = 2
+    """Threads for long bodies, >= 1; each request takes one core."""
+    stop_timeout_s: float = 10.0
+    """On SIGTERM, how long requests in flight may take to finish, >= 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"serve.port must be in 0..65535, got {self.port}")
+        for name, least in (("max_body_bytes", 1), ("max_events", 1), ("threads", 1), ("inline_bytes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"serve.{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("max_age_s", "stop_timeout_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"serve.{name} must not be negative, got {getattr(self, name)}")
+        if not self.read_timeout_s > 0:
+            raise ValueError(f"serve.read_timeout_s must be greater than 0, got {self.read_timeout_s}")
+
+
+def run(config: ServeConfig, store: StoreConfig) -> None:
+    """Serve the model in `store` until SIGTERM or Ctrl-C; requests in flight are answered first. For the main thread.
+
+    Raises `StoreRefused` where Redis refuses, `ServingError` where the port can't be had.
+    """
+    torch.set_num_threads(1)  # a compact network is too small to be worth splitting: more requests at once are
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            _listen(config) as listener,
+            Scorer(CheckpointStore(store)) as scorer,
+        ):
+            scorer.follow()
+            log.info("serving %s on %s", scorer.name, _url(listener))
+            _uvicorn(scorer, config).run([listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    log.info("stopped serving")
+
+
+@contextlib.contextmanager
+def running(scorer: Scorer, config: ServeConfig) -> Iterator[str]:
+    """Serve from a thread of this process while the context lasts; yields the URL. The scorer is the caller's."""
+    with _listen(config) as listener:
+        server = _uvicorn(scorer, config)
+        thread = threading.Thread(target=server.run, args=([listener],), name="niwaki-serve", daemon=True)
+        thread.start()
+        try:
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
+    """The ASGI application around a scorer, which is the caller's to start and to close."""
+    endpoints = _Endpoints(scorer, config)
+    model = "/v2/models/{name}"
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        endpoints.close()
+
+    app = Starlette(
+        routes=[
+            Route("/score", endpoints.score, methods=["POST"]),
+            Route("/v2", endpoints.server, methods=["GET"]),
+            Route("/v2/health/live", endpoints.live, methods=["GET"]),
+            Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
+            Route(model, endpoints.model, methods=["GET"]),
+            Route(f"{model}/ready", endpoints.ready, methods=["GET"]),
+            Route(f"{model}/infer", endpoints.infer, methods=["POST"]),
+            Route("/metrics", endpoints.metrics, methods=["GET"]),
+            Route("/openapi.json", endpoints.openapi, methods=["GET"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={Refusal: _refused, HTTPException: _not_routed, ClientDisconnect: _gone, 500: _failed},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Endpoints:
+    """One method a route."""
+
+    def __init__(self, scorer: Scorer, config: ServeConfig):
+        self._scorer, self._config = scorer, config
+        self._metrics = _Metrics(scorer)
+        self._pool = ThreadPoolExecutor(config.threads, "niwaki-score")
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+    async def score(self, request: Request) -> Response:
+        return await self._answer("score", request, self._score)
+
+    async def infer(self, request: Request) -> Response:
+        self._named(request)
+        return await self._answer("infer", request, self._infer)
+
+    async def server(self, _: Request) -> Response:
+        return _json({"name": "niwaki", "version": "2", "extensions": []})
+
+    async def live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        self._named(request)
+        scorer, limit_s = self._scorer, self._config.max_age_s
+        if not scorer.version:
+            reason = "nothing has been published yet"
+        elif limit_s and scorer.age_s > limit_s:
+            reason = f"the checkpoint is {scorer.age_s:.0f} s old, at most {limit_s:.0f} s are allowed"
+        elif not scorer.following:
+            reason = "newer checkpoints are no longer looked for"
+        else:
+            return _json({"ready": True, "version": scorer.version, "age_s": scorer.age_s})
+        return _json({"ready": False, "reason": reason, "version": scorer.version}, 503)
+
+    async def model(self, request: Request) -> Response:
+        self._named(request)
+        return _json(wire.model_metadata(self._model().header, self._scorer.name))
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(self, _: Request) -> Response:
+        header = self._model().header if self._scorer.version else None
+        return _json(openapi.document(self._scorer.name, self._config.max_events, header))
+
+    def _score(self, body: bytes) -> bytes:
+        model = self._model()
+        asked = wire.read_score(body, model.header.schema, self._config.max_events)
+        self._metrics.events.inc(len(asked.batch))
+        return wire.score_answer(model.header, model.predict(asked.batch))
+
+    def _infer(self, body: bytes) -> bytes:
+        model = self._model()
+        asked = wire.read_infer(body, model.header.schema, self._config.max_events)
+        self._metrics.events.inc(len(asked.batch))
+        return wire.infer_answer(model.header, model.predict(asked.batch), self._scorer.name, asked.id)
+
+    async def _answer(self, endpoint: str, request: Request, answer: Callable[[bytes], bytes]) -> Response:
+        outcome = "failed"
+        try:
+            body = await self._read(request)
+            started_s = time.perf_counter()
+            if len(body) <= self._config.inline_bytes:
+                content = answer(body)
+            else:
+                content = await asyncio.get_running_loop().run_in_executor(self._pool, answer, body)
+            self._metrics.seconds.observe(time.perf_counter() - started_s)
+            outcome = "scored"
+        except Refusal as refusal:
+            outcome = _OUTCOMES.get(refusal.status, "refused")
+            raise
+        except ClientDisconnect:
+            outcome = "gone"
+            raise
+        finally:
+            self._metrics.requests.labels(endpoint, outcome).inc()
+        return Response(content, media_type="application/json")
+
+    async def _read(self, request: Request) -> bytes:
+        kind, _, parameters = request.headers.get("content-type", "application/json").lower().partition(";")
+        charset = parameters.partition("charset=")[2].strip(' "')
+        if kind.strip() != "application/json" or charset not in ("", "utf-8", "us-ascii"):
+            raise Refusal(415, "content-type", "must be application/json in UTF-8", f"{kind};{parameters}"[:80])
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise Refusal(415, "content-encoding", "must be identity", encoding[:80])
+        limit = self._config.max_body_bytes
+        length = request.headers.get("content-length", "0")
+        if len(length) > 18 or int(length) > limit:
+            raise Refusal(413, "body", f"must be at most {limit} bytes", length[:80])
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._config.read_timeout_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise Refusal(413, "body", f"must be at most {limit} bytes")
+        except TimeoutError as error:
+            raise Refusal(408, "body", f"must arrive within {self._config.read_timeout_s} s") from error
+        return bytes(body)
+
+    def _model(self) -> ServedModel:
+        try:
+            return self._scorer.model
+        except NotReady as error:
+            raise Refusal(503, "model", "must be published first", self._scorer.name) from error
+
+    def _named(self, request: Request) -> None:
+        name = request.path_params.get("name", self._scorer.name)
+        if name != self._scorer.name:
+            raise Refusal(404, "name", f"must be {self._scorer.name}", name[:80])
+
+
+class _Metrics:
+    """Every metric of the server."""
+
+    def __init__(self, scorer: Scorer):
+        self._scorer = scorer
+        self.registry = CollectorRegistry()
+        self.seconds = Histogram(
+            "niwaki_scoring_seconds",
+            "Time from the body of a request to that of its answer.",
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.requests = Counter(
+            "niwaki_requests",
+            "Requests to score, by what became of them.",
+            ("endpoint", "outcome"),
+            registry=self.registry,
+        )
+        self.events = Counter("niwaki_scored_events", "Events or candidates scored.", registry=self.registry)
+        for endpoint in ("score", "infer"):
+            for outcome in ("scored", "refused", "failed", "gone", *_OUTCOMES.values()):
+                self.requests.labels(endpoint, outcome)
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the scorer counts, read when Prometheus asks."""
+        scorer = self._scorer
+        yield GaugeMetricFamily("niwaki_served_version", "Version that serves; 0: none yet.", scorer.version)
+        if scorer.version:
+            yield GaugeMetricFamily("niwaki_served_age_seconds", "Age of the checkpoint that serves.", scorer.age_s)
+        yield CounterMetricFamily("niwaki_swaps", "Checkpoints taken over.", scorer.swaps)
+        yield CounterMetricFamily("niwaki_refused_checkpoints", "Checkpoints not taken over.", scorer.refused)
+
+
+def _json(content: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+def _refused(request: Request, refusal: Refusal) -> Response:
+    content = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
+    # After these the rest of the body is not wanted.
+    headers = {"connection": "close"} if refusal.status in (408, 413) else None
+    return Response(content, refusal.status, headers, "application/json")
+
+
+def _not_routed(request: Request, error: HTTPException) -> Response:
+    field, value = ("method", request.method) if error.status_code == 405 else ("path", request.url.path)
+    response = _refused(request, Refusal(error.status_code, field, "must be one in /openapi.json", value[:80]))
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _gone(_: Request, __: ClientDisconnect) -> Response:
+    return Response(status_code=400)  # which nobody reads
+
+
+def _failed(request: Request, _: Exception) -> Response:
+    return _refused(request, Refusal(500, "server", "failed; its log says why"))
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        raise ServingError(f"serve.port: can't listen on {config.host}:{config.port} ({error.strerror})") from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _uvicorn(scorer: Scorer, config: ServeConfig) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(scorer, config),
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=config.stop_timeout_s,
+        )
+    )

@@ -1,0 +1,213 @@
+"""HTTP bodies <-> rows and probabilities: our own `/score`, and the Open Inference Protocol (version 2).
+
+In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong with a body becomes a
+`Refusal` that names the field, the rule and the value; nothing that a client can send raises anything else. It knows no
+HTTP server.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+
+from model.checkpoint import Header
+from model.features import EventBatch, FeatureError, Schema, rows_to_batch, shorten
+
+Row = Mapping[str, Any]
+B = TypeVar("B", bound=msgspec.Struct)
+
+_NUMBER = (int, float)
+_DATATYPES = {
+    "BYTES": (str,),
+    **{f"{sign}INT{bits}": (int,) for sign in ("", "U") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
+}
+OUTPUT = "probability"
+
+
+class Refusal(Exception):
+    """A request that is not answered. Says with which HTTP status, and the field, the rule and the value as shown."""
+
+    def __init__(self, status: int, field: str, rule: str, value: str = ""):
+        self.status, self.field, self.rule, self.value = status, field[:200], rule[:200], value
+        super().__init__(f"{self.field}: {self.rule}" + (f", got {value}" if value else ""))
+
+
+class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Either events, or one context and the candidates that complete it to one event each."""
+
+    events: list[dict[str, Any]] | UnsetType = UNSET
+    context: dict[str, Any] | UnsetType = UNSET
+    candidates: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class ScoreAnswer(msgspec.Struct):
+    """One probability an event or candidate, in their order, all of them by this version."""
+
+    version: int
+    probabilities: list[float]
+
+
+class Tensor(msgspec.Struct):
+    """A column of an Open Inference Protocol request."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class Name(msgspec.Struct):
+    """An output that a request asks for."""
+
+    name: str
+
+
+class InferBody(msgspec.Struct):
+    """An Open Inference Protocol request; what the protocol allows beyond this is not read."""
+
+    inputs: list[Tensor]
+    outputs: list[Name] = []
+    id: str | None = None
+
+
+class Question(NamedTuple):
+    """What a body asks for, checked."""
+
+    batch: EventBatch
+    id: str | None = None
+
+
+def read_score(body: bytes, schema: Schema, max_events: int) -> Question:
+    """The events in the body of `POST /score`."""
+    asked = _decode(body, ScoreBody)
+    if asked.events is not UNSET:
+        if asked.context is not UNSET or asked.candidates is not UNSET:
+            raise Refusal(400, "events", "must stand alone, without context and candidates")
+        _limit("events", len(asked.events), max_events)
+        return Question(_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}"))
+    if asked.candidates is UNSET:
+        raise Refusal(400, "events", "must be there, or candidates must")
+    _limit("candidates", len(asked.candidates), max_events)
+    context = {} if asked.context is UNSET else asked.context
+    for i, candidate in enumerate(asked.candidates):
+        if not candidate.keys().isdisjoint(context):
+            column = next(column for column in candidate if column in context)
+            raise Refusal(
+                400, f"candidates[{i}].{column}", "must not be in the context too", shorten(candidate[column])
+            )
+    rows = [{**context, **candidate} for candidate in asked.candidates]
+    return Question(
+        _batch(
+            rows, schema, lambda i, column: f"context.{column}" if column in context else f"candidates[{i}].{column}"
+        )
+    )
+
+
+def read_infer(body: bytes, schema: Schema, max_events: int) -> Question:
+    """The events in the body of `POST /v2/models/{name}/infer`: one input a column, all of shape [B] or [B, 1]."""
+    asked = _decode(body, InferBody)
+    for i, output in enumerate(asked.outputs):
+        if output.name != OUTPUT:
+            raise Refusal(400, f"outputs[{i}].name", f"must be {OUTPUT}", shorten(output.name))
+    if not asked.inputs:
+        raise Refusal(400, "inputs", "must hold at least one tensor")
+    count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
+    _limit("inputs[0].shape", count, max_events)
+    columns: dict[str, list[Any]] = {}
+    for i, tensor in enumerate(asked.inputs):
+        if tensor.name in columns:
+            raise Refusal(400, f"inputs[{i}].name", "must differ from those before", shorten(tensor.name))
+        columns[tensor.name] = _column(tensor, f"inputs[{i}]", count)
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    position = {name: i for i, name in enumerate(columns)}
+    return Question(
+        _batch(rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"), asked.id
+    )
+
+
+def score_answer(header: Header, probabilities_B: np.ndarray) -> bytes:
+    """The body that answers `POST /score`."""
+    return msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist()))
+
+
+def infer_answer(header: Header, probabilities_B: np.ndarray, name: str, asked_id: str | None) -> bytes:
+    """The body that answers `POST /v2/models/{name}/infer`."""
+    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(probabilities_B)], "data": probabilities_B.tolist()}
+    answer = {"model_name": name, "model_version": str(header.version), "outputs": [output]}
+    return msgspec.json.encode(answer | ({"id": asked_id} if asked_id is not None else {}))
+
+
+def model_metadata(header: Header, name: str) -> dict[str, Any]:
+    """The Open Inference Protocol's description of the model that `header` belongs to."""
+    columns = [(column, "BYTES") for column in header.schema.categorical]
+    columns += [(column, "FP32") for column in header.schema.numeric]
+    columns += [(header.schema.timestamp, "INT64")] if header.schema.timestamp else []
+    return {
+        "name": name,
+        "versions": [str(header.version)],
+        "platform": "niwaki",
+        "inputs": [{"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns],
+        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
+    }
+
+
+def refusal_answer(refusal: Refusal, *, protocol: bool) -> bytes:
+    """The body that says why. `protocol`: as the Open Inference Protocol wants it, where `error` is a text."""
+    reason = {"field": refusal.field, "rule": refusal.rule, "value": refusal.value}
+    return msgspec.json.encode({"error": str(refusal), **reason} if protocol else {"error": reason})
+
+
+def _decode(body: bytes, kind: type[B]) -> B:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        rule, _, path = str(error).partition(" - at `$")
+        raise Refusal(400, path.rstrip("`").lstrip(".") or "body", rule[:1].lower() + rule[1:]) from error
+    except UnicodeDecodeError as error:
+        raise Refusal(400, "body", "must be UTF-8") from error
+    except msgspec.DecodeError as error:
+        raise Refusal(400, "body", f"must be JSON: {error}") from error
+    except RecursionError as error:
+        raise Refusal(400, "body", "is nested too deeply") from error
+
+
+def _limit(field: str, count: int, max_events: int) -> None:
+    if count > max_events:
+        raise Refusal(413, field, f"must be at most {max_events}", str(count))
+
+
+def _batch(rows: Sequence[Row], schema: Schema, place: Callable[[int, str], str]) -> EventBatch:
+    """Columns of `rows`. `place`: what a client calls a column of row i."""
+    try:
+        return rows_to_batch(rows, schema)
+    except FeatureError as first:
+        for i, row in enumerate(rows):  # once more, one by one, to say which row it is
+            try:
+                rows_to_batch([row], schema)
+            except FeatureError as error:
+                raise Refusal(400, place(i, error.field), error.rule, error.value) from error
+        raise Refusal(400, first.field, first.rule, first.value) from first
+    except RecursionError as error:  # in showing a value
+        raise Refusal(400, "body", "is nested too deeply") from error
+
+
+def _column(tensor: Tensor, where: str, count: int) -> list[Any]:
+    kinds = _DATATYPES.get(tensor.datatype)
+    if kinds is None:
+        raise Refusal(400, f"{where}.datatype", f"must be one of {', '.join(_DATATYPES)}", shorten(tensor.datatype))
+    if tensor.shape not in ([count], [count, 1]):
+        raise Refusal(
+            400, f"{where}.shape", f"must be [{count}] or [{count}, 1], as the first is", shorten(tensor.shape)
+        )
+    data = tensor.data
+    if data and all(isinstance(value, list) and len(value) == 1 for value in data):
+        data = [value[0] for value in data]
+    if len(data) != count:
+        raise Refusal(400, f"{where}.data", f"must hold {count} values, as its shape says", str(len(data)))
+    for i, value in enumerate(data):
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise Refusal(400, f"{where}.data[{i}]", f"must be of datatype {tensor.datatype}, or null", shorten(value))
+    return data
