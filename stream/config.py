@@ -20,6 +20,7 @@ from msgspec import inspect
 from model.features import Schema
 from model.learner import LearnerConfig
 from pruning.policy import PruningConfig
+from serving.server import ServeConfig
 from serving.store import StoreConfig
 from stream.broker import KafkaConfig
 from stream.drift import DriftConfig
@@ -50,6 +51,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     drift: DriftConfig = DriftConfig()
     training: TrainingConfig = TrainingConfig()
     redis: StoreConfig = StoreConfig()
+    serve: ServeConfig = ServeConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 

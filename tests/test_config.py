@@ -1,5 +1,7 @@
 """The configuration: a file, the environment over it, and what a person is told who got it wrong."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -8,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.config import Config, load_config
+from stream.drift import DetectorConfig, DriftConfig
 from stream.errors import ConfigError
+from stream.synthetic import SCHEMA
 
 COMPLETE = Path(__file__).parent.parent / "config" / "niwaki.toml"
 
@@ -173,3 +177,28 @@ def test_whatever_a_variable_holds_the_answer_is_a_config_or_one_line(key, text)
         assert isinstance(load_config(None, {variable: text}), Config)
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+def test_the_complete_file_names_every_key_with_its_default(tmp_path):
+    shown = tmp_path / "shown.toml"
+    shown.write_text(re.sub(r"^#(?! )", "", COMPLETE.read_text("utf-8"), flags=re.MULTILINE), "utf-8")
+    config = load_config(shown, {})
+    up = DriftConfig(detectors=(DetectorConfig(direction="up"),))  # what None comes to, which TOML can't say
+    assert config == msgspec.structs.replace(Config(), schema=config.schema, drift=up)
+
+    tree = tomllib.loads(shown.read_text("utf-8"))
+    for section, value in msgspec.to_builtins(config).items():
+        assert keys(tree[section], section) == keys(value, section)
+
+
+def test_the_complete_file_as_it_stands_is_for_the_generated_stream():
+    assert load_config(COMPLETE, {}) == Config(schema=SCHEMA)
+
+
+def keys(tree: object, path: str) -> set[str]:
+    """The dotted keys of everything in `tree`."""
+    if isinstance(tree, dict):
+        return {path}.union(*(keys(value, f"{path}.{key}") for key, value in tree.items()))
+    if isinstance(tree, list | tuple):
+        return {path}.union(*(keys(value, path) for value in tree))
+    return {path}
