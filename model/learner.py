@@ -217,10 +217,8 @@ class Learner:
         self.kept, self.masks, self.dense_live = kept, None, False
 
     def regrow(self) -> None:
-        """Make the dense branch live: dormant weights as they were, the others as the sparse branch has them by now."""
-        self.masks = None
-        if self.dense_live:
-            return
+        """Make the dense branch live again: dormant weights as they were, the others as the sparse branch has them."""
+        assert self.sparse and not self.dense_live
         groups = self.dense.network.groups
         weights, first, second = self._parts(self.sparse)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in self.dense.weights().items()}

@@ -10,6 +10,9 @@ from typing import Literal
 import msgspec
 
 
+PolicyName = Literal["dense", "static", "adaptive"]
+
+
 class Phase(StrEnum):
     """What the learner is doing."""
 
@@ -30,7 +33,7 @@ class Move(StrEnum):
 class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of the network may stay, and the lengths of the phases (the `[pruning]` section)."""
 
-    policy: Literal["dense", "static", "adaptive"] = "adaptive"
+    policy: PolicyName = "adaptive"
     """dense: never pruned. static: pruned once, after the warm-up. adaptive: regrown and pruned anew after each
     drift."""
     budget: float = 0.1
@@ -80,8 +83,10 @@ class Policy:
         elapsed = events - self.state.since_event
         if self.config.policy == "dense":
             return Move.STAY
-        if drifted and self.config.policy == "adaptive" and self.state.cycle:
-            return self._enter(Phase.DENSE, events, Move.REGROW)
+        if drifted and self.config.policy == "adaptive" and self.phase is Phase.SPARSE:
+            return self._enter(
+                Phase.DENSE, events, Move.REGROW
+            )  # in the other phases the dense branch is learning it already
         dense_events = self.config.regrowth_events if self.state.cycle else self.config.warmup_events
         if self.phase is Phase.DENSE and elapsed >= dense_events:
             return self._enter(Phase.PRUNING, events, Move.PRUNE)

@@ -6,7 +6,6 @@ a terminal; results go to stdout.
 
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -23,8 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from model.checkpoint import CheckpointError
-from model.features import FeatureError, Schema
+from model.features import FeatureError
 from model.learner import LearnError
+from pruning.policy import PolicyName
 from serving.errors import ServingError
 from stream.errors import ConfigError, NiwakiError
 
@@ -73,24 +73,32 @@ def demo(
 
         niwaki demo --recording clicks.parquet --events 200000
     """
-    from stream import demo as demonstration
+    import torch
+
+    from stream.demo import demo_recording, demonstrate
+    from stream.report import summary_rows, write_report
 
     if recording and dataset:
-        raise ConfigError("--dataset", "can't be given together with --recording")
+        raise ConfigError("--dataset", "can't be given together with --recording", dataset)
     _log_to_stderr()
-    with _progress("learning") as advance:
-        result = demonstration.run(
-            recording=recording,
-            dataset=dataset,
-            events=events,
+    out.mkdir(parents=True, exist_ok=True)
+    with _progress("preparing the stream") as advance:
+        source = demo_recording(recording, dataset, out, events, seed, on_events=advance)
+    settings = _with_schema(_load(config), source.path)
+    if seed is not None:
+        settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, seed=seed))
+    torch.set_num_threads(settings.training.threads)
+    with _progress("learning", source.events) as advance:
+        data, measured = demonstrate(
+            source,
+            settings,
             out=out,
-            config=_load(config),
-            seed=seed,
-            on_ready=lambda url: _errors.print(f"metrics at {url}", highlight=False),
+            on_ready=lambda url: _errors.print(f"metrics at {url}", highlight=False, soft_wrap=True),
             on_events=advance,
         )
-    _print_rows(result.summary_rows, "niwaki demo")
-    _console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+    report = write_report(out, data, measured)
+    _print_rows(summary_rows(data, measured), "niwaki demo")
+    _console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -159,7 +167,7 @@ def replay(
     rate: Annotated[float | None, typer.Option(help="Events a second.")] = None,
     speed: Annotated[float | None, typer.Option(help="Times the recording's own timing.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin anew at the end, for ever.")] = False,
-    format: Annotated[str, typer.Option(help="json: one event a message. arrow: many.")] = "json",  # noqa: A002
+    wire: Annotated[str, typer.Option("--format", help="json: one event a message. arrow: many.")] = "json",
     events: EventsOption = None,
     config: ConfigOption = None,
     bootstrap: Annotated[str | None, typer.Option(help="Kafka's host:port, instead of the config's.")] = None,
@@ -172,21 +180,25 @@ def replay(
 
         niwaki replay clicks.parquet --topic events --speed 3600 --loop
     """
-    from stream import recording
+    from stream.replay import replay as play
+    from stream.sink import EventSink
 
-    settings = _load(config)
-    kafka = _kafka(settings, topic, bootstrap)
-    with _progress("replaying") as advance:
-        recording.replay_to_topic(
+    settings = _with_schema(_load(config), file)
+    if wire not in ("json", "arrow"):
+        raise ConfigError("--format", "must be json or arrow", wire)
+    stop = _stop_on_signals()
+    with EventSink(_kafka(settings, topic, bootstrap)) as sink, _progress("replaying", events) as advance:
+        play(
             file,
-            kafka,
+            sink,
+            settings.events_schema(),
+            wire=wire,
             rate=rate,
             speed=speed,
             loop=loop,
-            wire=format,
             limit_events=events,
-            stop=_stop_on_signals().is_set,
-            progress=advance,
+            stop=stop.is_set,
+            on_events=advance,
         )
 
 
@@ -200,8 +212,16 @@ def record(
 ) -> None:
     """Write a topic's events to a file: what is there now, or until --events of them or Ctrl-C.
 
-    Example: niwaki record --topic events --out clicks.parquet
+    Example: niwaki record --topic events --out clicks.parquet --config config/niwaki.toml
     """
+    from stream.broker import EventSource
+    from stream.replay import record as keep
+
+    settings = _load(config)
+    stop = _stop_on_signals()
+    with EventSource(_kafka(settings, topic, bootstrap)) as source, _progress("recording", events) as advance:
+        kept = keep(source, out, settings.events_schema(), limit_events=events, stop=stop.is_set, on_events=advance)
+    _console.print(f"{kept:,} events in {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -228,15 +248,10 @@ def generate(
     drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
     settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)
     with _progress("generating", events) as advance:
-        written = 0
-
-        def progress(total: int) -> None:
-            nonlocal written
-            advance(total - written)
-            written = total
-
-        write_stream(settings, out, progress=progress)
-    _console.print(f"{events:,} events in {out}, their true drifts in {drifts_path(out)}", highlight=False, soft_wrap=True)
+        write_stream(settings, out, on_events=advance)
+    _console.print(
+        f"{events:,} events in {out}, their true drifts in {drifts_path(out)}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -244,8 +259,12 @@ def backtest(
     file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
     config: ConfigOption = None,
     policy: Annotated[str, typer.Option(help="Policies to compare, separated by commas.")] = "dense,static,adaptive",
-    budget: Annotated[float | None, typer.Option(help="Share of the dense multiply-adds, instead of the config's.")] = None,
-    publish_every: Annotated[str, typer.Option(help="Events between publications; several, separated by commas.")] = "1000",
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the dense multiply-adds, instead of the config's.")
+    ] = None,
+    publish_every: Annotated[
+        str, typer.Option(help="Events between publications; several, separated by commas.")
+    ] = "1000",
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")] = None,
     events: EventsOption = None,
     as_json: JsonOption = False,
@@ -273,7 +292,8 @@ def backtest(
         pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=budget))
     policies = policy.split(",")
     for one in policies:
-        _checked("--policy", lambda one=one: msgspec.convert({"policy": one}, type(pruning)))
+        if one not in get_args(PolicyName):
+            raise ConfigError("--policy", f"must be of {', '.join(get_args(PolicyName))}", one)
     torch.set_num_threads(settings.training.threads)
     with _progress("backtest") as advance:
         result = run(
@@ -284,7 +304,9 @@ def backtest(
             pruning=pruning,
             drift=settings.drift,
             training=settings.training,
-            publish_every=[_checked("--publish-every", lambda each=each: _positive(each)) for each in publish_every.split(",")],
+            publish_every=[
+                _checked("--publish-every", lambda each=each: _positive(each)) for each in publish_every.split(",")
+            ],
             limit_events=events,
             on_events=advance,
         )
@@ -325,7 +347,10 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         ("events learned", f"{header.events:,}"),
         ("source offsets", ", ".join(f"{p}: {offset:,}" for p, offset in header.offsets.items())),
         ("policy, phase", f"{header.policy}, {header.phase}"),
-        ("multiply-adds", f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}"),
+        (
+            "multiply-adds",
+            f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}",
+        ),
         ("sparsity by layer", layers),
         ("bytes", f"{len(data):,}, dense {header.dense_bytes:,}"),
         ("evaluation, last window", evaluation),
@@ -353,6 +378,18 @@ def _load(path: Path | None) -> Any:
     from stream.config import load_config
 
     return load_config(path)
+
+
+def _kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
+    """The `[kafka]` section, with what the options say instead; the topic is there when this returns."""
+    from stream.connection import ensure_topic
+
+    given = {"topic": topic, "bootstrap_servers": bootstrap}
+    kafka = msgspec.structs.replace(
+        settings.kafka, **{name: value for name, value in given.items() if value is not None}
+    )
+    ensure_topic(kafka, kafka.topic)
+    return kafka
 
 
 def _with_schema(settings: Any, file: Path) -> Any:

@@ -1,15 +1,16 @@
-"""The whole path on one machine, on embedded parts: replay, train, detect, regrow, prune, publish, serve, score.
+"""The whole path on one machine, on embedded parts: replay, learn, detect, regrow, prune, publish, serve, score.
 
-In: a recorded stream. Out: a report, a summary, and the score of a live scorer beside the trainer's own. Everything between is what
-production runs: the `Pipeline`, a `Scorer` that follows Redis, and `niwaki replay` as a process of its own. Only the servers are
-stand-ins, and batches are never cut by age, so that the same seed gives the same report, byte for byte.
+In: a recorded stream. Out: the data of a report, and what was measured. Everything between is what production runs: the
+`Pipeline`, a `Scorer` that follows Redis, `niwaki replay` as a process of its own. Only the servers are stand-ins, and
+batches are never cut by age, so that the same seed and events give the same report, byte for byte.
 """
 
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,60 +21,91 @@ import torch
 from model.features import EventBatch, Schema
 from serving.scorer import Scorer
 from serving.store import CheckpointStore, StoreConfig
-from stream.broker import DeadLetters, EventSource, KafkaConfig, ensure_topic
+from stream.broker import EventSource
 from stream.config import Config
+from stream.connection import KafkaConfig, ensure_topic
+from stream.datasets import dataset_path
 from stream.errors import NiwakiError
 from stream.events import EventDecoder
 from stream.history import History
 from stream.local import embedded_kafka, embedded_redis
 from stream.pipeline import Pipeline
-from stream.recording import read_recording
+from stream.recording import propose_schema, read_recording
+from stream.report import Measured, report_data
+from stream.sink import DeadLetters
 from stream.snapshot import SnapshotConfig
+from stream.synthetic import SyntheticConfig, read_drift_points, write_stream
 from stream.telemetry import Telemetry
 from stream.trainer import Step, Trainer
 
-_NO_AGE_S = 1e9
+_NEVER_S = 1e9
 _SCORED_EVENTS = 1_000
 _SWAP_S = 30.0
 
 
-class Demonstration(NamedTuple):
-    """What a demo has shown."""
+class DemoStream(NamedTuple):
+    """What a demo replays."""
 
-    trainer: Trainer
-    pipeline: Pipeline
-    history: History
-    seconds: float
-    """Time from the first event to the last."""
-    checkpoint_bytes: int
-    dense_bytes: int
-    swaps: int
-    """Checkpoints that the scorer took over."""
-    score_difference: float
-    """Greatest difference between the scorer's probabilities and the trainer's for the last events."""
+    path: Path
+    title: str
+    events: int
+    drifts: list[dict[str, Any]]
+    """True drift points, where they are known."""
+
+
+def demo_recording(
+    recording: Path | None,
+    dataset: str | None,
+    out: Path,
+    events: int | None,
+    seed: int | None,
+    on_events: Callable[[int], None] = lambda events: None,
+) -> DemoStream:
+    """The recording, or the public data set, or else a drifting click stream made in `out`; `events` at most."""
+    if recording or dataset:
+        path = recording or dataset_path(dataset, out)
+        rows = read_recording(path, propose_schema(path), limit_events=events)
+        total = sum(len(batch) + len(rejects) for batch, rejects in rows)
+        title = path.name if recording else str(dataset)
+    else:
+        given = {"events": events, "seed": seed}
+        config = SyntheticConfig(**{name: value for name, value in given.items() if value is not None})
+        path, title, total = out / "events.parquet", "a drifting click stream", config.events
+        write_stream(config, path, on_events=on_events)
+    return DemoStream(path, title, total, read_drift_points(path))
 
 
 def demonstrate(
-    recording: Path,
+    stream: DemoStream,
     config: Config,
     *,
-    events: int,
     out: Path,
     on_ready: Callable[[str], Any] = lambda metrics_url: None,
-    on_step: Callable[[Step], Any] = lambda step: None,
-) -> Demonstration:
-    """Run the path over the first `events` events of `recording`; snapshots go to `out`."""
+    on_events: Callable[[int], Any] = lambda events: None,
+) -> tuple[dict[str, Any], Measured]:
+    """Run the path over `stream`; a config and snapshots go to `out`. Returns the report's data and what was measured.
+
+    `on_ready` is told where `/metrics` is, `on_events` of each batch how many events it had.
+    """
     schema = config.events_schema()
-    training = msgspec.structs.replace(config.training, max_batch_age_s=_NO_AGE_S)
+    snapshot = SnapshotConfig(directory=str(out / "snapshot"))
+    shutil.rmtree(snapshot.directory, ignore_errors=True)  # of a demo before this one
+    training = msgspec.structs.replace(config.training, max_batch_age_s=_NEVER_S)
     with ExitStack() as stack:
-        kafka = KafkaConfig(bootstrap_servers=stack.enter_context(embedded_kafka()), topic="events", group_id="")
+        kafka = KafkaConfig(bootstrap_servers=stack.enter_context(embedded_kafka()), group_id="")
         store = stack.enter_context(CheckpointStore(StoreConfig(url=stack.enter_context(embedded_redis()))))
         ensure_topic(kafka, kafka.topic)
         ensure_topic(kafka, kafka.dead_letters)
-        trainer = Trainer(schema, config.model, config.pruning, config.drift, training)
-        telemetry = Telemetry(config.drift.names())
-        on_ready(f"http://127.0.0.1:{telemetry.start(msgspec.structs.replace(config.telemetry, port=0))}/metrics")
+        telemetry = Telemetry([(one.detector, one.signal) for one in config.drift.detectors])
+        port = telemetry.start(msgspec.structs.replace(config.telemetry, port=0))
         stack.callback(telemetry.stop)
+        on_ready(f"http://{config.telemetry.host}:{port}/metrics")
+        trainer = Trainer(schema, config.model, config.pruning, config.drift, training)
+
+        def observe(step: Step) -> None:
+            history.record(step)
+            on_events(step.events)
+
         pipeline = Pipeline(
             source=stack.enter_context(EventSource(kafka)),
             decoder=EventDecoder(schema, max_event_bytes=kafka.max_event_bytes),
@@ -81,35 +113,58 @@ def demonstrate(
             trainer=trainer,
             store=store,
             telemetry=telemetry,
-            snapshot=SnapshotConfig(directory=str(out / "snapshot")),
+            snapshot=snapshot,
+            on_step=observe,
         )
         history = History(trainer, pipeline.publication)
-        scorer = stack.enter_context(Scorer.from_redis(store.config.url))
-        replay = stack.enter_context(_replaying(recording, kafka, events))
-
-        def observe(step: Step) -> None:
-            history.record(step)
-            on_step(step)
-
-        pipeline.on_step = observe
+        scorer = stack.enter_context(Scorer.from_redis(store.config.url, store.config.name))
+        replay = stack.enter_context(_replaying(stream, schema, kafka, out))
         pipeline.resume()
         started_s = time.perf_counter()
-        pipeline.run(lambda: replay.poll() not in (None, 0), limit_events=events)
-        seconds = time.perf_counter() - started_s
+        pipeline.run(lambda: replay.poll() not in (None, 0), limit_events=stream.events)
+        elapsed_s = time.perf_counter() - started_s
         if replay.wait():
             raise NiwakiError(f"niwaki replay ended with exit code {replay.returncode}")
         if not scorer.wait(pipeline.version, _SWAP_S):
             raise NiwakiError(f"the scorer did not take over version {pipeline.version} within {_SWAP_S:.0f} s")
-        last = _last_events(recording, schema, events)
-        mine = torch.from_numpy(trainer.learner.predict(trainer.learner.encoder.encode(last))).sigmoid().numpy()
-        pointer = store.head()
-        return Demonstration(
-            trainer,
-            pipeline,
-            history,
-            seconds,
-            pointer.bytes,
-            trainer.learner.dense_bytes,
-            scorer.swaps,
-            float(np.abs(scorer.score_batch(last) - mine).max()),
+        data = report_data(f"niwaki on {stream.title}", trainer, pipeline.publication, history, stream.drifts)
+        last = _last_events(stream, schema)
+        scored = (
+            f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
+            f"trainer's by at most {_difference(scorer, trainer, last):.0e}"
         )
+        return data, Measured(elapsed_s, store.head().bytes, (("scorer", scored),))
+
+
+@contextmanager
+def _replaying(stream: DemoStream, schema: Schema, kafka: KafkaConfig, out: Path) -> Iterator[subprocess.Popen]:
+    """`niwaki replay`, with the schema in a config file of its own; ended with the block."""
+    config = out / "replay.toml"
+    lines = [
+        f"{name} = {msgspec.json.encode(value).decode()}"
+        for name, value in msgspec.to_builtins(schema).items()
+        if value
+    ]
+    config.write_text("\n".join(["[schema]", *lines, ""]), "utf-8")
+    command = [sys.executable, "-m", "niwaki", "replay", str(stream.path), "--config", str(config)]
+    command += ["--bootstrap", kafka.bootstrap_servers, "--topic", kafka.topic, "--events", str(stream.events)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _last_events(stream: DemoStream, schema: Schema) -> EventBatch:
+    last = None
+    for batch, _ in read_recording(stream.path, schema, limit_events=stream.events):
+        last = EventBatch.concat([last, batch]) if last else batch
+        last = last.slice(max(len(last) - _SCORED_EVENTS, 0), len(last))
+    return last
+
+
+def _difference(scorer: Scorer, trainer: Trainer, events: EventBatch) -> float:
+    """Greatest difference between the scorer's probabilities and those of the trainer's leading branch."""
+    logits = trainer.learner.predict(trainer.learner.encoder.encode(events))
+    return float(np.abs(scorer.score_batch(events) - torch.from_numpy(logits).sigmoid().numpy()).max())
