@@ -202,7 +202,7 @@ class Scorer:
         text = str(trouble) if trouble else "nothing is published"
         if text != self._trouble:
             if trouble:
-                log.warning("version %d serves on, trying again: %s", self.version, trouble)
+                log.warning("not following, trying again: %s", trouble)
             else:
                 log.info("following %s again", self.store.address)
         self._trouble = text

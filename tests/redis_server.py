@@ -1,11 +1,12 @@
 """Real Redis servers for tests that need their own: another version, a restart, users, TLS, a socket, Sentinel."""
 
 import shutil
-import socket
 import subprocess
 import tempfile
 
 import pytest
+
+from stream.local import free_port
 
 
 def binaries() -> dict[str, str]:
@@ -23,13 +24,6 @@ def binaries() -> dict[str, str]:
             text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
             found.setdefault(text.split("v=")[1].split()[0], path)
     return found
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class RedisServer:

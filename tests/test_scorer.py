@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,16 +23,10 @@ from serving.scorer import Scorer
 from serving.store import CheckpointStore, StoreConfig
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.fixture
-def store(server: RedisServer) -> Iterator[CheckpointStore]:
+def store(redis_url: str, key_prefix: Callable[[], str]) -> Iterator[CheckpointStore]:
     """The trainer's side."""
-    with CheckpointStore.from_url(server.url, f"model-{secrets.token_hex(4)}") as store:
+    with CheckpointStore.from_url(redis_url, key_prefix()) as store:
         yield store
 
 
@@ -113,12 +106,12 @@ def test_a_follower_is_told_and_swaps_long_before_it_would_poll(store, publisher
     assert (scorer.swaps, scorer.refused) == (5, 0)
 
 
-def test_without_notification_polling_finds_the_new_one(store, publisher, server, scorer_of):
+def test_without_notification_polling_finds_the_new_one(store, publisher, redis_url, scorer_of):
     """A user who may not subscribe, as behind a proxy without pub/sub."""
-    with redis.Redis.from_url(server.url) as client:
+    with redis.Redis.from_url(redis_url) as client:
         rules = ["on", ">p", f"~niwaki:{{{store.name}}}:*", "resetchannels", "+get", "+mget", "+hget", "+ping"]
         client.execute_command("ACL", "SETUSER", "poller", *rules)
-    scorer = scorer_of(store, url=f"redis://poller:p@127.0.0.1:{server.port}/0")
+    scorer = scorer_of(store, url=redis_url.replace("://", "://poller:p@"))
     for version in (1, 2):
         store.publish(*publisher.checkpoint(version))
         assert scorer.wait(version, timeout_s=20)

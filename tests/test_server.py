@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -19,21 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from publisher import Publisher, rows
-from redis_server import RedisServer, free_port
 
 from serving.errors import ServingError
 from serving.scorer import Scorer
 from serving.server import ServeConfig, running
 from serving.store import CheckpointStore
+from stream.local import free_port
 
 ROOT = Path(__file__).parent.parent
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +61,14 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def serve(redis_server) -> Iterator[Callable[..., Served]]:
+def serve(redis_url) -> Iterator[Callable[..., Served]]:
     """Starts a server for a model of its own, with any settings."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def factory(**settings) -> Served:
             name = f"model-{secrets.token_hex(4)}"
-            store = stack.enter_context(CheckpointStore.from_url(redis_server.url, name))
-            scorer = stack.enter_context(Scorer.from_redis(redis_server.url, name))
+            store = stack.enter_context(CheckpointStore.from_url(redis_url, name))
+            scorer = stack.enter_context(Scorer.from_redis(redis_url, name))
             url = stack.enter_context(running(scorer, ServeConfig(port=0, **settings)))
             client = stack.enter_context(httpx.Client(base_url=url, timeout=20))
             return Served(store, scorer, client)
@@ -244,7 +237,7 @@ tensors = st.fixed_dictionaries(
 infer_bodies = st.fixed_dictionaries({"inputs": st.lists(tensors, max_size=3)}, optional={"id": json_values})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=score_bodies | infer_bodies | json_values)
 def test_no_json_whatever_is_more_than_a_client_error(served, body):
     text = json.dumps(body)
@@ -254,7 +247,7 @@ def test_no_json_whatever_is_more_than_a_client_error(served, body):
         assert response.json()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=200))
 def test_no_bytes_whatever_are_more_than_a_client_error(served, body):
     assert served.client.post("/score", content=body, headers=JSON).status_code == 400
@@ -510,12 +503,12 @@ print("ended well")
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_cleanly_after_the_request_in_flight(redis_server, publisher, stop):
+def test_a_signal_ends_it_cleanly_after_the_request_in_flight(redis_url, publisher, stop):
     port, name = free_port(), f"model-{secrets.token_hex(4)}"
-    with CheckpointStore.from_url(redis_server.url, name) as store:
+    with CheckpointStore.from_url(redis_url, name) as store:
         store.publish(*publisher.first)
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(port), redis_server.url, name],
+        [sys.executable, "-c", SERVE, str(port), redis_url, name],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -544,9 +537,9 @@ def test_a_signal_ends_it_cleanly_after_the_request_in_flight(redis_server, publ
     assert "Traceback" not in rest and "stopped serving" in rest
 
 
-def test_a_port_that_is_taken_is_said(serve, redis_server):
+def test_a_port_that_is_taken_is_said(serve, redis_url):
     taken = serve().client.base_url.port
-    with Scorer.from_redis(redis_server.url) as scorer, pytest.raises(ServingError, match=f"127.0.0.1:{taken}"):
+    with Scorer.from_redis(redis_url) as scorer, pytest.raises(ServingError, match=f"127.0.0.1:{taken}"):
         with running(scorer, ServeConfig(port=taken)):
             pass
 

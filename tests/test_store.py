@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 import redis
-from redis_server import RedisServer, binaries, free_port
+from redis_server import RedisServer, binaries
 
 from model.checkpoint import CheckpointError
 from serving.errors import StoreRefused, StoreUnavailable
 from serving.store import CheckpointStore, StoreConfig, address
+from stream.local import free_port
 
 
 @pytest.fixture(scope="module", params=list(binaries().items()), ids=lambda item: f"redis-{item[0]}")
@@ -410,7 +411,7 @@ def test_tls_will_do(start, tmp_path):
 
 def test_sentinel_leads_to_the_new_primary_after_a_failover(start, tmp_path):
     primary = start("--repl-diskless-sync-delay", "0")
-    replica = start("--replicaof", f"127.0.0.1 {primary.port}")
+    replica = start("--replicaof", "127.0.0.1", str(primary.port))
     file = tmp_path / "sentinel.conf"
     file.write_text(
         f"sentinel monitor ads 127.0.0.1 {primary.port} 1\n"
