@@ -15,7 +15,17 @@ from typing import Self
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
-from stream.connection import REQUEST_MS, Committer, KafkaConfig, Record, asking, connect, connect_once, ensure_topic
+from stream.connection import (
+    REQUEST_MS,
+    Committer,
+    KafkaConfig,
+    Record,
+    asking,
+    connect,
+    connect_once,
+    ensure_topic,
+    partitions_of,
+)
 from stream.errors import BrokerError, PositionError
 from stream.sink import DeadLetters, EventSink
 
@@ -31,7 +41,6 @@ _BACKOFF_S = (0.5, 8.0)
 _CONSUMER = {
     "auto_offset_reset": "none",  # never to a place that nobody chose
     "enable_auto_commit": False,
-    "allow_auto_create_topics": False,
     "max_partition_fetch_bytes": _FETCH_BYTES,
     "metadata_max_age_ms": int(_NEW_PARTITIONS_S * 1000),
     "request_timeout_ms": REQUEST_MS,
@@ -54,7 +63,7 @@ class EventSource:
         self._retry_s = self._backoff_s = 0.0
         self._committer = Committer(config) if config.group_id else None
         try:
-            self._assign(self._await_partitions())
+            self._assign(partitions_of(config, self.topic, config.connect_timeout_s))
             self.seek({})
         except BaseException:
             self.close()
@@ -142,16 +151,6 @@ class EventSource:
     def _at(self, partition: int) -> TopicPartition:
         return TopicPartition(self.topic, partition)
 
-    def _await_partitions(self) -> set[int]:
-        """All partitions of the topic, once there is one."""
-        deadline_s = time.monotonic() + self.config.connect_timeout_s
-        with asking(f"no partitions of {self.topic}"):
-            while not (partitions := self._consumer.partitions_for_topic(self.topic)):
-                if time.monotonic() > deadline_s:
-                    raise BrokerError(f"Kafka at {self.config.bootstrap_servers} has no topic {self.topic}")
-                time.sleep(_BACKOFF_S[0])
-        return partitions
-
     def _assign(self, partitions: set[int]) -> None:
         ours = sorted(p for p in partitions if p % self.config.world_size == self.config.rank)
         self._next |= {p: 0 for p in ours if p not in self._next}
@@ -225,7 +224,7 @@ class EventSource:
         if self._lost_s is None:
             self._lost_s = now_s
             where = f"{self.topic} at {self.config.bootstrap_servers}"
-            log.warning("lost %s (%s); holding offsets %s and trying again", where, error, self._next)
+            log.warning("lost %s (%s); holding offsets %s and trying again", where, str(error), self._next)
         self._backoff_s = min(max(2 * self._backoff_s, _BACKOFF_S[0]), _BACKOFF_S[1])
         self._retry_s = now_s + self._backoff_s
         self._disconnect()
@@ -237,7 +236,7 @@ class EventSource:
         if wait_s > timeout_s:
             return False
         try:
-            self._consumer = connect_once(KafkaConsumer, self.config, 1000, **_CONSUMER)
+            self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)
             self._consumer.assign([self._at(p) for p in self._next])
             self._resume_at_next()
             if self._next:

@@ -5,7 +5,9 @@ errors; but for `connect_once` the client's own stay inside these three modules.
 """
 
 import logging
+import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, NoError, RetriableError, TopicAlreadyExistsError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NoError,
+    RetriableError,
+    TopicAlreadyExistsError,
+)
 from kafka.structs import OffsetAndMetadata
 
 from stream.errors import BrokerError, ConfigError
@@ -28,8 +37,9 @@ if not logging.getLogger("kafka").level:
 MAX_MESSAGE_BYTES = 8 * 2**20
 """The largest message that a topic made by `ensure_topic` takes, after compression."""
 REQUEST_MS = 10_000
-_ATTEMPT_MS = 3_000
-_COMMIT_TRIES = 10
+_ATTEMPT_S = 3.0
+_PAUSE_S = 0.3
+_COMMIT_S = 5.0
 _SERVER = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:,\[\]]+):\d{1,5}")
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _Client = TypeVar("_Client", KafkaConsumer, KafkaProducer, KafkaAdminClient)
@@ -119,21 +129,32 @@ class Record(NamedTuple):
 
 def connect(kind: type[_Client], config: KafkaConfig, **settings: Any) -> _Client:
     """A client that a broker has answered. Waits for one, and says so; `BrokerError` after `connect_timeout_s`."""
-    deadline_s = time.monotonic() + config.connect_timeout_s
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        if (path := getattr(config, name)) and not os.access(path, os.R_OK):
+            raise ConfigError(f"kafka.{name}", "must be a file that can be read", path)
+    deadline_s, told = time.monotonic() + config.connect_timeout_s, False
+    where = f"{config.bootstrap_servers} over {config.security_protocol}"
     while True:
-        left_ms = max(1, int((deadline_s - time.monotonic()) * 1000))
+        left_s = deadline_s - time.monotonic()
         try:
-            return connect_once(kind, config, min(_ATTEMPT_MS, left_ms), **settings)
+            return connect_once(kind, config, min(_ATTEMPT_S, max(left_s, 0.001)), **settings)
         except KafkaError as error:
+            reason = str(error)
+            if isinstance(error, KafkaTimeoutError):  # `_knock` got through, and the client keeps its reasons to itself
+                reason = "it takes connections; is it Kafka, and are protocol and credentials right?"
             if time.monotonic() >= deadline_s:
-                protocol = f"{config.security_protocol} {config.sasl_mechanism}".strip()
-                where = f"{config.bootstrap_servers} over {protocol} within {config.connect_timeout_s:g} s"
-                raise BrokerError(f"no Kafka answered at {where}") from error
-            log.warning("no Kafka answers at %s yet; trying for %d s more", config.bootstrap_servers, left_ms // 1000)
+                within = f"within {config.connect_timeout_s:g} s"
+                raise BrokerError(f"no Kafka answered at {where} {within}: {reason}") from error
+            if not told:
+                log.warning("no Kafka answers at %s (%s); waiting for up to %.0f s", where, reason, left_s)
+                told = True
+        time.sleep(max(0, min(_PAUSE_S, deadline_s - time.monotonic())))
 
 
-def connect_once(kind: type[_Client], config: KafkaConfig, timeout_ms: int, **settings: Any) -> _Client:
+def connect_once(kind: type[_Client], config: KafkaConfig, timeout_s: float, **settings: Any) -> _Client:
     """One attempt; raises the client's own error."""
+    servers = [server.strip() for server in config.bootstrap_servers.split(",")]
+    _knock(servers, timeout_s)
     opened = []
 
     def network(**arguments: Any) -> Any:
@@ -151,8 +172,8 @@ def connect_once(kind: type[_Client], config: KafkaConfig, timeout_ms: int, **se
     }
     try:
         return kind(
-            bootstrap_servers=[server.strip() for server in config.bootstrap_servers.split(",")],
-            bootstrap_timeout_ms=timeout_ms,
+            bootstrap_servers=servers,
+            bootstrap_timeout_ms=int(timeout_s * 1000),
             reconnect_backoff_max_ms=2_000,
             kafka_client=network,
             **security,
@@ -164,6 +185,18 @@ def connect_once(kind: type[_Client], config: KafkaConfig, timeout_ms: int, **se
         raise
 
 
+def _knock(servers: list[str], timeout_s: float) -> None:
+    """Raise unless a server takes connections; the client itself would give no reason and leave sockets open."""
+    reason = OSError("there is none")
+    for server in servers:
+        host, _, port = server.rpartition(":")
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        except OSError as error:
+            reason = error
+    raise KafkaConnectionError(reason.strerror or str(reason)) from reason
+
+
 @contextmanager
 def asking(what: str) -> Iterator[None]:
     """Turn the client's errors into `BrokerError`: \"{what}: {error}\"."""
@@ -171,6 +204,21 @@ def asking(what: str) -> Iterator[None]:
         yield
     except KafkaError as error:
         raise BrokerError(f"{what}: {error}") from error
+
+
+def partitions_of(config: KafkaConfig, name: str, wait_s: float = 0) -> set[int]:
+    """The topic's partitions. Raises `BrokerError` if it does not exist and is not made within `wait_s`.
+
+    Does not make it, unlike a consumer or producer that asks about it (the client does not pass its own setting on).
+    """
+    deadline_s = time.monotonic() + wait_s
+    with closing(connect(KafkaAdminClient, config)) as admin, asking(f"no partitions of {name}"):
+        while name not in admin.list_topics():
+            if time.monotonic() >= deadline_s:
+                raise BrokerError(f"Kafka at {config.bootstrap_servers} has no topic {name}")
+            time.sleep(_PAUSE_S)
+        (topic,) = admin.describe_topics([name])
+    return {partition["partition_index"] for partition in topic["partitions"]}
 
 
 def ensure_topic(
@@ -215,24 +263,25 @@ class Committer:
         if not self._newest:
             return
         offsets, group = self._newest.pop(), self._config.group_id
-        for attempt in range(1, _COMMIT_TRIES + 1):
+        deadline_s = time.monotonic() + _COMMIT_S
+        while True:
             try:
                 if self._admin is None:
-                    self._admin = connect_once(KafkaAdminClient, self._config, _ATTEMPT_MS, request_timeout_ms=5_000)
+                    self._admin = connect_once(KafkaAdminClient, self._config, _ATTEMPT_S, request_timeout_ms=5_000)
                 for at, error in self._admin.alter_group_offsets(group, offsets).items():
                     if error is not NoError:
                         raise error(f"{at.topic}[{at.partition}]")
                 self._failed = False
                 return
             except RetriableError as error:
-                if attempt == _COMMIT_TRIES or self._newest:
+                if time.monotonic() > deadline_s or self._newest:
                     return self._give_up(error)
-                time.sleep(0.3)  # a cluster's first commit waits until it has made a topic for offsets
+                time.sleep(_PAUSE_S)  # a cluster's first commit waits until it has made a topic for offsets
             except KafkaError as error:
                 return self._give_up(error)
 
     def _give_up(self, error: KafkaError) -> None:
         if not self._failed:
             group = self._config.group_id
-            log.warning("offsets of group %s are not committed, so lag dashboards stand still: %s", group, error)
+            log.warning("offsets of group %s are not committed, so lag dashboards stand still: %s", group, str(error))
         self._failed = True

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from model.features import EventBatch, FeatureError, Schema, rows_to_batch, shorten
-from stream.errors import EventError
+from stream.errors import ConfigError, EventError
 
 ARROW_START = b"\xff\xff\xff\xff"  # the continuation marker of every Arrow IPC stream; no JSON text begins with it
 RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
@@ -205,9 +205,7 @@ def table_to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> tuple[Ev
 def encode_json(table: pa.Table) -> list[bytes]:
     """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and 1."""
     columns = [_plain(column).to_pylist() for column in table.columns]
-    names = {f"f{at}": name for at, name in enumerate(table.column_names)}
-    fields = [(field, object, None) for field in names]
-    row = msgspec.defstruct("Row", fields, rename=names, omit_defaults=True, gc=False)
+    row = _struct([(name, object, None) for name in table.column_names], omit_defaults=True)
     return list(map(msgspec.json.Encoder().encode, map(row, *columns)))
 
 
@@ -232,9 +230,17 @@ def _row_type(schema: Schema) -> type[msgspec.Struct]:
         *((name, float | None, None) for name in schema.numeric),
         *((name, msgspec.Raw, msgspec.Raw()) for name in schema.ignore),
     ]
-    names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}  # a column may be called "class" or "a b"
+    return _struct(columns, forbid_unknown_fields=True)
+
+
+def _struct(columns: Sequence[tuple[str, type, object]], **options: bool) -> type[msgspec.Struct]:
+    """A struct with fields f0, f1, ... that JSON knows by their columns' names: one may be called "class" or "a b"."""
+    names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}
     fields = [(field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)]
-    return msgspec.defstruct("Event", fields, rename=names, forbid_unknown_fields=True, gc=False)
+    try:
+        return msgspec.defstruct("Event", fields, rename=names, gc=False, **options)
+    except ValueError as error:
+        raise ConfigError("schema", f"a column can't have that name ({error})") from error
 
 
 def _strings(column: Sequence[str | int | None]) -> pa.Array:

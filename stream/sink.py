@@ -11,7 +11,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.producer.future import FutureRecordMetadata
 
-from stream.connection import REQUEST_MS, KafkaConfig, Record, asking, connect, ensure_topic
+from stream.connection import REQUEST_MS, KafkaConfig, Record, asking, connect, ensure_topic, partitions_of
 from stream.errors import BrokerError
 
 _DELIVERY_S = 60.0
@@ -21,7 +21,6 @@ _PRODUCER = {
     "batch_size": 256 * 1024,
     "linger_ms": 20,
     "max_request_size": 64 * 2**20,  # the broker says what is too large, not we
-    "allow_auto_create_topics": False,
     "request_timeout_ms": REQUEST_MS,
     "delivery_timeout_ms": int(_DELIVERY_S * 1000),
     "max_block_ms": REQUEST_MS,
@@ -40,7 +39,7 @@ class EventSink:
     def __init__(self, config: KafkaConfig, topic: str | None = None, *, max_waiting_bytes: int = 64 * 2**20):
         self.topic = topic or config.topic
         self._max_waiting_bytes = max_waiting_bytes
-        self._producer = connect(KafkaProducer, config, **_PRODUCER)
+        self._producer = _producer(config, self.topic)
         # Waiting for each record would be slow: it is the last one of each stretch, with the bytes of the stretch.
         self._waiting: deque[tuple[FutureRecordMetadata, int]] = deque()
         self._waiting_bytes = self._stretch_bytes = 0
@@ -119,7 +118,7 @@ class DeadLetters:
         self.topic = config.dead_letters
         ensure_topic(config, self.topic)
         # Without idempotence: one refused letter must not fail those behind it.
-        self._producer = connect(KafkaProducer, config, **_PRODUCER | {"enable_idempotence": False})
+        self._producer = _producer(config, self.topic, enable_idempotence=False, delivery_timeout_ms=15_000)
         self._waiting: list[tuple[_Letter, FutureRecordMetadata]] = []
 
     def send(self, record: Record, reason: str) -> None:
@@ -165,3 +164,11 @@ class DeadLetters:
         with asking(f"dead letters can't be written to {self.topic}"):
             sent = self._producer.send(self.topic, letter.value, letter.key, letter.headers)
         self._waiting.append((letter, sent))
+
+
+def _producer(config: KafkaConfig, topic: str, **settings: object) -> KafkaProducer:
+    partitions_of(config, topic)
+    producer = connect(KafkaProducer, config, **_PRODUCER | settings)
+    with asking(f"topic {topic} can't be written to"):
+        producer.partitions_for(topic)  # once known, no `send` has to wait for it
+    return producer
