@@ -103,6 +103,10 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.quiet_events < 0:
             raise ConfigError("drift.quiet_events", "must be >= 0", self.quiet_events)
 
+    def names(self) -> list[tuple[str, str]]:
+        """Detector and signal of each, as its drifts say them."""
+        return [(one.detector, one.signal) for one in self.detectors]
+
 
 class Drift(NamedTuple):
     """A change that a detector noticed."""
