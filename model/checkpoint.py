@@ -44,6 +44,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     schema: Schema
     table_rows: int
     """Rows of each field's embedding table."""
+    pair_rows: int
+    """Rows of the linear expert's table of pairs of fields; 0: there are no pairs."""
+    half_lives_events: tuple[float, ...]
+    """Half-lives of the linear expert's time scales, events."""
     hash_seed: int
     """Seed of the hash from values to rows."""
     shape: NetworkShape

@@ -1,4 +1,4 @@
-"""The embedding tables of all fields as one flat table: row = [first-order weight | D-dimensional embedding].
+"""The embedding tables of all fields as one flat table.
 
 In: flat row ids. Out: the rows themselves, for the network to differentiate through; `update` then takes their
 gradient. Rows start at zero, so a row never touched need not be stored, published or sent. Gradients of one id are
@@ -8,60 +8,40 @@ these sizes, in plain torch.
 
 import torch
 
+from model.linear import lazy_zeros
+
 
 class EmbeddingTables:
-    """R rows of K = 1 + D floats, with Adagrad (Duchi et al., JMLR 2011) for the first-order weight and row-wise
-    Adagrad for the rest."""
+    """R rows of D floats, learned by row-wise Adagrad (Duchi et al., JMLR 2011; one accumulator a row)."""
 
-    def __init__(self, rows: int, embedding_dim: int, *, first_order_rate: float, embedding_rate: float):
-        """`rows`: R, over all fields. Rates: learning rates of the two parts, > 0."""
-        self.weight_RK = torch.zeros(rows, 1 + embedding_dim)
-        self.accumulator_R2 = torch.zeros(rows, 2)
-        self._touched_R = torch.zeros(rows, dtype=torch.bool)
-        self._followers: list[Changes] = []
-        self._rates = torch.tensor([first_order_rate, embedding_rate])
+    def __init__(self, rows: int, embedding_dim: int, rate: float):
+        """`rows`: R, over all fields. `rate`: learning rate, > 0."""
+        self.weight_RD = lazy_zeros(rows, embedding_dim)
+        self.squares_R = lazy_zeros(rows)
+        self._rate = rate
 
     def lookup(self, rows_BF: torch.Tensor) -> torch.Tensor:
-        """(B, F, K): the rows, a copy."""
-        return self.weight_RK[rows_BF]
+        """(B, F, D): the rows, a copy."""
+        return self.weight_RD[rows_BF]
 
-    def update(self, rows_BF: torch.Tensor, gradient_BFK: torch.Tensor) -> None:
-        """One step against the gradient of the summed loss with respect to what `lookup` returned."""
-        rows_U, place = torch.unique(rows_BF, return_inverse=True)
-        width = self.weight_RK.shape[1]
-        gradient_UK = torch.zeros(len(rows_U), width).index_add_(0, place.view(-1), gradient_BFK.reshape(-1, width))
-        squares_U2 = torch.stack([gradient_UK[:, 0].square(), gradient_UK[:, 1:].square().mean(1)], 1)
-        accumulator_U2 = self.accumulator_R2[rows_U] + squares_U2
-        self.accumulator_R2[rows_U] = accumulator_U2
-        steps_U2 = self._rates / (accumulator_U2.sqrt() + 1e-8)
-        gradient_UK[:, 0] *= steps_U2[:, 0]
-        gradient_UK[:, 1:] *= steps_U2[:, 1:]
-        self.weight_RK.index_add_(0, rows_U, gradient_UK, alpha=-1)
-        self._touched_R[rows_U] = True
-        for changes in self._followers:
-            changes.rows.append(rows_U)
+    def update(self, rows_BF: torch.Tensor, gradient_BFD: torch.Tensor) -> torch.Tensor:
+        """One step against the gradient of the summed loss in what `lookup` returned; the sorted ids of the rows,
+        (U,)."""
+        rows_U, place_BF = torch.unique(rows_BF, return_inverse=True)
+        width = self.weight_RD.shape[1]
+        gradient_XD = gradient_BFD.reshape(-1, width)
+        gradient_UD = torch.zeros(len(rows_U), width).index_add_(0, place_BF.view(-1), gradient_XD)
+        # Squares of each event's own gradient: the step does not depend on how events are cut into batches.
+        squares_U = self.squares_R[rows_U].index_add_(0, place_BF.view(-1), gradient_XD.square().mean(1))
+        self.squares_R[rows_U] = squares_U
+        gradient_UD *= (self._rate / (squares_U + 1e-2).sqrt())[:, None]
+        self.weight_RD.index_add_(0, rows_U, gradient_UD, alpha=-1)
+        return rows_U
 
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been updated; the others are zero."""
-        return self._touched_R.nonzero().squeeze(1)
+        return self.squares_R.nonzero().squeeze(1)
 
-    def follow(self) -> "Changes":
-        """A log of every row updated from now on, for one reader."""
-        self._followers.append(Changes())
-        return self._followers[-1]
-
-    def restore(self, rows_U: torch.Tensor, weight_UK: torch.Tensor, accumulator_U2: torch.Tensor) -> None:
+    def restore(self, rows_U: torch.Tensor, weight_UD: torch.Tensor, squares_U: torch.Tensor) -> None:
         """Set the rows of a snapshot."""
-        self.weight_RK[rows_U], self.accumulator_R2[rows_U], self._touched_R[rows_U] = weight_UK, accumulator_U2, True
-
-
-class Changes:
-    """Which rows were updated since its reader last asked."""
-
-    def __init__(self) -> None:
-        self.rows: list[torch.Tensor] = []
-
-    def take(self) -> torch.Tensor:
-        """Sorted ids of the rows updated since the last call."""
-        rows, self.rows = self.rows, []
-        return torch.unique(torch.cat(rows)) if rows else torch.empty(0, dtype=torch.int64)
+        self.weight_RD[rows_U], self.squares_R[rows_U] = weight_UD, squares_U

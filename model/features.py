@@ -7,6 +7,7 @@ look at labels.
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -109,45 +110,58 @@ class EventBatch:
 
 
 class Features(NamedTuple):
-    """What the network reads of B events."""
+    """What the model reads of B events."""
 
     rows_BF: torch.Tensor
     """int64, flat row of each field's value in the embedding tables; a field's first row stands for "missing"."""
+    pairs_BP: torch.Tensor
+    """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
     numerics_BN: torch.Tensor
     """float32, NaN = missing."""
-    times_s_B: torch.Tensor
-    """float64, event time in seconds since the epoch."""
 
 
 class Encoder:
-    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the `rows` rows of the field's
-    table."""
+    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the rows of the field's table."""
 
-    def __init__(self, schema: Schema, *, rows: int, seed: int = 0):
-        self.schema, self.rows = schema, rows
+    def __init__(self, schema: Schema, *, rows: int, pair_rows: int = 0, seed: int = 0):
+        """`rows`: of each field's table. `pair_rows`: of the one table of all pairs of fields; 0: no pairs."""
+        self.schema, self.rows, self.pair_rows = schema, rows, pair_rows
         names = schema.fields
-        self._seeds_F = np.array([_seed(f"{HASH_VERSION}:{seed}:{name}") for name in names], dtype=np.uint64)
+        self.pairs = tuple(itertools.combinations(range(len(names)), 2)) if pair_rows else ()
+        self._seeds_F = np.array([_seed(f"{HASH_VERSION}:{seed}:{name}") for name in names], np.uint64)
+        self._pair_seeds_P1 = np.array(
+            [[_seed(f"{HASH_VERSION}:{seed}:{names[i]}:{names[j]}")] for i, j in self.pairs], np.uint64
+        ).reshape(-1, 1)
         self._first_row_F = torch.arange(len(names)) * rows
         self._crosses = [[schema.categorical.index(name) for name in cross] for cross in schema.crosses]
 
     def encode(self, batch: EventBatch) -> Features:
         """The rows and numerics of `batch`."""
+        hashes_FB = self._hash(batch)
+        rows_FB = np.where(hashes_FB == 0, np.uint64(0), 1 + hashes_FB % np.uint64(self.rows - 1)).astype(np.int64)
+        rows_BF = torch.from_numpy(rows_FB.T) + self._first_row_F
+        pairs_PB = np.zeros((len(self.pairs), len(batch)), np.int64)
+        if self.pairs:
+            first, second = (list(side) for side in zip(*self.pairs, strict=True))
+            together = _mix(_mix(hashes_FB[first] ^ self._pair_seeds_P1) ^ hashes_FB[second])
+            pairs_PB = (together % np.uint64(self.pair_rows)).astype(np.int64)
+        numerics_BN = torch.from_numpy(np.ascontiguousarray(batch.numerics_BN))
+        return Features(rows_BF, torch.from_numpy(pairs_PB.T), numerics_BN)
+
+    def _hash(self, batch: EventBatch) -> np.ndarray:
+        """uint64 (F, B): of each field's value, 0 where it is missing."""
         columns = len(self.schema.categorical)
-        hashes = np.zeros((len(self._seeds_F), len(batch)), dtype=np.uint64)  # 0 = missing
-        if columns:
-            hashes[:columns] = _hash_strings(batch.categorical, self._seeds_F[:columns])
+        hashes_FB = np.zeros((len(self._seeds_F), len(batch)), np.uint64)
+        if columns and len(batch):
+            hashes_FB[:columns] = _hash_strings(batch.categorical, self._seeds_F[:columns])
         at = columns
         for cross in self._crosses:
-            hashes[at] = _combine(hashes[cross], self._seeds_F[at])
+            hashes_FB[at] = _combine(hashes_FB[cross], self._seeds_F[at])
             at += 1
         for name in self.schema.time_features:
-            hashes[at] = _mix(_time_feature(name, batch.times_s_B) ^ self._seeds_F[at])
+            hashes_FB[at] = _mix(_time_feature(name, batch.times_s_B) ^ self._seeds_F[at])
             at += 1
-        rows = np.where(hashes == 0, np.uint64(0), 1 + hashes % np.uint64(self.rows - 1)).astype(np.int64)
-        rows_BF = torch.from_numpy(rows.T) + self._first_row_F
-        return Features(
-            rows_BF, torch.from_numpy(np.ascontiguousarray(batch.numerics_BN)), torch.from_numpy(batch.times_s_B)
-        )
+        return hashes_FB
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: Schema, *, labelled: bool = False) -> EventBatch:

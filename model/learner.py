@@ -1,12 +1,13 @@
 """The streaming learner: predict, score, then learn, with a dense and a sparse branch over the same embedding tables.
 
-In: `Features` and labels of one batch after another. Out: the logits that the leading branch had before it learned
+In: `Features` and labels of one batch after another. Out: the logits that the leading mixture had before it learned
 them, and on request what a scorer needs (`export`). It is told when to prune, cut and regrow; it never decides. The
 sparse branch leads from the first cut on: it learns at all times, and is what is published. The dense branch learns
 beside it only from a regrowth to the next cut; in between its weights lie dormant. Both send their gradients into the
-tables.
+tables. The linear expert beside them is small, and never pruned.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,11 +17,17 @@ import torch
 import torch.nn.functional as fn
 
 from model.embeddings import EmbeddingTables
+from model.experts import Inputs, Slots, assemble, deep_logits
 from model.features import Encoder, Features, Schema
+from model.linear import BayesianLinear
+from model.mixture import Mixture, mix
 from model.network import Network, NetworkShape
-from model.numerics import Standardizer
+from model.numerics import Numerics
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
 from pruning.compaction import compact, expand
+
+_RATE_EVENTS = 128
+_PARTS = ("weight", "first", "second")
 
 
 class LearnError(ArithmeticError):
@@ -39,24 +46,30 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     interaction: str = "dot"
     """dot: pairwise dot products of all vectors beside the vectors themselves. none: the vectors only."""
     table_rows: int = 262_144
-    """Rows of each field's embedding table, >= 2; values are hashed to them."""
+    """Rows of each field's table, >= 2; values are hashed to them."""
+    pair_rows: int = 4_194_304
+    """Rows of the linear expert's table of pairs of fields; 0: no pairs."""
+    max_pairs: int = 66
+    """With more pairs of fields than this (66: 12 fields), none are made; name those that matter in
+    `schema.crosses`."""
+    half_lives_events: tuple[float, ...] = (100_000, 5_000)
+    """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert corrects the
+    first."""
     hash_seed: int = 0
     """Seed of the hash from values to rows."""
     seed: int = 0
     """Seed of the initial weights."""
-    first_order_rate: float = 0.05
-    """Learning rate of first-order weights (Adagrad), > 0."""
     embedding_rate: float = 0.05
     """Learning rate of embeddings (row-wise Adagrad), > 0."""
     network_rate: float = 0.001
-    """Learning rate of the MLPs (Adam), > 0."""
+    """Learning rate of the network (Adam) for batches of 128, > 0; it grows with the square root of the batch."""
     numeric_horizon_events: float = 100_000
     """Events over which the moments of numerics are averaged, >= 1."""
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     """How the auxiliary parameters learn while pruning."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "table_rows", "first_order_rate", "embedding_rate", "network_rate"):
+        for name in ("embedding_dim", "table_rows", "embedding_rate", "network_rate"):
             least = 2 if name == "table_rows" else 1 if name == "embedding_dim" else 0
             if not getattr(self, name) >= least or getattr(self, name) == 0:
                 raise ValueError(
@@ -66,6 +79,21 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}")
         if self.interaction not in ("dot", "none"):
             raise ValueError(f"model.interaction must be dot or none, got {self.interaction!r}")
+        if not self.half_lives_events or min(self.half_lives_events) <= 0:
+            raise ValueError(f"model.half_lives_events must be > 0, at least one, got {list(self.half_lives_events)}")
+        if self.pair_rows < 0 or self.max_pairs < 0:
+            raise ValueError(f"model.pair_rows and max_pairs must be >= 0, got {self.pair_rows} and {self.max_pairs}")
+
+    def encoder(self, schema: Schema) -> Encoder:
+        """Maps events of `schema` to the rows of this model's tables."""
+        fields = len(schema.fields)
+        pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
+        return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
+
+    def mixture(self) -> Mixture:
+        """Half of the weight on the deep expert, the rest shared by the linear ones."""
+        scales = len(self.half_lives_events)
+        return Mixture(np.array([0.0, *[0.5 / scales] * scales, 0.5]))
 
 
 class Export(NamedTuple):
@@ -78,15 +106,20 @@ class Export(NamedTuple):
 class Branch:
     """One network with its parameters and Adam (Kingma & Ba, arXiv:1412.6980)."""
 
-    def __init__(self, network: Network, parameters: dict[str, torch.Tensor], rate: float):
+    def __init__(self, network: Network, parameters: dict[str, torch.Tensor]):
         self.network = network
         self.parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        self.optimizer = torch.optim.Adam(list(self.parameters.values()), lr=rate, fused=True)
+        self.optimizer = torch.optim.Adam(list(self.parameters.values()), fused=True)
 
-    def step(self) -> None:
+    def step(self, rate: float) -> None:
         """One optimizer step on the gradients at hand, which are cleared."""
+        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def parts(self) -> tuple[dict[str, torch.Tensor], ...]:
+        """The parameters, and Adam's two moments, each by name."""
+        return self.weights(), self.moments("exp_avg"), self.moments("exp_avg_sq")
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters, without their gradients."""
@@ -119,50 +152,75 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     dense_steps: float
     sparse_steps: float
     mask_steps: int
-    dense_cost: int
     learned_multiply_adds: float
     events: int
 
 
+class Changes:
+    """Which rows of which table were learned since its reader last asked."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[torch.Tensor]] = {"embedding": [], "linear": []}
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Sorted ids of the rows, by table."""
+        taken = {
+            table: torch.unique(torch.cat(rows or [torch.empty(0, dtype=torch.int64)]))
+            for table, rows in self.rows.items()
+        }
+        self.rows = {table: [] for table in taken}
+        return taken
+
+
 class Learner:
-    """Embedding tables, a dense branch, a sparse one, and the masks that lead from the first to the second."""
+    """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that lead from one to the
+    other."""
 
     def __init__(self, schema: Schema, config: LearnerConfig):
         self.schema, self.config = schema, config
-        fields, numerics = len(schema.fields), len(schema.numeric)
-        shape = NetworkShape(
-            fields=fields,
-            numerics=2 * numerics,
-            embedding_dim=config.embedding_dim,
-            bottom=config.bottom if numerics else (),
-            top=config.top,
-            interaction=config.interaction,
+        self.encoder = config.encoder(schema)
+        self.slots = Slots(schema, self.encoder)
+        self.linear = BayesianLinear(
+            self.slots.rows, self.slots.group_S, self.slots.variance_G, config.half_lives_events
         )
-        network = Network(shape)
-        generator = torch.Generator().manual_seed(config.seed)
-        self.encoder = Encoder(schema, rows=config.table_rows, seed=config.hash_seed)
         self.tables = EmbeddingTables(
-            fields * config.table_rows,
-            config.embedding_dim,
-            first_order_rate=config.first_order_rate,
-            embedding_rate=config.embedding_rate,
+            len(schema.fields) * config.table_rows, config.embedding_dim, config.embedding_rate
         )
-        self.standardizer = Standardizer(numerics, config.numeric_horizon_events)
-        self.dense = Branch(network, network.initial(generator), config.network_rate)
+        self.numerics = Numerics(len(schema.numeric), config.numeric_horizon_events)
+        network = Network(
+            NetworkShape(
+                fields=len(schema.fields),
+                numerics=2 * len(schema.numeric),
+                slots=len(self.slots),
+                embedding_dim=config.embedding_dim,
+                bottom=config.bottom if schema.numeric else (),
+                top=config.top,
+                interaction=config.interaction,
+            )
+        )
+        self.dense = Branch(network, network.initial(torch.Generator().manual_seed(config.seed)))
         self.dense_live = True
         self.sparse: Branch | None = None
         self.kept: dict[str, torch.Tensor] = {}
         self.masks: AuxiliaryMasks | None = None
+        self.mixture = config.mixture()
+        """Mixes the experts of the lead as it is now, without any delay."""
         self.dense_cost = network.cost.total({})
         self.learned_multiply_adds = 0.0
         """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
         network."""
         self.events = 0
+        self._followers: list[Changes] = []
 
     @property
     def lead(self) -> Branch:
         """The branch that is published."""
         return self.sparse or self.dense
+
+    def follow(self) -> Changes:
+        """A log of every row learned from now on, for one reader."""
+        self._followers.append(Changes())
+        return self._followers[-1]
 
     def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
         """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
@@ -172,36 +230,46 @@ class Learner:
         """
         events = len(labels_B)
         labels = torch.from_numpy(labels_B)
-        rows_BFK = self.tables.lookup(features.rows_BF).requires_grad_()
-        numerics_BM = self.standardizer.prepare(features.numerics_BN)
+        inputs = self._assemble(features)
+        vectors_BFD = self.tables.lookup(features.rows_BF).requires_grad_()
         branches = list(self._live())
         masks = self.masks.masks(events) if self.masks else None
-        logits = {}
-        for branch in branches:
-            branch_masks = masks if branch is self.dense else None
-            logits[branch] = branch.network.logits(branch.parameters, rows_BFK, numerics_BM, branch_masks)
-        loss = sum(fn.binary_cross_entropy_with_logits(logits[branch], labels) for branch in branches)
+        deep = {
+            branch: deep_logits(
+                branch.network, branch.parameters, inputs, vectors_BFD, masks if branch is self.dense else None
+            )
+            for branch in branches
+        }
+        loss = sum(fn.binary_cross_entropy_with_logits(deep[branch], labels) for branch in branches)
         if not torch.isfinite(loss):
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
+        experts_BE = _side_by_side(inputs.linear_BK, deep[self.lead].detach())
+        logits_B = mix(self.mixture.weights, experts_BE)
+
         loss.backward()
-        if len(self.schema.fields):
-            self.tables.update(features.rows_BF, rows_BFK.grad * (events / len(branches)))
+        changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
+        if self.schema.fields:
+            changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * (events / len(branches)))
         for branch in branches:
-            branch.step()
+            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS))
             self.learned_multiply_adds += events * branch.network.cost.total({})
-        self.standardizer.update(features.numerics_BN)
         if self.masks:
             self.masks.update(masks, target_ratio)
+        self.numerics.update(features.numerics_BN)
+        self.mixture.update(experts_BE, labels_B)
+        for follower in self._followers:
+            for table, rows_U in changed.items():
+                follower.rows[table].append(rows_U)
         self.events += events
-        return logits[self.lead].detach().numpy()
+        return logits_B
 
-    def predict(self, features: Features) -> np.ndarray:
-        """(B,) float32 logits of the lead, nothing learned."""
+    def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
+        """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the lead's own."""
         with torch.no_grad():
-            rows_BFK = self.tables.lookup(features.rows_BF)
-            numerics_BM = self.standardizer.prepare(features.numerics_BN)
+            inputs = self._assemble(features)
             network, parameters = self._published()
-            return network.logits(parameters, rows_BFK, numerics_BM).numpy()
+            deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF))
+            return mix(self.mixture.weights if weights is None else weights, _side_by_side(inputs.linear_BK, deep_B))
 
     def prune(self) -> None:
         """Begin to learn masks on the dense branch."""
@@ -211,29 +279,41 @@ class Learner:
     def cut(self) -> None:
         """Cut the surviving units out of the dense branch: they become the sparse one, and the rest lies dormant."""
         groups, kept = self.dense.network.groups, self.masks.kept()
-        cut = [compact(part, groups, kept) for part in self._parts(self.dense)]
+        weights, first, second = (compact(part, groups, kept) for part in self.dense.parts())
         network = self.dense.network.narrowed({name: len(index) for name, index in kept.items()})
-        self.sparse = Branch(network, cut[0], self.config.network_rate).restore(cut[1], cut[2], self.dense.steps)
+        self.sparse = Branch(network, weights).restore(first, second, self.dense.steps)
         self.kept, self.masks, self.dense_live = kept, None, False
 
     def regrow(self) -> None:
         """Make the dense branch live again: dormant weights as they were, the others as the sparse branch has them."""
         assert self.sparse and not self.dense_live
-        groups = self.dense.network.groups
-        weights, first, second = self._parts(self.sparse)
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in self.dense.weights().items()}
-        steps = self.sparse.steps
-        self.dense = Branch(
-            self.dense.network, expand(weights, self.dense.weights(), groups, self.kept), self.config.network_rate
-        ).restore(expand(first, nothing, groups, self.kept), expand(second, nothing, groups, self.kept), steps)
+        groups, dormant = self.dense.network.groups, self.dense.weights()
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in dormant.items()}
+        weights, first, second = (
+            expand(part, store, groups, self.kept)
+            for part, store in zip(self.sparse.parts(), (dormant, nothing, nothing), strict=True)
+        )
+        self.dense = Branch(self.dense.network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
 
-    def export(self, rows: torch.Tensor | None = None) -> Export:
-        """What a scorer needs to predict as the lead does now. `rows`: only these table rows (a delta); None: all
-        touched."""
-        rows_U = self.tables.touched() if rows is None else rows
+    def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
+        """What a scorer needs to predict as the lead does now, mixed with `weights`.
+
+        `rows`: only these rows of each table (a delta); None: all that have been touched.
+        """
+        rows = rows or {"embedding": self.tables.touched(), "linear": self.linear.touched()}
+        scale = self.numerics.scale()
         network, parameters = self._published()
-        tensors = {"rows": rows_U, "weights": self.tables.weight_RK[rows_U], "scale": self.standardizer.scale()}
+        tensors = {
+            "embedding.rows": rows["embedding"],
+            "embedding.values": self.tables.weight_RD[rows["embedding"]],
+            "linear.rows": rows["linear"],
+            "linear.values": self.linear.evidence_R2K[rows["linear"]],
+            "linear.prior": self.linear.prior_SK(),
+            "numerics.moments": scale.moments_2N,
+            "numerics.knots": scale.knots_NQ,
+            "mixture": torch.from_numpy(weights.copy()),
+        }
         return Export(
             network.shape, tensors | {f"network.{name}": tensor.clone() for name, tensor in parameters.items()}
         )
@@ -251,21 +331,28 @@ class Learner:
     @property
     def dense_bytes(self) -> int:
         """What touched rows and the dense network take as float32, bytes."""
-        network = sum(tensor.numel() for tensor in self.dense.parameters.values())
-        return 4 * (network + len(self.tables.touched()) * self.tables.weight_RK.shape[1])
+        floats = sum(tensor.numel() for tensor in self.dense.parameters.values())
+        floats += len(self.tables.touched()) * self.tables.weight_RD.shape[1]
+        return 4 * (floats + len(self.linear.touched()) * self.linear.evidence_R2K[0].numel())
 
     def state(self) -> tuple[LearnerState, dict[str, torch.Tensor]]:
         """Everything that learning depends on, for a snapshot."""
-        rows_U = self.tables.touched()
+        embedding, linear = self.tables.touched(), self.linear.touched()
         tensors = {
-            "tables.rows": rows_U,
-            "tables.weight": self.tables.weight_RK[rows_U],
-            "tables.accumulator": self.tables.accumulator_R2[rows_U],
-            "standardizer": self.standardizer.moments_3N,
+            "embedding.rows": embedding,
+            "embedding.weight": self.tables.weight_RD[embedding],
+            "embedding.squares": self.tables.squares_R[embedding],
+            "linear.rows": linear,
+            "linear.evidence": self.linear.evidence_R2K[linear],
+            "linear.learned": self.linear.learned_R[linear],
+            "linear.log_s": self.linear.log_s_GK,
+            "linear.squares": self.linear.squares_GK,
         }
+        tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
+        tensors |= {f"mixture.{name}": torch.from_numpy(array) for name, array in self.mixture.state().items()}
         for branch_name, branch in (("dense", self.dense), ("sparse", self.sparse)):
             if branch:
-                for part_name, part in zip(("weight", "first", "second"), self._parts(branch), strict=True):
+                for part_name, part in zip(_PARTS, branch.parts(), strict=True):
                     tensors |= {f"{branch_name}.{part_name}.{name}": tensor.clone() for name, tensor in part.items()}
         tensors |= {f"kept.{name}": index for name, index in self.kept.items()}
         if self.masks:
@@ -277,7 +364,6 @@ class Learner:
             dense_steps=self.dense.steps,
             sparse_steps=self.sparse.steps if self.sparse else 0.0,
             mask_steps=self.masks.steps if self.masks else 0,
-            dense_cost=self.dense_cost,
             learned_multiply_adds=self.learned_multiply_adds,
             events=self.events,
         )
@@ -285,14 +371,19 @@ class Learner:
 
     def restore(self, state: LearnerState, tensors: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state` was taken. The schema and the config must be the same."""
-        self.tables.restore(tensors["tables.rows"], tensors["tables.weight"], tensors["tables.accumulator"])
-        self.standardizer.moments_3N = tensors["standardizer"].clone()
+        embedding, linear = _named(tensors, "embedding."), _named(tensors, "linear.")
+        self.tables.restore(embedding["rows"], embedding["weight"], embedding["squares"])
+        self.linear.restore(linear["rows"], linear["evidence"], linear["learned"])
+        self.linear.log_s_GK, self.linear.squares_GK = linear["log_s"].clone(), linear["squares"].clone()
+        self.linear.events = self.events = state.events
+        self.numerics.restore(_named(tensors, "numerics."))
+        self.mixture.restore({name: tensor.numpy() for name, tensor in _named(tensors, "mixture.").items()})
         self.kept = _named(tensors, "kept.")
         network = self.dense.network
 
         def branch(name: str, network: Network, steps: float) -> Branch:
-            weights, first, second = (_named(tensors, f"{name}.{part}.") for part in ("weight", "first", "second"))
-            return Branch(network, weights, self.config.network_rate).restore(first, second, steps)
+            weights, first, second = (_named(tensors, f"{name}.{part}.") for part in _PARTS)
+            return Branch(network, weights).restore(first, second, steps)
 
         self.dense = branch("dense", network, state.dense_steps)
         if state.sparse:
@@ -301,8 +392,10 @@ class Learner:
         if state.pruning:
             self.prune()
             self.masks.restore(_named(tensors, "masks."), state.mask_steps)
-        self.dense_live, self.events = state.dense_live, state.events
-        self.learned_multiply_adds = state.learned_multiply_adds
+        self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
+
+    def _assemble(self, features: Features) -> Inputs:
+        return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())
 
     def _live(self) -> Iterator[Branch]:
         if self.dense_live:
@@ -318,9 +411,9 @@ class Learner:
         narrowed = network.narrowed({name: len(index) for name, index in kept.items()})
         return narrowed, compact(self.dense.weights(), network.groups, kept)
 
-    @staticmethod
-    def _parts(branch: Branch) -> tuple[dict[str, torch.Tensor], ...]:
-        return branch.weights(), branch.moments("exp_avg"), branch.moments("exp_avg_sq")
+
+def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
+    return torch.cat([linear_BK, deep_B[:, None]], 1).numpy()
 
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -1,10 +1,12 @@
-"""The click-through network: wide and deep, DLRM-style interaction (Naumov et al., arXiv:1906.00091; Cheng et al.,
-arXiv:1606.07792).
+"""The deep expert: a network with DLRM's interaction (Naumov et al., arXiv:1906.00091); the part that is pruned and
+regrown.
 
-In: the rows of the embedding tables and prepared numerics. Out: logits. The network is a shape and pure functions
-over a mapping of named parameters, so the dense, the pruned and the served network are one code at different widths.
+In: embeddings, prepared numerics, and what each slot of the linear expert says. Out: a correction of the linear
+expert's logit (the deep side of wide and deep, Cheng et al., arXiv:1606.07792). The network is a shape and pure
+functions over a mapping of named parameters, so the dense, the pruned and the served one are one code at different
+widths.
 
-Shapes: B events, F fields, D embedding width, K = 1 + D, M prepared numerics, V vectors in the interaction, H hidden
+Shapes: B events, F fields, D embedding width, M prepared numerics, S slots, V vectors in the interaction, H hidden
 units.
 """
 
@@ -27,6 +29,8 @@ class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     fields: int
     numerics: int
     """Prepared numerics M, missing-value indicators included."""
+    slots: int
+    """Slots S of the linear expert."""
     embedding_dim: int
     bottom: tuple[int, ...]
     """Hidden widths of the MLP that makes one more D-vector of the numerics."""
@@ -44,10 +48,8 @@ class Network:
         pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
         self._pairs = torch.triu_indices(vectors, vectors, offset=1)
         bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.numerics else ()
-        top = (vectors * shape.embedding_dim + pairs, *shape.top, 1)
-        self.shapes: dict[str, tuple[int, ...]] = {"bias": (1,)}
-        if shape.numerics:
-            self.shapes["wide"] = (1, shape.numerics)
+        top = (vectors * shape.embedding_dim + pairs + shape.numerics + shape.slots, *shape.top, 1)
+        self.shapes: dict[str, tuple[int, ...]] = {}
         for name, widths in (("bottom", bottom), ("top", top)):
             for i in range(len(widths) - 1):
                 self.shapes[f"{name}.{i}.weight"] = (widths[i + 1], widths[i])
@@ -70,36 +72,40 @@ class Network:
         return Network(msgspec.structs.replace(self.shape, bottom=bottom, top=top))
 
     def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Fresh parameters: He initialisation for matrices, small random biases.
-
-        Embeddings start at zero, so without biases every hidden unit would be silent, and no gradient would ever wake
-        it.
-        """
+        """Fresh parameters: He initialisation, small random biases, zeros where the logit comes out."""
+        last = f"top.{len(self.shape.top)}"
         parameters = {}
         for name, shape in self.shapes.items():
             parameters[name] = torch.zeros(shape)
+            if name.startswith(last):
+                continue
             if name.endswith("weight"):
                 parameters[name].normal_(0, math.sqrt(2 / shape[1]), generator=generator)
-            elif name.endswith("bias") and name != "bias":
+            else:
+                # Embeddings start at zero: without biases hidden units would be silent, and no gradient wake them.
                 bound = 1 / math.sqrt(self.shapes[name.replace("bias", "weight")][1])
                 parameters[name].uniform_(-bound, bound, generator=generator)
         return parameters
 
-    def logits(
-        self, parameters: Parameters, rows_BFK: torch.Tensor, numerics_BM: torch.Tensor, masks: Parameters | None = None
+    def correction(
+        self,
+        parameters: Parameters,
+        vectors_BFD: torch.Tensor,
+        numerics_BM: torch.Tensor,
+        slots_BS: torch.Tensor,
+        masks: Parameters | None = None,
     ) -> torch.Tensor:
-        """(B,) logits. `masks`: by group, (B, H) factors on the activations of its units."""
-        vectors_BVD = rows_BFK[:, :, 1:]
-        logits_B = rows_BFK[:, :, 0].sum(1) + parameters["bias"]
+        """(B,): what is to be added to the linear logit. `masks`: by group, (B, H) factors on its units'
+        activations."""
+        vectors_BVD = vectors_BFD
         if self.shape.numerics:
-            logits_B = logits_B + fn.linear(numerics_BM, parameters["wide"]).squeeze(1)
             dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
-            vectors_BVD = torch.cat([vectors_BVD, dense_BD.unsqueeze(1)], 1)
-        inputs = vectors_BVD.flatten(1)
+            vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
+        inputs = [vectors_BVD.flatten(1), numerics_BM, slots_BS]
         if self.shape.interaction == "dot":
             dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-            inputs = torch.cat([inputs, dots_BVV[:, self._pairs[0], self._pairs[1]]], 1)
-        return logits_B + self._mlp("top", len(self.shape.top), parameters, inputs, masks).squeeze(1)
+            inputs.append(dots_BVV[:, self._pairs[0], self._pairs[1]])
+        return self._mlp("top", len(self.shape.top), parameters, torch.cat(inputs, 1), masks).squeeze(1)
 
     def _mlp(
         self, name: str, hidden: int, parameters: Parameters, x: torch.Tensor, masks: Parameters | None

@@ -131,7 +131,7 @@ def demonstrate(
         last = _last_events(stream, schema)
         scored = (
             f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
-            f"trainer's by at most {_difference(scorer, trainer, last):.0e}"
+            f"trainer's by at most {_difference(scorer, pipeline, last):.0e}"
         )
         return data, Measured(elapsed_s, store.head().bytes, (("scorer", scored),))
 
@@ -164,7 +164,8 @@ def _last_events(stream: DemoStream, schema: Schema) -> EventBatch:
     return last
 
 
-def _difference(scorer: Scorer, trainer: Trainer, events: EventBatch) -> float:
+def _difference(scorer: Scorer, pipeline: Pipeline, events: EventBatch) -> float:
     """Greatest difference between the scorer's probabilities and those of the trainer's leading branch."""
-    logits = trainer.learner.predict(trainer.learner.encoder.encode(events))
+    learner = pipeline.trainer.learner
+    logits = learner.predict(learner.encoder.encode(events), pipeline.publication.mixture.weights)
     return float(np.abs(scorer.score_batch(events) - torch.from_numpy(logits).sigmoid().numpy()).max())

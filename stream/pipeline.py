@@ -105,6 +105,7 @@ class Pipeline:
             return
         version = self.version + 1
         header, data = self.trainer.checkpoint(
+            self.publication,
             version=version,
             parent=self.version,
             offsets={str(partition): offset for partition, offset in self._positions.offsets.items()},

@@ -14,7 +14,7 @@ import torch
 
 from model.checkpoint import Header, pack
 from model.evaluation import WindowedEvaluation
-from model.features import EventBatch, Schema
+from model.features import EventBatch, Features, Schema
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
 from pruning.policy import Move, Phase, Policy, PolicyState, PruningConfig
@@ -58,40 +58,56 @@ class Step(NamedTuple):
 
 
 class Publication:
-    """Follows one series of publications as a scorer would: holds what was published last, and scores events with
-    it."""
+    """Follows one series of publications as a scorer would: holds what was published last, and scores events with it.
+
+    What the served experts predicted teaches their mixture, which the next publication carries: so it knows the delay.
+    """
 
     def __init__(self, learner: Learner, every_events: int, window_events: int):
         self.every_events = every_events
         self.evaluation = WindowedEvaluation(window_events)
+        self.mixture = learner.config.mixture()
         self.count = 0
         self._learner = learner
-        self._changes = learner.tables.follow()
+        self._changes = learner.follow()
         config = learner.config
         self._served = ServedModel(
-            learner.schema, table_rows=config.table_rows, hash_seed=config.hash_seed, embedding_dim=config.embedding_dim
+            learner.schema,
+            learner.encoder,
+            embedding_dim=config.embedding_dim,
+            scales=len(config.half_lives_events),
         )
+        self._scored: list[tuple[np.ndarray, np.ndarray]] = []
         self._at_event = 0
         self._multiply_adds_sum = 0.0
 
-    def score(self, features, labels_B: np.ndarray) -> None:
+    def score(self, features: Features, labels_B: np.ndarray) -> None:
         """Predict a batch with what is published, and count the outcome. Before the first publication: an even
         chance."""
-        logits_B = self._served.logits(features) if self.count else np.zeros(len(labels_B), np.float32)
+        logits_B, multiply_adds = np.zeros(len(labels_B), np.float32), self._learner.dense_cost
+        if self.count:
+            experts_BE = self._served.experts(features)
+            logits_B, multiply_adds = self._served.logits(experts_BE), self._multiply_adds
+            self._scored.append((experts_BE, labels_B))
         self.evaluation.update(logits_B, labels_B)
-        self._multiply_adds_sum += len(labels_B) * (self._multiply_adds if self.count else self._learner.dense_cost)
+        self._multiply_adds_sum += len(labels_B) * multiply_adds
 
     def due(self, step: Step) -> bool:
         """Whether it is time to publish: the interval has passed, or a newly pruned network has just been cut."""
         return step.move is Move.CUT or self._learner.events - self._at_event >= self.every_events
 
+    def learn_mixture(self) -> None:
+        """Let the mixture learn from what has been scored since it last did: right before a publication."""
+        if self._scored:
+            experts, labels = zip(*self._scored, strict=True)
+            self.mixture.update(np.concatenate(experts), np.concatenate(labels))
+            self._scored = []
+
     def refresh(self) -> None:
-        """Take over what the learner would publish now."""
-        if self.count:
-            self._served.apply(self._learner.export(self._changes.take()))
-        else:
-            self._changes.take()
-            self._served.apply(self._learner.export())
+        """Take over what the learner publishes now."""
+        self.learn_mixture()
+        changes = self._changes.take()
+        self._served.apply(self._learner.export(self.mixture.weights, changes if self.count else None))
         self._multiply_adds = self._learner.multiply_adds
         self._at_event = self._learner.events
         self.count += 1
@@ -152,15 +168,18 @@ class Trainer:
         return Step(len(batch), losses_B, drifts, move, self.policy.phase, time.perf_counter() - started_s)
 
     def checkpoint(
-        self, *, version: int, parent: int, offsets: dict[str, int], created_s: float
+        self, publication: Publication, *, version: int, parent: int, offsets: dict[str, int], created_s: float
     ) -> tuple[Header, bytes]:
-        """What to publish now: a full sparse checkpoint."""
-        learner, export = self.learner, self.learner.export()
+        """What to publish now: a full sparse checkpoint, mixed as `publication` has learned to."""
+        publication.learn_mixture()
+        learner, export = self.learner, self.learner.export(publication.mixture.weights)
         header = Header(
             version=version,
             parent=parent,
             schema=learner.schema,
             table_rows=learner.config.table_rows,
+            pair_rows=learner.encoder.pair_rows,
+            half_lives_events=learner.config.half_lives_events,
             hash_seed=learner.config.hash_seed,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,

@@ -26,11 +26,13 @@ class Publisher:
         learner = self.learner
         batch = click_events(64, seed=version)
         learner.learn(learner.encoder.encode(batch), batch.labels_B)
-        export = learner.export()
+        export = learner.export(learner.mixture.weights)
         header = Header(
             version=version,
             schema=SCHEMA,
             table_rows=SMALL.table_rows,
+            pair_rows=learner.encoder.pair_rows,
+            half_lives_events=SMALL.half_lives_events,
             hash_seed=SMALL.hash_seed,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,

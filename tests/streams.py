@@ -2,13 +2,14 @@
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from model.features import EventBatch, Schema
 from model.learner import LearnerConfig
 
 SCHEMA = Schema(categorical=("user", "item", "noise"), numeric=("age", "price"))
 SMALL = LearnerConfig(
-    table_rows=512, top=(32, 16), bottom=(8,), embedding_dim=4, network_rate=0.01, embedding_rate=0.1, first_order_rate=0.1
+    table_rows=512, pair_rows=4096, top=(32, 16), bottom=(8,), embedding_dim=4, network_rate=0.01, embedding_rate=0.1
 )
 
 
@@ -29,3 +30,13 @@ def click_events(count: int, *, seed: int = 0, flipped: bool = False, missing: f
     return EventBatch(
         labels.astype(np.float32), times_s, tuple(c.cast(pa.string()) for c in columns), numerics.astype(np.float32)
     )
+
+
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not the same bit for bit in both; NaN is NaN."""
+    assert first.keys() == second.keys()
+    return [
+        name
+        for name in first
+        if not np.array_equal(first[name].numpy(), second[name].numpy(), equal_nan=first[name].is_floating_point())
+    ]

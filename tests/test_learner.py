@@ -1,19 +1,20 @@
 """The learner: it learns, it prunes and regrows without losing anything, and a served copy predicts what it does."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from stream.drift import DetectorConfig, DriftConfig
+from streams import SCHEMA, SMALL, click_events, differing
 
 from model.checkpoint import CheckpointError, pack, read_header, unpack
 from model.evaluation import Evaluation
-from model.features import Features, Schema, rows_to_batch
+from model.features import EventBatch, Features, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnError
-from model.numerics import Standardizer, standardize
+from model.numerics import KNOTS, Numerics, prepare
 from model.served import ServedModel
 from pruning.policy import PruningConfig
+from stream.drift import DetectorConfig, DriftConfig
 from stream.trainer import Trainer, TrainingConfig
-from streams import SCHEMA, SMALL, click_events
 
 
 def learn_all(learner: Learner, batch, batch_events: int = 64, target_ratio: float = 1.0) -> Evaluation:
@@ -68,8 +69,7 @@ def test_the_same_seed_and_events_give_the_same_model_bit_for_bit():
         trainer = small_trainer()
         run(trainer, click_events(3000))
         states.append(trainer.state()[1])
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert differing(*states) == []
 
 
 def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_survivors():
@@ -126,8 +126,7 @@ def test_a_restored_trainer_continues_bit_for_bit_from_every_phase():
         run(second, events.slice(at, 4096))
         expected, actual = whole.state(), second.state()
         assert expected[0] == actual[0]
-        assert expected[1].keys() == actual[1].keys()
-        assert all(torch.equal(expected[1][name], actual[1][name]) for name in expected[1])
+        assert differing(expected[1], actual[1]) == []
 
 
 def test_a_served_checkpoint_predicts_what_the_trainer_does():
@@ -137,10 +136,11 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
         step = trainer.step(click_events(4096).slice(start, start + 64))
         if publication.due(step):
             publication.refresh()
-    header, data = trainer.checkpoint(version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
+    header, data = trainer.checkpoint(publication, version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
     served = ServedModel.from_checkpoint(*unpack(data))
     batch = click_events(500, seed=9)
-    logits = torch.from_numpy(trainer.learner.predict(trainer.learner.encoder.encode(batch)))
+    features = trainer.learner.encoder.encode(batch)
+    logits = torch.from_numpy(trainer.learner.predict(features, publication.mixture.weights))
     np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=1e-6)
     publication.refresh()
     np.testing.assert_allclose(publication._served.predict(batch), served.predict(batch), atol=1e-7)
@@ -150,7 +150,7 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
 def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
-    _, data = trainer.checkpoint(version=1, parent=0, offsets={}, created_s=1.0)
+    _, data = trainer.checkpoint(trainer.follow(640), version=1, parent=0, offsets={}, created_s=1.0)
     for at in [*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1]:
         damaged = bytearray(data)
         damaged[at] ^= 1
@@ -164,8 +164,11 @@ def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
 def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
-    header, tensors = unpack(trainer.checkpoint(version=1, parent=0, offsets={}, created_s=1.0)[1])
-    for name, tensor in (("network.top.0.weight", torch.zeros(3, 3)), ("rows", tensors["rows"] + 10**6)):
+    publication = trainer.follow(640)
+    header, tensors = unpack(trainer.checkpoint(publication, version=1, parent=0, offsets={}, created_s=1.0)[1])
+    wrong = {"network.top.0.weight": torch.zeros(3, 3), "mixture": torch.zeros(1)}
+    wrong |= {"linear.rows": tensors["linear.rows"] + 10**7, "embedding.rows": tensors["embedding.rows"].float()}
+    for name, tensor in wrong.items():
         with pytest.raises(CheckpointError):
             ServedModel.from_checkpoint(*unpack(pack(header, tensors | {name: tensor})))
 
@@ -178,15 +181,14 @@ def test_a_loss_that_is_not_finite_stops_the_learner_before_anything_changes():
     labels[3] = np.nan
     with pytest.raises(LearnError, match="not finite"):
         learner.learn(learner.encoder.encode(batch), labels)
-    after = learner.state()[1]
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert differing(before, learner.state()[1]) == []
 
 
 def test_missing_and_unseen_values_give_finite_predictions():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(1000))
     features = learner.encoder.encode(click_events(10, seed=5))
-    unseen = Features(features.rows_BF * 0, torch.full_like(features.numerics_BN, float("nan")), features.times_s_B)
+    unseen = Features(features.rows_BF * 0, features.pairs_BP, torch.full_like(features.numerics_BN, float("nan")))
     assert np.isfinite(learner.predict(unseen)).all()
 
 
@@ -201,18 +203,31 @@ def test_a_model_setting_out_of_range_is_refused_by_name(field, value):
 def test_standardised_numerics_have_unit_scale_whatever_the_batches_and_never_look_ahead():
     values = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 1000.0]) + 50
     values[::7, 1] = float("nan")
-    whole, cut = Standardizer(2, 1e9), Standardizer(2, 1e9)
-    assert not whole.prepare(values)[:, :2].any()
+    whole, cut = Numerics(2, 1e9), Numerics(2, 1e9)
+    before = prepare(values, whole.scale())
+    assert not before.scores_BM[:, :2].any() and not before.code_BN.any()
     whole.update(values)
     for part in values.split(33):
         cut.update(part)
-    torch.testing.assert_close(whole.scale(), cut.scale(), rtol=1e-4, atol=1e-4)
-    prepared = standardize(values, whole.scale())
-    assert (prepared[::7, 3] == 1).all() and (prepared[::7, 1] == 0).all()
-    assert prepared[:, 0].sinh().std() == pytest.approx(1, abs=0.01)
-    constant = Standardizer(1, 1e9)
-    constant.update(torch.full((50, 1), 7.0))
-    assert constant.prepare(torch.tensor([[7.0], [8.0]]))[:, 0].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(whole.scale().moments_2N, cut.scale().moments_2N, rtol=1e-4, atol=1e-4)
+    prepared = prepare(values, whole.scale())
+    assert (prepared.scores_BM[::7, 3] == 1).all() and (prepared.scores_BM[::7, 1] == 0).all()
+    assert prepared.scores_BM[:, 0].sinh().std() == pytest.approx(1, abs=0.01)
+    constant = Numerics(1, 1e9)
+    constant.update(torch.full((300, 1), 7.0))
+    assert prepare(torch.tensor([[7.0], [8.0]]), constant.scale()).scores_BM[:, 0].tolist() == [0.0, 0.0]
+
+
+def test_a_piecewise_linear_code_says_where_a_value_lies_between_quantiles_of_the_past():
+    numerics = Numerics(1, 1e9)
+    numerics.update(torch.arange(0, 1601.0)[:, None])
+    low, high, missing = torch.tensor([[-5.0]]), torch.tensor([[1e9]]), torch.tensor([[float("nan")]])
+    prepared = prepare(torch.cat([torch.tensor([[150.0]]), low, high, missing]), numerics.scale())
+    assert prepared.code_BN.squeeze(1).tolist() == [2, 1, KNOTS - 1, 0]
+    assert prepared.above_BN.squeeze(1).tolist() == pytest.approx([0.5, 0, 1, 0])
+    constant = Numerics(1, 1e9)
+    constant.update(torch.full((300, 1), 7.0))
+    assert prepare(torch.tensor([[7.0], [9.0]]), constant.scale()).above_BN.tolist() == [[0.0], [0.0]]
 
 
 def test_at_the_default_budget_the_default_network_keeps_a_tenth_of_its_multiply_adds_and_every_layer():
@@ -229,3 +244,19 @@ def test_at_the_default_budget_the_default_network_keeps_a_tenth_of_its_multiply
     assert 0.09 * learner.dense_cost < learner.multiply_adds <= 0.1 * learner.dense_cost
     assert all(len(index) >= learner.config.auxiliary.min_units for index in learner.kept.values())
     assert sum(p.numel() for p in learner.sparse.parameters.values() if p.dim() == 2) <= learner.multiply_adds
+
+
+def test_values_never_seen_before_are_predicted_no_worse_than_by_not_knowing_them():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(6000))
+    new = click_events(4000, seed=1)
+    unknown = pa.array([f"new{i}" for i in range(4000)], pa.string())
+    surprising = EventBatch(new.labels_B, new.times_s_B, (new.categorical[0], unknown, unknown), new.numerics_BN)
+    without = pa.nulls(4000, pa.string())
+    missing = EventBatch(new.labels_B, new.times_s_B, (new.categorical[0], without, without), new.numerics_BN)
+    losses = []
+    for batch in (surprising, missing):
+        evaluation = Evaluation()
+        evaluation.update(learner.predict(learner.encoder.encode(batch)), batch.labels_B)
+        losses.append(evaluation.normalized_entropy)
+    assert losses[0] <= losses[1] * 1.01

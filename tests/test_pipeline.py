@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from streams import SCHEMA, SMALL, click_events
+from streams import SCHEMA, SMALL, click_events, differing
 
 from model.features import EventBatch
 from pruning.policy import PruningConfig
@@ -31,7 +31,9 @@ DRIFT = DriftConfig(detectors=(DetectorConfig(parameters={"delta": 1e-3}),), qui
 
 
 def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
-    training = TrainingConfig(batch_events=64, window_events=512, publish_every_events=256, max_batch_age_s=max_batch_age_s)
+    training = TrainingConfig(
+        batch_events=64, window_events=512, publish_every_events=256, max_batch_age_s=max_batch_age_s
+    )
     return Trainer(SCHEMA, SMALL, PRUNING, DRIFT, training)
 
 
@@ -44,9 +46,7 @@ def uninterrupted(events: EventBatch) -> dict[str, torch.Tensor]:
 
 
 def assert_same(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
-    mine = trainer.state()[1]
-    assert mine.keys() == tensors.keys()
-    assert [name for name in mine if not torch.equal(mine[name], tensors[name])] == []
+    assert differing(trainer.state()[1], tensors) == []
 
 
 def json_messages(events: EventBatch) -> list[bytes]:
@@ -111,7 +111,11 @@ def test_what_comes_through_kafka_is_learned_as_if_it_had_been_handed_over(setti
 def test_json_and_arrow_messages_mixed_are_learned_in_their_order(setting):
     events = click_events(2000)
     table = batch_to_table(events, SCHEMA)
-    values = json_messages(events.slice(0, 700)) + encode_arrow(table.slice(700, 1000), 333) + json_messages(events.slice(1700, 2000))
+    values = (
+        json_messages(events.slice(0, 700))
+        + encode_arrow(table.slice(700, 1000), 333)
+        + json_messages(events.slice(1700, 2000))
+    )
     produce(setting[0], values)
     with Running(*setting) as running:
         running.pipeline.run(never, limit_events=2000)
@@ -144,7 +148,9 @@ def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setti
         assert third.pipeline.version > second.pipeline.version
 
 
-def test_events_of_several_partitions_are_each_learned_once_across_restarts(kafka_config, redis_url, key_prefix, tmp_path):
+def test_events_of_several_partitions_are_each_learned_once_across_restarts(
+    kafka_config, redis_url, key_prefix, tmp_path
+):
     kafka = kafka_config()
     ensure_topic(kafka, kafka.topic, partitions=3)
     ensure_topic(kafka, kafka.dead_letters)
@@ -226,7 +232,8 @@ def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_ver
         def publish_and_compare(header, data):
             published = publish(header, data)
             assert scorer.wait(header.version, 30)
-            logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored)))
+            weights = running.pipeline.publication.mixture.weights
+            logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
             checked.append(float(np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max()))
             return published
 
@@ -249,7 +256,11 @@ def test_a_published_network_is_as_small_as_it_says(setting):
         header, tensors = unpack(running.store.fetch())
     matrices = {name: tensor for name, tensor in tensors.items() if name.startswith("network.") and tensor.dim() == 2}
     assert header.phase == "sparse"
-    assert sum(tensor.numel() for tensor in matrices.values()) <= header.multiply_adds <= PRUNING.budget * header.dense_multiply_adds
+    assert (
+        sum(tensor.numel() for tensor in matrices.values())
+        <= header.multiply_adds
+        <= PRUNING.budget * header.dense_multiply_adds
+    )
 
 
 def test_while_redis_is_away_learning_goes_on_and_the_next_version_is_published_later(setting):

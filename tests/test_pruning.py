@@ -10,10 +10,16 @@ from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
 from pruning.compaction import compact, expand
 from pruning.policy import Move, Phase, Policy, PruningConfig
 
-NETWORK = Network(NetworkShape(fields=3, numerics=4, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot"))
+NETWORK = Network(
+    NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot")
+)
 PARAMETERS = NETWORK.initial(torch.Generator().manual_seed(0))
-ROWS = torch.randn(20, 3, 5, generator=torch.Generator().manual_seed(1))
-NUMERICS = torch.randn(20, 4, generator=torch.Generator().manual_seed(2))
+for name in ("top.2.weight", "top.2.bias"):  # zero at first, which would hide everything before it
+    PARAMETERS[name].normal_(0, 1, generator=torch.Generator().manual_seed(9))
+INPUTS = [
+    torch.randn(20, *shape, generator=torch.Generator().manual_seed(seed))
+    for seed, shape in enumerate([(3, 4), (4,), (5,)])
+]
 
 
 @st.composite
@@ -29,11 +35,11 @@ def kept_units(draw):
 @settings(deadline=None, max_examples=50)
 def test_a_compact_network_predicts_what_the_masked_one_does(kept):
     masks = {g.name: torch.zeros(20, g.size).index_fill(1, kept[g.name], 1.0) for g in NETWORK.groups}
-    masked = NETWORK.logits(PARAMETERS, ROWS, NUMERICS, masks)
+    masked = NETWORK.correction(PARAMETERS, *INPUTS, masks)
     narrow = NETWORK.narrowed({name: len(index) for name, index in kept.items()})
     compacted = compact(PARAMETERS, NETWORK.groups, kept)
     assert {name: tuple(t.shape) for name, t in compacted.items()} == narrow.shapes
-    torch.testing.assert_close(narrow.logits(compacted, ROWS, NUMERICS), masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(narrow.correction(compacted, *INPUTS), masked, atol=1e-5, rtol=1e-5)
 
 
 @given(kept_units())
@@ -63,7 +69,9 @@ def test_the_cost_of_survivors_is_the_cost_of_the_network_cut_from_them(kept):
 @given(st.floats(0.05, 1.0), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=30)
 def test_masks_meet_the_target_as_closely_as_whole_units_allow_and_no_layer_dies(target, seed):
-    wide = Network(NetworkShape(fields=3, numerics=4, embedding_dim=4, bottom=(32,), top=(128, 64), interaction="dot"))
+    wide = Network(
+        NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(32,), top=(128, 64), interaction="dot")
+    )
     auxiliary = AuxiliaryMasks(wide.groups, wide.cost, AuxiliaryConfig(min_units=1))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(3):

@@ -124,7 +124,7 @@ def damaged(data: bytes) -> bytes:
 
 def not_finite(data: bytes) -> bytes:
     header, tensors = unpack(data)
-    return pack(header, tensors | {"network.bias": torch.tensor([math.nan])})
+    return pack(header, tensors | {"mixture": tensors["mixture"] * math.nan})
 
 
 def of_another_type(data: bytes) -> bytes:
@@ -134,7 +134,7 @@ def of_another_type(data: bytes) -> bytes:
 
 def without_a_tensor(data: bytes) -> bytes:
     header, tensors = unpack(data)
-    return pack(header, {name: tensor for name, tensor in tensors.items() if name != "scale"})
+    return pack(header, {name: tensor for name, tensor in tensors.items() if name != "mixture"})
 
 
 def of_another_version(data: bytes) -> bytes:
@@ -150,8 +150,8 @@ def of_another_version(data: bytes) -> bytes:
         (lambda data: b"", "too short"),
         (lambda data: b"PK" + data[2:], "not one"),
         (not_finite, "not finite"),
-        (of_another_type, "nothing can be predicted"),
-        (without_a_tensor, "tensor scale"),
+        (of_another_type, "must be rows of a table"),
+        (without_a_tensor, "tensor mixture"),
         (of_another_version, "its header says version 77"),
     ],
 )

@@ -1,0 +1,173 @@
+"""The frame that every benchmark stands in: what it prints, and how to measure on a machine that others use, too.
+
+In: a function that measures, and answers with rows and claims. Out: one JSON object, or the same as tables to read. A
+claim that does not hold is printed as such; it is a finding and no failure, so the exit code is 0.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Spread(NamedTuple):
+    """What several measurements of one thing came to."""
+
+    median: float
+    low: float
+    """The smallest."""
+    high: float
+    """The largest."""
+
+
+class Pair(NamedTuple):
+    """Two ways to do one thing, measured in turns."""
+
+    ratio: Spread
+    """Seconds of the first over seconds of the second, within a round: above 1, the second is faster."""
+    first_s: Spread
+    second_s: Spread
+
+
+class Findings(NamedTuple):
+    """What a benchmark found."""
+
+    rows: list[dict[str, Any]]
+    """All with the same keys."""
+    claims: list[dict[str, Any]]
+    """As `at_least` and `at_most` make them."""
+    setting: dict[str, Any]
+    """What the rows depend on: sizes, rounds, servers."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, smallest and largest."""
+    return Spread(median(values), min(values), max(values))
+
+
+def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Pair:
+    """Time both in each of `rounds` rounds, after one round to warm up, the first one first in every other round.
+
+    What else the machine does then falls on both alike, and the median ratio says more than two separate medians.
+    """
+    first_s, second_s = [], []
+    for place in range(rounds + 1):
+        turns = [(first, first_s), (second, second_s)]
+        for run, taken_s in turns if place % 2 else reversed(turns):
+            started_s = time.perf_counter()
+            run()
+            taken_s.append(time.perf_counter() - started_s)
+    first_s, second_s = first_s[1:], second_s[1:]
+    ratio = spread([a / b for a, b in zip(first_s, second_s, strict=True)])
+    return Pair(ratio, spread(first_s), spread(second_s))
+
+
+def at_least(claim: str, value: float, bound: float) -> dict[str, Any]:
+    """The claim that `value` is at least `bound`."""
+    return {"claim": claim, "value": value, "bound": bound, "holds": value >= bound}
+
+
+def at_most(claim: str, value: float, bound: float) -> dict[str, Any]:
+    """The claim that `value` is at most `bound`."""
+    return {"claim": claim, "value": value, "bound": bound, "holds": value <= bound}
+
+
+def main(name: str, measure: Callable[[bool], Findings], arguments: Sequence[str] | None = None) -> None:
+    """The program `python -m benchmarks.NAME`. `measure(quick)` does the work."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=sys.modules[measure.__module__].__doc__
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer events and rounds: shows that it runs, not how fast"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    given = parser.parse_args(arguments)
+    flags = " ".join(f"--{flag}" for flag in ("quick", "json") if getattr(given, flag))
+    head = {
+        "name": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
+        "command": f"python -m benchmarks.{name} {flags}".rstrip(),
+    }
+    found = measure(given.quick)
+    result = head | {"setting": found.setting, "rows": found.rows, "claims": found.claims}
+    print(json.dumps(_plain(result)) if given.json else text(result))
+
+
+def commit() -> str:
+    """What is checked out, with a plus sign if files differ from it; "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine() -> str:
+    """The machine in general terms, and how busy it was when we came."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    software = f"Python {platform.python_version()}, torch {version('torch')}"
+    return f"{cores} cores, {platform.machine()}, {memory_gb:.0f} GB, load {os.getloadavg()[0]:.1f}, {software}"
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """A result for a person: Markdown that can stand in a README as it is."""
+    setting = ", ".join(f"{name} {_cell(value)}" for name, value in result["setting"].items())
+    lines = [
+        f"{result['name']}, {result['date']}, commit {result['commit']}",
+        result["machine"],
+        result["command"],
+        setting,
+    ]
+    lines += ["", *table(result["rows"])]
+    for claim in result["claims"]:
+        verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
+        lines += ["", f"{verdict}: {claim['claim']} (value {_cell(claim['value'])}, bound {_cell(claim['bound'])})"]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows with the same keys as the lines of a Markdown table, numbers to the right."""
+    names = list(rows[0])
+    numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
+    cells = [[name.replace("_", " ") for name in names], *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
+
+    def line(words: Sequence[str]) -> str:
+        parts = (w.rjust(n) if right else w.ljust(n) for w, n, right in zip(words, widths, numeric, strict=True))
+        return f"| {' | '.join(parts)} |"
+
+    rule = ["-" * (n - 1) + ":" if right else "-" * n for n, right in zip(widths, numeric, strict=True)]
+    return [line(cells[0]), line(rule), *map(line, cells[1:])]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with null in the place of what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,242 @@
+"""Where the time of an event goes, from a recorded stream to a published checkpoint: each stage of the demo's path.
+
+Every round takes fresh events through all stages, one after the other, with a dense learner and with a pruned one; then
+the real loop learns the same events from the same topic. A stage's share is its part of the sum over all stages of the
+path in that phase, encoding and producing (which `niwaki replay` does in a process of its own) included.
+
+Kafka is an Apache Kafka where KAFKA_HOME names one and there is a Java, else the embedded broker; Redis is the
+`redis-server` on the PATH, else the embedded one.
+"""
+
+import os
+import runpy
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import pyarrow as pa
+import torch
+
+from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
+from model.features import EventBatch
+from model.learner import LearnerConfig
+from pruning.policy import Phase, PruningConfig
+from serving.store import CheckpointStore, StoreConfig
+from stream.backtest import rebatch
+from stream.broker import EventSource
+from stream.connection import KafkaConfig, Record, ensure_topic
+from stream.drift import DriftConfig, DriftMonitor
+from stream.events import EventDecoder, encode_json, table_to_batch
+from stream.local import embedded_kafka, embedded_redis
+from stream.pipeline import Pipeline
+from stream.sink import DeadLetters, EventSink
+from stream.snapshot import SnapshotConfig
+from stream.synthetic import SCHEMA, SyntheticConfig, generate
+from stream.telemetry import Telemetry
+from stream.trainer import Step, Trainer, TrainingConfig
+
+Seconds = dict[str, float]
+"""By stage."""
+
+BEFORE = ("encode JSON", "produce to Kafka")
+"""What a replay does, in a process of its own."""
+INTAKE = ("poll", "decode")
+STEP = ("hash", "predict served", "learn", "score", "detect", "publish")
+PHASES = ("dense", "sparse")
+
+
+def measure(quick: bool) -> Findings:
+    """Warm both learners up, then measure round by round."""
+    warmup_events, events, rounds = (2_048, 2_048, 2) if quick else (40_960, 10_240, 7)
+    training = TrainingConfig()
+    torch.set_num_threads(training.threads)
+    tables = generate(SyntheticConfig(events=warmup_events + rounds * events, drifts=()), chunk_events=1_024)
+    warmup = [next(tables) for _ in range(warmup_events // 1_024)]
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        kafka, servers = stack.enter_context(_kafka())
+        redis, url = stack.enter_context(_redis())
+        config = KafkaConfig(bootstrap_servers=servers, group_id="")
+        ensure_topic(config, config.topic)
+        ensure_topic(config, config.dead_letters)
+        sink = stack.enter_context(EventSink(config))
+        source = stack.enter_context(EventSource(config))
+        store = stack.enter_context(CheckpointStore(StoreConfig(url=url, name="stages")))
+        loops = {phase: Loop(_trained(phase, training, warmup), config, url, stack) for phase in PHASES}
+        for _ in range(rounds):
+            table = pa.concat_tables(next(tables) for _ in range(events // 1_024))
+            intake, batch = _intake_seconds(table, sink, source)
+            for stage, taken_s in intake.items():
+                seconds[stage, ""].append(taken_s)
+            for phase, loop in loops.items():
+                for stage, taken_s in _step_seconds(loop.pipeline, batch, store).items():
+                    seconds[stage, phase].append(taken_s)
+                seconds["the loop", phase].append(loop.seconds(events))
+    setting = {"events_a_round": events, "rounds": rounds, "batch_events": training.batch_events}
+    setting |= {"publish_every_events": training.publish_every_events, "kafka": kafka, "redis": redis}
+    return Findings(*_reckon(seconds, events), setting)
+
+
+def _trained(phase: str, training: TrainingConfig, warmup: Sequence[pa.Table]) -> Trainer:
+    """A trainer that has learned `warmup` and stays in `phase`."""
+    policy = "dense" if phase == "dense" else "static"
+    half = sum(map(len, warmup)) // 2
+    pruning = PruningConfig(policy=policy, warmup_events=half - training.batch_events, pruning_events=half)
+    trainer = Trainer(SCHEMA, LearnerConfig(), pruning, DriftConfig(), training)
+    for batch in rebatch((table_to_batch(table, SCHEMA)[0] for table in warmup), training.batch_events):
+        trainer.step(batch)
+    assert trainer.policy.phase == Phase(phase)
+    return trainer
+
+
+class Loop:
+    """The real loop, run for some events at a time."""
+
+    def __init__(self, trainer: Trainer, config: KafkaConfig, redis_url: str, stack: ExitStack):
+        self._last_step_s = 0.0
+        name = f"loop-{trainer.policy.phase}"
+        self.pipeline = Pipeline(
+            source=stack.enter_context(EventSource(config)),
+            decoder=EventDecoder(SCHEMA, max_event_bytes=config.max_event_bytes),
+            dead_letters=stack.enter_context(DeadLetters(config)),
+            trainer=trainer,
+            store=stack.enter_context(CheckpointStore(StoreConfig(url=redis_url, name=name))),
+            telemetry=Telemetry(),
+            snapshot=SnapshotConfig(directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))),
+            on_step=self._look_at_the_clock,
+        )
+        self.pipeline.publication.refresh()
+
+    def seconds(self, events: int) -> float:
+        """From the first poll to the end of the last batch."""
+        started_s = time.perf_counter()
+        self.pipeline.run(stop=lambda: False, limit_events=self.pipeline.trainer.events + events)
+        return self._last_step_s - started_s
+
+    def _look_at_the_clock(self, _: Step) -> None:
+        self._last_step_s = time.perf_counter()
+
+
+def _intake_seconds(table: pa.Table, sink: EventSink, source: EventSource) -> tuple[Seconds, EventBatch]:
+    """Encode, produce, poll and decode all events; also what was decoded."""
+    decoder = EventDecoder(SCHEMA, max_event_bytes=source.config.max_event_bytes)
+    times, watch = {}, Stopwatch()
+    values = encode_json(table)
+    times["encode JSON"] = watch.lap()
+    for value in values:
+        sink.send(value)
+    sink.flush()
+    times["produce to Kafka"] = watch.lap()
+    polls: list[list[Record]] = []
+    while sum(map(len, polls)) < len(values):
+        polls.append(source.poll(0.1))
+    times["poll"] = watch.lap()
+    batches = [decoder.decode([record.value for record in records])[0] for records in polls if records]
+    times["decode"] = watch.lap()
+    return times, EventBatch.concat(batches)
+
+
+def _step_seconds(pipeline: Pipeline, events: EventBatch, store: CheckpointStore) -> Seconds:
+    """What `Trainer.step` and a publication do, stage by stage."""
+    times, watch = dict.fromkeys(STEP, 0.0), Stopwatch()
+    trainer, publication = pipeline.trainer, pipeline.publication
+    learner = trainer.learner
+    monitor = DriftMonitor(msgspec.structs.replace(trainer.monitor.config, quiet_events=0))
+    head = store.head()
+    version, published_at = head.version if head else 0, trainer.events
+    for batch in rebatch([events], trainer.config.batch_events):
+        watch.lap()
+        features = learner.encoder.encode(batch)
+        times["hash"] += watch.lap()
+        publication.score(features, batch.labels_B)
+        times["predict served"] += watch.lap()
+        logits_B = learner.learn(features, batch.labels_B)
+        times["learn"] += watch.lap()
+        losses_B = trainer.prequential.update(logits_B, batch.labels_B)
+        times["score"] += watch.lap()
+        monitor.update({"log_loss": losses_B}, trainer.events - len(batch), batch.times_s_B)
+        times["detect"] += watch.lap()
+        if trainer.events - published_at >= publication.every_events:
+            version, published_at = version + 1, trainer.events
+            about = {"version": version, "parent": version - 1, "offsets": {}, "created_s": time.time()}
+            store.publish(*trainer.checkpoint(publication, **about))
+            publication.refresh()
+            times["publish"] += watch.lap()
+    return times
+
+
+def _reckon(seconds: dict[tuple[str, str], list[float]], events: int) -> tuple[list[dict], list[dict]]:
+    """Rows and claims from the seconds of each stage in each round."""
+    us = {key: [1e6 * taken_s / events for taken_s in taken] for key, taken in seconds.items()}
+    paths = {phase: [key for key in us if key[1] in ("", phase) and key[0] != "the loop"] for phase in PHASES}
+    sums = {phase: sum(median(us[key]) for key in path) for phase, path in paths.items()}
+    rows = []
+    order = (*BEFORE, *INTAKE, *STEP, "the loop")
+    for key in sorted(us, key=lambda key: (order.index(key[0]), key[1])):
+        stage, phase = key
+        middle, low, high = spread(us[key])
+        shares = {f"share_{name}": middle / sums[name] if key in path else None for name, path in paths.items()}
+        measures = {"us_per_event": middle, "low": low, "high": high, "events_per_s": 1e6 / middle}
+        rows.append({"stage": stage, "phase": phase} | measures | shares)
+    learn, loops = ({phase: us[stage, phase] for phase in PHASES} for stage in ("learn", "the loop"))
+    inside = [key for key in paths["sparse"] if key[0] not in BEFORE]
+    rounds = [sum(us[key][place] for key in inside) for place in range(len(learn["sparse"]))]
+
+    def share(stages: tuple[str, ...]) -> float:
+        return sum(median(us[key]) for key in inside if key[0] in stages) / median(rounds)
+
+    def ratio(first: list[float], second: list[float]) -> float:
+        return median(a / b for a, b in zip(first, second, strict=True))
+
+    return rows, [
+        at_least("a dense network takes this many times as long to learn as a sparse one", ratio(*learn.values()), 1.5),
+        at_most("share of poll and decode in what a trainer does, sparse phase", share(INTAKE), 0.25),
+        at_most("share of drift detection in what a trainer does, sparse phase", share(("detect",)), 0.1),
+        at_least("share of the loop that the stages account for, sparse phase", ratio(rounds, loops["sparse"]), 0.8),
+    ]
+
+
+class Stopwatch:
+    """Seconds from lap to lap."""
+
+    def __init__(self) -> None:
+        self._before_s = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the lap before."""
+        before_s, self._before_s = self._before_s, time.perf_counter()
+        return self._before_s - before_s
+
+
+@contextmanager
+def _kafka() -> Iterator[tuple[str, str]]:
+    """What it is, and its bootstrap servers."""
+    home = os.environ.get("KAFKA_HOME")
+    if not home or not shutil.which("java"):
+        with embedded_kafka() as servers:
+            yield "embedded broker", servers
+        return
+    apache_kafka = runpy.run_path(str(ROOT / "tests" / "conftest.py"))["apache_kafka"]  # as the tests start it
+    with (
+        tempfile.TemporaryDirectory(prefix="niwaki-") as directory,
+        apache_kafka(Path(home).resolve(), Path(directory)) as servers,
+    ):
+        yield "Apache Kafka", servers
+
+
+@contextmanager
+def _redis() -> Iterator[tuple[str, str]]:
+    """What it is, and its URL."""
+    executable = shutil.which("redis-server")
+    with embedded_redis(executable) as url:
+        yield "redis-server" if executable else "embedded", url
+
+
+if __name__ == "__main__":
+    main("pipeline", measure)

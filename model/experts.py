@@ -1,0 +1,97 @@
+"""Slots and experts: the part of the forward pass that a learner and a scorer share.
+
+In: `Features`, and the parameters of the moment. Out: the logits of all experts: the linear one at each of its time
+scales, and the deep one, which corrects the first. What a learner computes here and what a scorer does is one code.
+
+Shapes: B events, S slots, K time scales, E = K + 1 experts; see `model.linear` and `model.network` for the others.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from model.features import Encoder, Features, Schema
+from model.linear import contributions
+from model.network import Network, Parameters
+from model.numerics import CODES, Prepared, Scale, prepare
+
+_VARIANCES = {"field": 0.1, "pair": 0.01, "score": 0.03, "code": 0.03, "constant": 0.3}
+"""Prior variances to begin with, by kind of slot; they are learned from there."""
+
+
+class Slots:
+    """Where each field, pair, numeric and the constant has its rows in the linear expert's table.
+
+    Rows: of fields, of pairs, of missing-value marks and scores (2N), of codes (N x CODES), the constant.
+    """
+
+    def __init__(self, schema: Schema, encoder: Encoder):
+        fields, pairs, numerics = len(schema.fields), len(encoder.pairs), len(schema.numeric)
+        self._first_pair = fields * encoder.rows
+        self._first_score = self._first_pair + encoder.pair_rows
+        self._first_code = self._first_score + 2 * numerics
+        self.rows = self._first_code + numerics * CODES + 1
+        self._scores = self._first_score + torch.arange(2 * numerics)
+        self._codes = self._first_code + torch.arange(numerics) * CODES
+        kinds = ["field"] * fields + ["pair"] * pairs + ["score"] * 2 * numerics + ["code"] * numerics + ["constant"]
+        self.variance_G = [_VARIANCES[kind] for kind in kinds]
+        first_code = fields + pairs + 2 * numerics
+        codes = list(range(first_code, first_code + numerics))
+        self.group_S = [*range(first_code), *codes, *codes, first_code + numerics]
+        """A group for each field, pair and numeric; the codes below and above a value share theirs."""
+
+    def __len__(self) -> int:
+        return len(self.group_S)
+
+    def locate(self, features: Features, prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows int64 and values float32 of each event's slots, both (B, S)."""
+        events = len(features.rows_BF)
+        below_BN = prepared.code_BN + self._codes
+        rows = [
+            features.rows_BF,
+            features.pairs_BP + self._first_pair,
+            self._scores.expand(events, -1),
+            below_BN,
+            below_BN + 1,
+            torch.full((events, 1), self.rows - 1),
+        ]
+        ones = torch.ones(events, features.rows_BF.shape[1] + features.pairs_BP.shape[1])
+        values = [ones, prepared.scores_BM, 1 - prepared.above_BN, prepared.above_BN, torch.ones(events, 1)]
+        return torch.cat(rows, 1), torch.cat(values, 1)
+
+
+class Inputs(NamedTuple):
+    """What the experts read of B events."""
+
+    rows_BF: torch.Tensor
+    numerics_BM: torch.Tensor
+    slot_rows_BS: torch.Tensor
+    slot_values_BS: torch.Tensor
+    contributions_BSK: torch.Tensor
+
+    @property
+    def linear_BK(self) -> torch.Tensor:
+        """(B, K): logits of the linear expert at each time scale."""
+        return self.contributions_BSK.sum(1)
+
+
+def assemble(
+    slots: Slots, features: Features, scale: Scale, evidence_R2K: torch.Tensor, prior_SK: torch.Tensor
+) -> Inputs:
+    """Everything but the embeddings. `prior_SK`: 1 / prior variance of each slot."""
+    prepared = prepare(features.numerics_BN, scale)
+    rows_BS, values_BS = slots.locate(features, prepared)
+    contributions_BSK = contributions(evidence_R2K, prior_SK, rows_BS, values_BS)
+    return Inputs(features.rows_BF, prepared.scores_BM, rows_BS, values_BS, contributions_BSK)
+
+
+def deep_logits(
+    network: Network,
+    parameters: Parameters,
+    inputs: Inputs,
+    vectors_BFD: torch.Tensor,
+    masks: Parameters | None = None,
+) -> torch.Tensor:
+    """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not differentiated."""
+    said_BS = inputs.contributions_BSK[:, :, 0]
+    return said_BS.sum(1) + network.correction(parameters, vectors_BFD, inputs.numerics_BM, said_BS, masks)

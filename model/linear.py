@@ -1,0 +1,121 @@
+"""The wide expert: Bayesian logistic regression over sparse slots, with shrinkage learned from the stream.
+
+In: for each event S slots, each a row and a value: fields, pairs of fields, numerics, a constant. Out: what each slot
+adds to the logit. Every weight is Gaussian, in natural parameters: precision q and precision times mean b beyond a
+prior N(0, s) that all slots of a group share, so the mean is b / (1/s + q). An id seen seldom stays near 0, and a
+group that teaches nothing is shrunk away. K copies forget at different rates.
+
+Assumed-density filtering as in Graepel et al. (AdPredictor, ICML 2010) and Chapelle & Li (NeurIPS 2011, algorithm 3),
+with two changes: a step takes a whole batch at once, damped so that correlated slots cannot overshoot; and s follows
+the gradient of the loss of predict-then-learn, a streaming form of empirical Bayes. Old evidence fades by the power
+prior (Ibrahim & Chen, 2000) with a half-life in events, when a row is next learned.
+
+Shapes: B events, S slots, K time scales, G groups, U different rows, R rows.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+_LOG_S_RATE = 0.1
+_LOG_S_RANGE = (-12.0, math.log(2.0))
+_FIRST_EVENTS = 2_000
+"""Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
+
+
+class BayesianLinear:
+    """Natural parameters of R rows at K time scales, and the prior variances of the groups of slots."""
+
+    def __init__(self, rows: int, group_S: Sequence[int], variance_G: Sequence[float], half_lives: Sequence[float]):
+        """`group_S`: the group of each slot. `variance_G`: prior variance to begin with, > 0. `half_lives`: events, >
+        0."""
+        scales = len(half_lives)
+        self.group_S = torch.tensor(group_S)
+        self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
+        self.squares_GK = torch.zeros_like(self.log_s_GK)
+        self.evidence_R2K = lazy_zeros(rows, 2, scales)
+        """b, then q."""
+        self.learned_R = lazy_zeros(rows, dtype=np.int64)
+        """Events that had been learned when a row was last learned, that batch included; 0: never."""
+        self._rates_K = 1 / torch.tensor(half_lives)
+        self.events = 0
+
+    def learn(self, rows_BS: torch.Tensor, values_BS: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """One step on a batch; returns the ids of the rows that were learned, sorted, (U,)."""
+        events, slots = rows_BS.shape
+        rows_U, place_BS = torch.unique(rows_BS, return_inverse=True)
+        self._fade(rows_U)
+        self.events += events
+        x_BS1 = values_BS[:, :, None]
+        prior_SK = self.prior_SK()
+        evidence_BS2K = self.evidence_R2K[rows_BS]
+        variance_BSK = 1 / (prior_SK + evidence_BS2K[:, :, 1])
+        mean_BSK = evidence_BS2K[:, :, 0] * variance_BSK
+        prediction_BK = (mean_BSK * x_BS1).sum(1).sigmoid()
+        error_BK = prediction_BK - labels_B[:, None]
+        curvature_BK = prediction_BK * (1 - prediction_BK)
+        spread_BK = (variance_BSK * x_BS1.square()).sum(1)
+        shrinkage_SK = (error_BK[:, None] * mean_BSK * x_BS1 * prior_SK * variance_BSK).sum(0)
+
+        # By row: gradient, how much all slots of its events move together, and its own precision gained.
+        gained = torch.stack(
+            [
+                error_BK[:, None] * x_BS1,
+                (curvature_BK * spread_BK)[:, None] * x_BS1.abs(),
+                curvature_BK[:, None] * x_BS1.square(),
+            ],
+            2,
+        )
+        scales = len(self._rates_K)
+        sums_U3K = torch.zeros(len(rows_U), 3, scales).index_add_(0, place_BS.view(-1), gained.view(-1, 3, scales))
+        gradient_UK, together_UK, precision_UK = sums_U3K.unbind(1)
+        slot_U = torch.empty(len(rows_U), dtype=torch.int64)
+        slot_U[place_BS.view(-1)] = torch.arange(slots).expand(events, slots).reshape(-1)
+        prior_UK = prior_SK[slot_U]
+        b_UK, q_UK = self.evidence_R2K[rows_U].unbind(1)
+        variance_UK = 1 / (prior_UK + q_UK)
+        mean_UK = b_UK * variance_UK - variance_UK * gradient_UK / (1 + together_UK)
+        q_UK = q_UK + precision_UK / (1 + (together_UK - variance_UK * precision_UK).clamp(min=0))
+        self.evidence_R2K[rows_U] = torch.stack([mean_UK * (prior_UK + q_UK), q_UK], 1)
+        self.learned_R[rows_U] = self.events
+        if self.events > _FIRST_EVENTS:
+            self._shrink(torch.zeros_like(self.log_s_GK).index_add_(0, self.group_S, shrinkage_SK))
+        return rows_U
+
+    def restore(self, rows_U: torch.Tensor, evidence_U2K: torch.Tensor, learned_U: torch.Tensor) -> None:
+        """Set the rows of a snapshot."""
+        self.evidence_R2K[rows_U], self.learned_R[rows_U] = evidence_U2K, learned_U
+
+    def prior_SK(self) -> torch.Tensor:
+        """(S, K): 1 / prior variance of each slot."""
+        return (-self.log_s_GK).exp()[self.group_S]
+
+    def touched(self) -> torch.Tensor:
+        """Sorted ids of every row that has ever been learned; the others are zero."""
+        return self.learned_R.nonzero().squeeze(1)
+
+    def _fade(self, rows_U: torch.Tensor) -> None:
+        """Evidence since a row was last learned loses half its weight each half-life."""
+        idle_U = (self.events - self.learned_R[rows_U]).float()
+        self.evidence_R2K[rows_U] *= torch.exp2(-idle_U[:, None] * self._rates_K)[:, None]
+
+    def _shrink(self, gradient_GK: torch.Tensor) -> None:
+        """One step of Adagrad on log s."""
+        self.squares_GK += gradient_GK.square()
+        step_GK = _LOG_S_RATE * gradient_GK / (self.squares_GK.sqrt() + 1e-3)
+        self.log_s_GK = (self.log_s_GK - step_GK).clamp(*_LOG_S_RANGE)
+
+
+def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
+    """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every page)."""
+    return torch.from_numpy(np.zeros(shape, dtype))
+
+
+def contributions(
+    evidence_R2K: torch.Tensor, prior_SK: torch.Tensor, rows_BS: torch.Tensor, values_BS: torch.Tensor
+) -> torch.Tensor:
+    """(B, S, K): what each slot adds to the logit. `prior_SK`: 1 / s of each slot's group."""
+    evidence_BS2K = evidence_R2K[rows_BS]
+    return evidence_BS2K[:, :, 0] / (prior_SK + evidence_BS2K[:, :, 1]) * values_BS[:, :, None]
