@@ -15,7 +15,7 @@ from model.linear import contributions
 from model.network import Network, Parameters
 from model.numerics import CODES, Prepared, Scale, prepare
 
-_VARIANCES = {"field": 0.1, "pair": 0.01, "score": 0.03, "code": 0.03, "constant": 0.3}
+_VARIANCES = {"field": 0.03, "pair": 0.003, "score": 0.01, "code": 0.01, "constant": 0.3}
 """Prior variances to begin with, by kind of slot; they are learned from there."""
 
 

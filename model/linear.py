@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_LOG_S_RATE = 0.1
+_LOG_S_RATE = 0.2
 _LOG_S_RANGE = (-12.0, math.log(2.0))
 _FIRST_EVENTS = 2_000
 """Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""

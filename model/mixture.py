@@ -8,8 +8,8 @@ logistic regression with Laplace's approximation whose evidence fades to the pri
 
 import numpy as np
 
-_HALF_LIFE_EVENTS = 20_000
-_PRIOR_PRECISION = 50.0
+_HALF_LIFE_EVENTS = 50_000
+_PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
 _LOGIT_RANGE = 12.0
 _LEAST_CURVATURE = 0.02

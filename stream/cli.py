@@ -10,22 +10,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from model.checkpoint import CheckpointError
 from model.features import FeatureError
 from model.learner import LearnError
 from pruning.policy import PolicyName
 from serving.errors import ServingError
+from stream.console import console, errors, log_to_stderr, print_backtest, print_checkpoint, print_rows, progress
 from stream.errors import ConfigError, NiwakiError
 
 app = typer.Typer(
@@ -36,7 +33,6 @@ app = typer.Typer(
     add_completion=False,
 )
 log = logging.getLogger("niwaki")
-_console, _errors = Console(), Console(stderr=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")]
 EventsOption = Annotated[int | None, typer.Option("--events", "-n", min=1, help="Read at most this many events.")]
@@ -48,7 +44,7 @@ def main() -> None:
     try:
         app()
     except (NiwakiError, ServingError, CheckpointError, FeatureError, LearnError, OSError) as error:
-        _errors.print(f"niwaki: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"niwaki: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -80,25 +76,25 @@ def demo(
 
     if recording and dataset:
         raise ConfigError("--dataset", "can't be given together with --recording", dataset)
-    _log_to_stderr()
+    log_to_stderr()
     out.mkdir(parents=True, exist_ok=True)
-    with _progress("preparing the stream") as advance:
+    with progress("preparing the stream") as advance:
         source = demo_recording(recording, dataset, out, events, seed, on_events=advance)
     settings = _with_schema(_load(config), source.path)
     if seed is not None:
         settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, seed=seed))
     torch.set_num_threads(settings.training.threads)
-    with _progress("learning", source.events) as advance:
+    with progress("learning", source.events) as advance:
         data, measured = demonstrate(
             source,
             settings,
             out=out,
-            on_ready=lambda url: _errors.print(f"metrics at {url}", highlight=False, soft_wrap=True),
+            on_ready=lambda url: errors.print(f"metrics at {url}", highlight=False, soft_wrap=True),
             on_events=advance,
         )
     report = write_report(out, data, measured)
-    _print_rows(summary_rows(data, measured), "niwaki demo")
-    _console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    print_rows(summary_rows(data, measured), "niwaki demo")
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -118,7 +114,7 @@ def train(config: ConfigOption = None) -> None:
 
     settings = _load(config)
     schema = settings.events_schema()
-    _log_to_stderr()
+    log_to_stderr()
     stop = _stop_on_signals()
     torch.set_num_threads(settings.training.threads)
     trainer = Trainer(schema, settings.model, settings.pruning, settings.drift, settings.training)
@@ -156,7 +152,7 @@ def serve(config: ConfigOption = None) -> None:
     from serving import server
 
     settings = _load(config)
-    _log_to_stderr()
+    log_to_stderr()
     server.run(settings.serve, settings.redis)
 
 
@@ -187,7 +183,7 @@ def replay(
     if wire not in ("json", "arrow"):
         raise ConfigError("--format", "must be json or arrow", wire)
     stop = _stop_on_signals()
-    with EventSink(_kafka(settings, topic, bootstrap)) as sink, _progress("replaying", events) as advance:
+    with EventSink(_kafka(settings, topic, bootstrap)) as sink, progress("replaying", events) as advance:
         play(
             file,
             sink,
@@ -219,9 +215,9 @@ def record(
 
     settings = _load(config)
     stop = _stop_on_signals()
-    with EventSource(_kafka(settings, topic, bootstrap)) as source, _progress("recording", events) as advance:
+    with EventSource(_kafka(settings, topic, bootstrap)) as source, progress("recording", events) as advance:
         kept = keep(source, out, settings.events_schema(), limit_events=events, stop=stop.is_set, on_events=advance)
-    _console.print(f"{kept:,} events in {out}", highlight=False, soft_wrap=True)
+    console.print(f"{kept:,} events in {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -247,9 +243,9 @@ def generate(
 
     drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
     settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)
-    with _progress("generating", events) as advance:
+    with progress("generating", events) as advance:
         write_stream(settings, out, on_events=advance)
-    _console.print(
+    console.print(
         f"{events:,} events in {out}, their true drifts in {drifts_path(out)}", highlight=False, soft_wrap=True
     )
 
@@ -295,7 +291,7 @@ def backtest(
         if one not in get_args(PolicyName):
             raise ConfigError("--policy", f"must be of {', '.join(get_args(PolicyName))}", one)
     torch.set_num_threads(settings.training.threads)
-    with _progress("backtest") as advance:
+    with progress("backtest") as advance:
         result = run(
             file,
             settings.events_schema(),
@@ -313,7 +309,7 @@ def backtest(
     if as_json:
         print(json.dumps(result))
     else:
-        _print_backtest(result)
+        print_backtest(result)
 
 
 @app.command()
@@ -339,23 +335,7 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(shown))
         return
-    evaluation = ", ".join(f"{name} {value:.4g}" for name, value in header.evaluation.items())
-    layers = ", ".join(f"{name} {ratio:.1%}" for name, ratio in header.sparsity_by_layer.items())
-    rows = [
-        ("version", f"{header.version}, after version {header.parent}"),
-        ("age", f"{shown['age_s']:,.1f} s"),
-        ("events learned", f"{header.events:,}"),
-        ("source offsets", ", ".join(f"{p}: {offset:,}" for p, offset in header.offsets.items())),
-        ("policy, phase", f"{header.policy}, {header.phase}"),
-        (
-            "multiply-adds",
-            f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}",
-        ),
-        ("sparsity by layer", layers),
-        ("bytes", f"{len(data):,}, dense {header.dense_bytes:,}"),
-        ("evaluation, last window", evaluation),
-    ]
-    _print_rows(rows, settings.redis.name)
+    print_checkpoint(settings.redis.name, header, len(data))
 
 
 @app.command()
@@ -426,49 +406,3 @@ def _stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     return stop
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-
-
-@contextmanager
-def _progress(task: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; yields what is called with the number of further events."""
-    columns = (SpinnerColumn(), TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors, transient=True, disable=not _errors.is_terminal) as progress:
-        bar = progress.add_task(task, total=total)
-        yield lambda events: progress.advance(bar, events)
-
-
-def _print_rows(rows: list[tuple[str, str]], title: str) -> None:
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for label, value in rows:
-        table.add_row(label, value)
-    _console.print(table)
-
-
-def _print_backtest(result: dict[str, Any]) -> None:
-    _console.print(f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}")
-    intervals = list(next(iter(result["policies"].values()))["served_ne"])
-    table = Table(title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left")
-    columns = ["policy", "predict then learn", *(f"served, every {int(each):,}" for each in intervals)]
-    columns += ["AUC", "calibration", "sparsity", "learning cost", "events/s", "drifts", "prunings"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for name, row in result["policies"].items():
-        table.add_row(
-            name,
-            f"{row['ne']:.4f}",
-            *(f"{row['served_ne'][each]:.4f}" for each in intervals),
-            f"{row['auc']:.4f}",
-            f"{row['calibration']:.3f}",
-            f"{row['sparsity_ratio']:.1%}",
-            f"{row['train_cost_ratio']:.1%}",
-            f"{row['events_per_s']:,.0f}",
-            str(len(row["drifts"])),
-            str(len(row["prunings"])),
-        )
-    _console.print(table)

@@ -22,7 +22,7 @@ HOMES = {
     "river": {"stream/drift.py"},
     "safetensors": {"model/checkpoint.py"},
     "typer": {"stream/cli.py"},
-    "rich": {"stream/cli.py"},
+    "rich": {"stream/console.py"},
     "matplotlib": {"stream/plots.py"},
     "starlette": {"serving/server.py"},
     "uvicorn": {"serving/server.py"},

@@ -1,0 +1,83 @@
+"""What the command line shows: results on stdout, progress and log lines on stderr."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model.checkpoint import Header
+
+console, errors = Console(), Console(stderr=True)
+
+
+def log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+
+
+@contextmanager
+def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere; yields what is called with the number of further events."""
+    columns = (SpinnerColumn(), TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
+        bar = bars.add_task(task, total=total)
+        yield lambda events: bars.advance(bar, events)
+
+
+def print_rows(rows: list[tuple[str, str]], title: str) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, value)
+    console.print(table)
+
+
+def print_backtest(result: dict[str, Any]) -> None:
+    console.print(f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}")
+    intervals = list(next(iter(result["policies"].values()))["served_ne"])
+    table = Table(title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left")
+    columns = ["policy", "predict then learn", *(f"served, every {int(each):,}" for each in intervals)]
+    columns += ["AUC", "calibration", "sparsity", "learning cost", "events/s", "drifts", "prunings"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for name, row in result["policies"].items():
+        table.add_row(
+            name,
+            f"{row['ne']:.4f}",
+            *(f"{row['served_ne'][each]:.4f}" for each in intervals),
+            f"{row['auc']:.4f}",
+            f"{row['calibration']:.3f}",
+            f"{row['sparsity_ratio']:.1%}",
+            f"{row['train_cost_ratio']:.1%}",
+            f"{row['events_per_s']:,.0f}",
+            str(len(row["drifts"])),
+            str(len(row["prunings"])),
+        )
+    console.print(table)
+
+
+def print_checkpoint(name: str, header: Header, size_bytes: int) -> None:
+    """What is published as `name`."""
+    evaluation = ", ".join(f"{measure} {value:.4g}" for measure, value in header.evaluation.items())
+    layers = ", ".join(f"{layer} {ratio:.1%}" for layer, ratio in header.sparsity_by_layer.items())
+    rows = [
+        ("version", f"{header.version}, after version {header.parent}"),
+        ("age", f"{time.time() - header.created_s:,.1f} s"),
+        ("events learned", f"{header.events:,}"),
+        ("source offsets", ", ".join(f"{p}: {offset:,}" for p, offset in header.offsets.items())),
+        ("policy, phase", f"{header.policy}, {header.phase}"),
+        (
+            "multiply-adds",
+            f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}",
+        ),
+        ("sparsity by layer", layers),
+        ("bytes", f"{size_bytes:,}, dense {header.dense_bytes:,}"),
+        ("evaluation, last window", evaluation),
+    ]
+    print_rows(rows, name)
