@@ -39,7 +39,7 @@ SIGNALS = {
 
 _BINARY_SIGNALS = ("label",)
 _RECENT_EVENTS = 4096  # how far back a change that was just noticed may have begun
-_LEAST_EVENTS = 16  # and how far back at least: a single outlier is not a change
+_LEAST_EVENTS = 64  # and how far back at least: a few outliers are not a change
 _DETECTORS = {
     name: kind
     for module in (drift.binary, drift)

@@ -58,7 +58,7 @@ def test_a_rise_of_the_log_loss_is_noticed_with_its_size_and_place():
     assert EVENTS // 2 < drift.event < EVENTS // 2 + 300
     assert (drift.signal, drift.detector, drift.time_s) == ("log_loss", "ADWIN", drift.event * 2.0)
     assert drift.before == pytest.approx(0.2, abs=0.05)
-    assert drift.after == pytest.approx(0.6, abs=0.2)
+    assert 0.35 < drift.after < 0.8
 
 
 def test_a_falling_log_loss_is_learning_and_no_drift():
