@@ -53,7 +53,7 @@ PHASES = ("dense", "sparse")
 
 def measure(quick: bool) -> Findings:
     """Warm both learners up, then measure round by round."""
-    warmup_events, events, rounds = (2_048, 2_048, 2) if quick else (40_960, 10_240, 7)
+    warmup_events, events, rounds = (1_024, 1_024, 2) if quick else (40_960, 10_240, 7)
     training = TrainingConfig()
     torch.set_num_threads(training.threads)
     tables = generate(SyntheticConfig(events=warmup_events + rounds * events, drifts=()), chunk_events=1_024)

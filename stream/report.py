@@ -5,6 +5,7 @@ In: a trainer, one series of its publications, its history, and the true drifts 
 (`Measured`) is on the page only, and is called so there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from model.evaluation import Evaluation
+from model.network import Network
 from pruning.policy import Phase
 from stream.history import History
 from stream.page import page
@@ -39,9 +41,9 @@ def report_data(
 ) -> dict[str, Any]:
     """Everything in a report that depends on seed and events alone, as JSON has it: not a number is None."""
     learner = trainer.learner
-    exported = learner.export().tensors
-    network = sum(tensor.numel() for name, tensor in exported.items() if name.startswith("network."))
-    dense_network = sum(tensor.numel() for tensor in learner.dense.parameters.values())
+    dense, sparsity = learner.dense.network, learner.sparsity_by_layer()
+    published = dense.narrowed({group.name: round(group.size * (1 - sparsity[group.name])) for group in dense.groups})
+    network_bytes, dense_network_bytes = (_bytes(network) for network in (published, dense))
     data = {
         "title": title,
         "events": trainer.events,
@@ -53,12 +55,12 @@ def report_data(
         "publications": publication.count,
         "publish_every_events": publication.every_events,
         "served_sparsity_ratio": publication.sparsity_ratio,
-        "sparsity_by_layer": learner.sparsity_by_layer(),
+        "sparsity_by_layer": sparsity,
         "multiply_adds": learner.multiply_adds,
         "dense_multiply_adds": learner.dense_cost,
-        "network_bytes": 4 * network,
-        "dense_network_bytes": 4 * dense_network,
-        "table_bytes": learner.dense_bytes - 4 * dense_network,
+        "network_bytes": network_bytes,
+        "dense_network_bytes": dense_network_bytes,
+        "table_bytes": learner.dense_bytes - dense_network_bytes,
         "windows": history.windows,
         "phases": history.phases,
         "drifts": history.drifts,
@@ -91,8 +93,8 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ("network", f"{size(data['network_bytes'])}, dense {size(data['dense_network_bytes'])}"),
     ]
     if measured.checkpoint_bytes:
-        dense = data["dense_network_bytes"] + data["table_bytes"]
-        rows.append(("checkpoint, with embeddings", f"{size(measured.checkpoint_bytes)}, dense {size(dense)}"))
+        dense = measured.checkpoint_bytes - data["network_bytes"] + data["dense_network_bytes"]
+        rows.append(("checkpoint, with its tables", f"{size(measured.checkpoint_bytes)}, dense {size(dense)}"))
     return rows + list(measured.more)
 
 
@@ -115,6 +117,10 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
     return f"{count} bytes"
+
+
+def _bytes(network: Network) -> int:
+    return 4 * sum(math.prod(shape) for shape in network.shapes.values())
 
 
 def _measures(evaluation: Evaluation) -> dict[str, Any]:

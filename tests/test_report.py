@@ -123,6 +123,12 @@ def test_a_newly_pruned_network_follows_the_drift_in_data_and_page(run):
     assert run.data["network_bytes"] < run.data["dense_network_bytes"]
 
 
+def test_a_checkpoint_is_compared_with_a_dense_one_of_the_same_tables(run):
+    dense_bytes = MEASURED.checkpoint_bytes - run.data["network_bytes"] + run.data["dense_network_bytes"]
+    rows = dict(summary_rows(run.data, MEASURED))
+    assert rows["checkpoint, with its tables"] == f"{size(MEASURED.checkpoint_bytes)}, dense {size(dense_bytes)}"
+
+
 def test_what_a_clock_measured_is_on_the_page_and_called_so_and_not_in_the_data(run):
     assert ("events/s, measured", "1,558 (7.7 s)") in summary_rows(run.data, MEASURED)
     assert "events/s, measured" in run.page and "1,558 (7.7 s)" in run.page
