@@ -1,7 +1,7 @@
 import pytest
 
 from model.features import EventBatch, Schema
-from stream.broker import Record
+from stream.broker import EventSink, EventSource, Record, ensure_topic
 from stream.errors import ConfigError
 from stream.events import EventDecoder, encode_arrow, encode_json
 from stream.recording import batch_to_table, read_recording, write_recording
@@ -176,6 +176,18 @@ def test_what_is_recorded_is_what_a_trainer_would_have_learned(tmp_path, suffix,
     batch, rejects = zip(*read_recording(path, SCHEMA), strict=True)
     assert rows(EventBatch.concat(batch)) == rows(BATCH)
     assert not any(rejects)
+
+
+@pytest.mark.parametrize("wire", ["json", "arrow"])
+def test_a_recording_comes_back_from_kafka_as_it_was(recording, tmp_path, kafka_config, wire):
+    config = kafka_config()
+    ensure_topic(config, config.topic)
+    with EventSink(config) as sink:
+        replay(recording, sink, SCHEMA, wire=wire)
+    with EventSource(config) as source:
+        assert record(source, tmp_path / "back.parquet", SCHEMA) == 1000
+    (chunk,) = read_recording(tmp_path / "back.parquet", SCHEMA)
+    assert rows(chunk[0]) == rows(BATCH)
 
 
 def test_what_cannot_be_decoded_is_left_out_of_a_recording_and_told(tmp_path, caplog):
