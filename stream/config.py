@@ -22,7 +22,7 @@ from model.learner import LearnerConfig
 from pruning.policy import PruningConfig
 from serving.server import ServeConfig
 from serving.store import StoreConfig
-from stream.broker import KafkaConfig
+from stream.connection import KafkaConfig
 from stream.drift import DriftConfig
 from stream.errors import ConfigError
 from stream.snapshot import SnapshotConfig

@@ -220,9 +220,13 @@ def prometheus(telemetry, tmp_path) -> Iterator[str]:
     arguments += ["--web.listen-address=127.0.0.1:0", "--log.format=json"]
     process = subprocess.Popen([command("prometheus"), *arguments], stderr=subprocess.PIPE, text=True)
     try:
-        lines = (json.loads(line) for line in process.stderr)
-        address = next(line["address"] for line in lines if line.get("msg") == "Listening on")
-        assert any("ready to receive" in line.get("msg", "") for line in lines)
+        address, ready = None, False
+        for line in map(json.loads, process.stderr):  # the two come in either order
+            address = line["address"] if line.get("msg") == "Listening on" else address
+            ready = ready or "ready to receive" in line.get("msg", "")
+            if address and ready:
+                break
+        assert address and ready
         threading.Thread(target=process.stderr.read, daemon=True).start()  # so that it never blocks on a full pipe
         yield f"http://{address}"
     finally:
