@@ -89,7 +89,6 @@ def demo(
             source,
             settings,
             out=out,
-            on_ready=lambda url: errors.print(f"metrics at {url}", highlight=False, soft_wrap=True),
             on_events=advance,
         )
     report = write_report(out, data, measured)
@@ -105,42 +104,15 @@ def train(config: ConfigOption = None) -> None:
     """
     import torch
 
-    from serving.store import CheckpointStore
-    from stream.broker import DeadLetters, EventSource, ensure_topic
-    from stream.events import EventDecoder
-    from stream.pipeline import Pipeline
-    from stream.telemetry import Telemetry
-    from stream.trainer import Trainer
+    from stream.pipeline import open_pipeline
 
     settings = _load(config)
-    schema = settings.events_schema()
     log_to_stderr()
     stop = _stop_on_signals()
     torch.set_num_threads(settings.training.threads)
-    trainer = Trainer(schema, settings.model, settings.pruning, settings.drift, settings.training)
-    telemetry = Telemetry([(one.detector, one.signal) for one in settings.drift.detectors])
-    ensure_topic(settings.kafka, settings.kafka.dead_letters)
-    port = telemetry.start(settings.telemetry)
-    log.info("metrics at http://%s:%d/metrics", settings.telemetry.host, port)
-    try:
-        with (
-            EventSource(settings.kafka) as source,
-            DeadLetters(settings.kafka) as dead_letters,
-            CheckpointStore(settings.redis) as store,
-        ):
-            pipeline = Pipeline(
-                source=source,
-                decoder=EventDecoder(schema, max_event_bytes=settings.kafka.max_event_bytes),
-                dead_letters=dead_letters,
-                trainer=trainer,
-                store=store,
-                telemetry=telemetry,
-                snapshot=settings.snapshot,
-            )
-            pipeline.resume()
-            pipeline.run(stop.is_set)
-    finally:
-        telemetry.stop()
+    with open_pipeline(settings) as pipeline:
+        pipeline.resume()
+        pipeline.run(stop.is_set)
 
 
 @app.command()

@@ -20,23 +20,19 @@ import torch
 
 from model.features import EventBatch, Schema
 from serving.scorer import Scorer
-from serving.store import CheckpointStore, StoreConfig
-from stream.broker import EventSource
+from serving.store import StoreConfig
 from stream.config import Config
 from stream.connection import KafkaConfig, ensure_topic
 from stream.datasets import dataset_path
 from stream.errors import NiwakiError
-from stream.events import EventDecoder
 from stream.history import History
 from stream.local import embedded_kafka, embedded_redis
-from stream.pipeline import Pipeline
+from stream.pipeline import Pipeline, open_pipeline
 from stream.recording import propose_schema, read_recording
 from stream.report import Measured, report_data
-from stream.sink import DeadLetters
 from stream.snapshot import SnapshotConfig
 from stream.synthetic import SyntheticConfig, read_drift_points, write_stream
-from stream.telemetry import Telemetry
-from stream.trainer import Step, Trainer
+from stream.trainer import Step
 
 _NEVER_S = 1e9
 _SCORED_EVENTS = 1_000
@@ -76,48 +72,34 @@ def demo_recording(
 
 
 def demonstrate(
-    stream: DemoStream,
-    config: Config,
-    *,
-    out: Path,
-    on_ready: Callable[[str], Any] = lambda metrics_url: None,
-    on_events: Callable[[int], Any] = lambda events: None,
+    stream: DemoStream, config: Config, *, out: Path, on_events: Callable[[int], Any] = lambda events: None
 ) -> tuple[dict[str, Any], Measured]:
-    """Run the path over `stream`; a config and snapshots go to `out`. Returns the report's data and what was measured.
+    """Run the path over `stream`, snapshots in `out`; returns the report's data and what was measured.
 
-    `on_ready` is told where `/metrics` is, `on_events` of each batch how many events it had.
+    `on_events` is told of each batch how many events it had.
     """
     schema = config.events_schema()
     snapshot = SnapshotConfig(directory=str(out / "snapshot"))
     shutil.rmtree(snapshot.directory, ignore_errors=True)  # of a demo before this one
-    training = msgspec.structs.replace(config.training, max_batch_age_s=_NEVER_S)
     with ExitStack() as stack:
         kafka = KafkaConfig(bootstrap_servers=stack.enter_context(embedded_kafka()), group_id="")
-        store = stack.enter_context(CheckpointStore(StoreConfig(url=stack.enter_context(embedded_redis()))))
+        config = msgspec.structs.replace(
+            config,
+            kafka=kafka,
+            redis=StoreConfig(url=stack.enter_context(embedded_redis())),
+            training=msgspec.structs.replace(config.training, max_batch_age_s=_NEVER_S),
+            telemetry=msgspec.structs.replace(config.telemetry, port=0),
+            snapshot=snapshot,
+        )
         ensure_topic(kafka, kafka.topic)
-        ensure_topic(kafka, kafka.dead_letters)
-        telemetry = Telemetry([(one.detector, one.signal) for one in config.drift.detectors])
-        port = telemetry.start(msgspec.structs.replace(config.telemetry, port=0))
-        stack.callback(telemetry.stop)
-        on_ready(f"http://{config.telemetry.host}:{port}/metrics")
-        trainer = Trainer(schema, config.model, config.pruning, config.drift, training)
 
         def observe(step: Step) -> None:
             history.record(step)
             on_events(step.events)
 
-        pipeline = Pipeline(
-            source=stack.enter_context(EventSource(kafka)),
-            decoder=EventDecoder(schema, max_event_bytes=kafka.max_event_bytes),
-            dead_letters=stack.enter_context(DeadLetters(kafka)),
-            trainer=trainer,
-            store=store,
-            telemetry=telemetry,
-            snapshot=snapshot,
-            on_step=observe,
-        )
-        history = History(trainer, pipeline.publication)
-        scorer = stack.enter_context(Scorer.from_redis(store.config.url, store.config.name))
+        pipeline = stack.enter_context(open_pipeline(config, observe))
+        history = History(pipeline.trainer, pipeline.publication)
+        scorer = stack.enter_context(Scorer.from_redis(config.redis.url, config.redis.name))
         replay = stack.enter_context(_replaying(stream, schema, kafka, out))
         pipeline.resume()
         started_s = time.perf_counter()
@@ -127,13 +109,14 @@ def demonstrate(
             raise NiwakiError(f"niwaki replay ended with exit code {replay.returncode}")
         if not scorer.wait(pipeline.version, _SWAP_S):
             raise NiwakiError(f"the scorer did not take over version {pipeline.version} within {_SWAP_S:.0f} s")
-        data = report_data(f"niwaki on {stream.title}", trainer, pipeline.publication, history, stream.drifts)
+        title = f"niwaki on {stream.title}"
+        data = report_data(title, pipeline.trainer, pipeline.publication, history, stream.drifts)
         last = _last_events(stream, schema)
         scored = (
             f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
             f"trainer's by at most {_difference(scorer, pipeline, last):.0e}"
         )
-        return data, Measured(elapsed_s, store.head().bytes, (("scorer", scored),))
+        return data, Measured(elapsed_s, pipeline.store.head().bytes, (("scorer", scored),))
 
 
 @contextmanager

@@ -11,12 +11,15 @@ restart seeks to them. To save:
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pruning.policy import Move
 from serving.errors import StoreUnavailable
 from serving.store import CheckpointStore
 from stream.broker import DeadLetters, EventSource
+from stream.config import Config
+from stream.connection import ensure_topic
 from stream.errors import BrokerError
 from stream.events import EventDecoder
 from stream.intake import Intake, Received
@@ -171,3 +174,31 @@ class Pipeline:
         if time.monotonic() >= self._lag_after_s:
             self.telemetry.lag(self.source.lag())
             self._lag_after_s = time.monotonic() + _LAG_EVERY_S
+
+
+@contextmanager
+def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step: None) -> Iterator[Pipeline]:
+    """A trainer on the servers that `config` names, with its metrics and its dead-letter topic; all closed at the end."""
+    schema = config.events_schema()
+    trainer = Trainer(schema, config.model, config.pruning, config.drift, config.training)
+    telemetry = Telemetry(config.drift.names())
+    ensure_topic(config.kafka, config.kafka.dead_letters)
+    log.info("metrics at http://%s:%d/metrics", config.telemetry.host, telemetry.start(config.telemetry))
+    try:
+        with (
+            EventSource(config.kafka) as source,
+            DeadLetters(config.kafka) as dead_letters,
+            CheckpointStore(config.redis) as store,
+        ):
+            yield Pipeline(
+                source=source,
+                decoder=EventDecoder(schema, max_event_bytes=config.kafka.max_event_bytes),
+                dead_letters=dead_letters,
+                trainer=trainer,
+                store=store,
+                telemetry=telemetry,
+                snapshot=config.snapshot,
+                on_step=on_step,
+            )
+    finally:
+        telemetry.stop()
