@@ -178,7 +178,7 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step: None) -> Iterator[Pipeline]:
-    """A trainer on the servers that `config` names, with its metrics and its dead-letter topic; all closed at the end."""
+    """A trainer on the servers of `config`, with its metrics and its dead-letter topic; all is closed at the end."""
     schema = config.events_schema()
     trainer = Trainer(schema, config.model, config.pruning, config.drift, config.training)
     telemetry = Telemetry(config.drift.names())
