@@ -63,6 +63,8 @@ class Pipeline:
         self.publication = trainer.follow(training.publish_every_events)
         self.version = 0
         """The last version published."""
+        self._base = 0
+        """The last version published in full."""
         self._positions = Positions()
         self._saved_s = time.monotonic()
         self._lag_after_s = self._publish_after_s = 0.0
@@ -102,30 +104,33 @@ class Pipeline:
             self._publish()
 
     def _publish(self) -> None:
-        """Hand the store a new version. A store that is away costs freshness, never events: it is tried again a
-        little later."""
+        """Hand the store a new version, a delta where it has what that changes. A store that is away costs freshness,
+        never events: it is tried again a little later, in full, since nobody knows what has arrived."""
         if not self.trainer.events:
             return
-        version = self.version + 1
+        version, base = self.version + 1, 0 if self.publication.full_due else self._base
         header, data = self.trainer.checkpoint(
             self.publication,
             version=version,
             parent=self.version,
+            base=base,
             offsets={str(partition): offset for partition, offset in self._positions.offsets.items()},
             created_s=time.time(),
         )
         try:
             if not self.store.publish(header, data):
                 pointer = self.store.head()
-                log.warning("version %d is not newer than what is published; going on from there", version)
+                log.warning("version %d does not follow on what is published; going on in full from there", version)
                 self.version = max(version, pointer.version if pointer else 0)
+                self.publication.want_full()
                 return
         except StoreUnavailable as error:
+            self.publication.want_full()
             self.telemetry.publication_failed()
             self._publish_after_s = time.monotonic() + _RETRY_S
             log.warning("version %d was not published: %s", version, error)
             return
-        self.version = version
+        self.version, self._base = version, base or version
         self.publication.refresh()
         self.telemetry.published(version, len(data), dense_bytes=header.dense_bytes, created_s=header.created_s)
         self.telemetry.sparsity(
@@ -137,13 +142,15 @@ class Pipeline:
             self._save()
 
     def _save(self) -> None:
-        self._dead_letters.flush()  # 1
-        save_snapshot(self._snapshot, self.trainer, self.source.topic, self._positions, self.version)  # 2
-        try:
-            self.source.commit(self._positions.offsets)  # 3
-        except BrokerError as error:
-            log.warning("offsets were not committed, lag dashboards will be behind: %s", error)
+        """See the steps above. While dead letters can't be delivered nothing is saved: they will be, and then it is."""
         self._saved_s = time.monotonic()
+        try:
+            self._dead_letters.flush()  # 1
+        except BrokerError as error:
+            log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
+            return
+        save_snapshot(self._snapshot, self.trainer, self.source.topic, self._positions, self.version)  # 2
+        self.source.commit(self._positions.offsets)  # 3
         self.telemetry.saved(time.time())
 
     def _observe(self, received: Received, step: Step) -> None:

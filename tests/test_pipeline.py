@@ -16,7 +16,7 @@ from serving.store import CheckpointStore, StoreConfig
 from stream.broker import EventSource
 from stream.connection import KafkaConfig, ensure_topic
 from stream.drift import DetectorConfig, DriftConfig
-from stream.errors import ConfigError
+from stream.errors import BrokerError, ConfigError
 from stream.events import EventDecoder, encode_arrow, encode_json
 from stream.pipeline import Pipeline
 from stream.recording import batch_to_table
@@ -72,7 +72,11 @@ class Running:
         self.trainer = self.pipeline.trainer
 
     def __enter__(self) -> "Running":
-        self.pipeline.resume()
+        try:
+            self.pipeline.resume()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,6 +218,26 @@ def dead_letters(kafka: KafkaConfig, count: int) -> list[tuple[dict[str, str], b
         consumer.close()
 
 
+def test_while_dead_letters_cannot_be_delivered_no_snapshot_says_that_they_were_read(setting):
+    kafka, store, directory = setting
+    produce(kafka, [b"not json", *json_messages(click_events(128))])
+    with Running(*setting) as running:
+        flush, away = running.dead_letters.flush, [True]
+
+        def flush_or_fail():
+            if away:
+                raise BrokerError("away")
+            flush()
+
+        running.dead_letters.flush = flush_or_fail
+        running.pipeline.run(never, limit_events=129)
+        assert not (directory / "snapshot.niwaki").exists()
+        away.clear()
+        running.pipeline.run(never, limit_events=129)
+        assert (directory / "snapshot.niwaki").exists()
+    assert len(dead_letters(kafka, 1)) == 1
+
+
 def test_a_quiet_topic_is_learned_from_without_waiting_for_a_full_batch(setting):
     produce(setting[0], json_messages(click_events(10)))
     with Running(*setting, max_batch_age_s=0.05) as running:
@@ -299,4 +323,3 @@ def test_a_snapshot_of_another_schema_or_a_damaged_one_is_refused_rather_than_ig
     other.trainer.learner.schema = msgspec.structs.replace(SCHEMA, ignore=("x",))
     with pytest.raises(ConfigError, match="schema: differs"), other:
         pass
-    other.__exit__()
