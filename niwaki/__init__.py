@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serving.scorer import Scorer
+    from stream.river_classifier import RiverClassifier
 
 __version__ = "0.1.0"
-__all__ = ["Scorer", "__version__"]
+__all__ = ["RiverClassifier", "Scorer", "__version__"]
 
-_HOMES = {"Scorer": "serving.scorer"}
+_HOMES = {"RiverClassifier": "stream.river_classifier", "Scorer": "serving.scorer"}
 _ROOMS = ("pruning", "model", "serving", "stream")
 _PLACE = Path(__file__).resolve().parent.parent
 _hidden: dict[str, ModuleType] = {}
