@@ -29,6 +29,9 @@ from pruning.compaction import compact, expand
 
 _RATE_EVENTS = 128
 _PARTS = ("weight", "first", "second")
+_NOT_NEGATIVE = (
+    "embedding_dim pair_rows max_pairs network_rate shrinkage_rate mixture_half_life_events debt_rate".split()
+)
 
 
 class LearnError(ArithmeticError):
@@ -39,9 +42,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The model and how it learns (the `[model]` section)."""
 
     embedding_dim: int = 16
-    """Width of an embedding, >= 1."""
+    """Width of an embedding, >= 0; 0: none, the network reads numerics and what the linear expert says."""
     bottom: tuple[int, ...] = (64,)
-    """Hidden widths of the bottom MLP (numerics)."""
+    """Hidden widths of the bottom MLP, which makes one more vector of the numerics; empty: there is none."""
     top: tuple[int, ...] = (512, 256)
     """Hidden widths of the top MLP, at least one."""
     interaction: str = "dot"
@@ -53,9 +56,19 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_pairs: int = 66
     """With more pairs of fields than this (66: 12 fields), none are made; name those that matter in
     `schema.crosses`."""
-    half_lives_events: tuple[float, ...] = (100_000, 5_000)
+    half_lives_events: tuple[float, ...] = (100_000, 10_000, 1_000)
     """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert corrects the
     first."""
+    shrinkage_rate: float = 0.2
+    """How fast the linear expert's prior variances follow the stream, >= 0; 0: they stay as they are set."""
+    numeric_codes: bool = True
+    """Whether the linear expert reads piecewise-linear codes of numerics beside their standard scores."""
+    mixture_half_life_events: float = 50_000
+    """Half-life of what the mixture of the experts has learned, events, >= 0; 0: it learns nothing, and the deep
+    expert alone predicts."""
+    debt_rate: float = 0.002
+    """How strongly the mean prediction is held to the click rate, logit for each click too many or too few, >= 0;
+    0: not beyond what the mixture does. It falls with the cube of the delay beyond 1,000 events."""
     hash_seed: int = 0
     """Seed of the hash from values to rows."""
     seed: int = 0
@@ -63,27 +76,25 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     embedding_rate: float = 0.05
     """Learning rate of embeddings (row-wise Adagrad), > 0."""
     network_rate: float = 0.001
-    """Learning rate of the network (Adam) for batches of 128, > 0; it grows with the square root of the batch."""
+    """Learning rate of the network (Adam) for batches of 128, >= 0; it grows with the square root of the batch. 0: the
+    deep expert is left out."""
     numeric_horizon_events: float = 100_000
     """Events over which the moments of numerics are averaged, >= 1."""
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     """How the auxiliary parameters learn while pruning."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "table_rows", "embedding_rate", "network_rate"):
-            least = 2 if name == "table_rows" else 1 if name == "embedding_dim" else 0
-            if not getattr(self, name) >= least or getattr(self, name) == 0:
-                raise ValueError(
-                    f"model.{name} must be {'> 0' if not least else f'>= {least}'}, got {getattr(self, name)}"
-                )
+        for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"model.{name} must be >= {least}, got {getattr(self, name)}")
+        if not self.embedding_rate > 0:
+            raise ValueError(f"model.embedding_rate must be > 0, got {self.embedding_rate}")
         if not self.top or min(self.top + self.bottom) < 1:
             raise ValueError(f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}")
         if self.interaction not in ("dot", "none"):
             raise ValueError(f"model.interaction must be dot or none, got {self.interaction!r}")
         if not self.half_lives_events or min(self.half_lives_events) <= 0:
             raise ValueError(f"model.half_lives_events must be > 0, at least one, got {list(self.half_lives_events)}")
-        if self.pair_rows < 0 or self.max_pairs < 0:
-            raise ValueError(f"model.pair_rows and max_pairs must be >= 0, got {self.pair_rows} and {self.max_pairs}")
 
     def encoder(self, schema: Schema) -> Encoder:
         """Maps events of `schema` to the rows of this model's tables."""
@@ -92,9 +103,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
 
     def mixture(self) -> Mixture:
-        """Half of the weight on the deep expert, the rest shared by the linear ones."""
-        scales = len(self.half_lives_events)
-        return Mixture(np.array([0.0, *[0.5 / scales] * scales, 0.5]))
+        """Of the linear expert's time scales and the deep expert."""
+        return Mixture.initial(len(self.half_lives_events), self.mixture_half_life_events, self.debt_rate)
 
 
 class Export(NamedTuple):
@@ -142,19 +152,23 @@ class Learner:
         self.encoder = config.encoder(schema)
         self.slots = Slots(schema, self.encoder)
         self.linear = BayesianLinear(
-            self.slots.rows, self.slots.group_S, self.slots.variance_G, config.half_lives_events
+            self.slots.rows,
+            self.slots.group_S,
+            self.slots.variance_G,
+            config.half_lives_events,
+            config.shrinkage_rate,
         )
         self.tables = EmbeddingTables(
             len(schema.fields) * config.table_rows, config.embedding_dim, config.embedding_rate
         )
-        self.numerics = Numerics(len(schema.numeric), config.numeric_horizon_events)
+        self.numerics = Numerics(len(schema.numeric), config.numeric_horizon_events, codes=config.numeric_codes)
         network = Network(
             NetworkShape(
                 fields=len(schema.fields),
                 numerics=2 * len(schema.numeric),
                 slots=len(self.slots),
                 embedding_dim=config.embedding_dim,
-                bottom=config.bottom if schema.numeric else (),
+                bottom=config.bottom if schema.numeric and config.embedding_dim else (),
                 top=config.top,
                 interaction=config.interaction,
             )
@@ -193,28 +207,30 @@ class Learner:
         labels = torch.from_numpy(labels_B)
         inputs = self._assemble(features)
         vectors_BFD = self.tables.lookup(features.rows_BF).requires_grad_()
-        branches = list(self._live())
-        masks = self.masks.masks(events) if self.masks else None
+        branches = list(self._live()) if self.config.network_rate else []
+        masks = self.masks.masks(events) if self.masks and branches else None
         deep = {
             branch: deep_logits(
                 branch.network, branch.parameters, inputs, vectors_BFD, masks if branch is self.dense else None
             )
             for branch in branches
         }
-        loss = sum(fn.binary_cross_entropy_with_logits(deep[branch], labels) for branch in branches)
+        lead_B = deep.get(self.lead, inputs.linear_BK[:, 0])
+        loss = sum(fn.binary_cross_entropy_with_logits(logits, labels) for logits in (deep.values() or [lead_B]))
         if not torch.isfinite(loss):
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
-        experts_BE = _side_by_side(inputs.linear_BK, deep[self.lead].detach())
+        experts_BE = _side_by_side(inputs.linear_BK, lead_B.detach())
         logits_B = mix(self.mixture.weights, experts_BE)
 
-        loss.backward()
+        if branches:
+            loss.backward()
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
-        if self.schema.fields:
+        if branches and self.schema.fields and self.config.embedding_dim:
             changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * (events / len(branches)))
         for branch in branches:
             branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS))
             self.learned_multiply_adds += events * branch.network.cost.total({})
-        if self.masks:
+        if masks is not None:
             self.masks.update(masks, target_ratio)
         self.numerics.update(features.numerics_BN)
         self.mixture.update(experts_BE, labels_B)

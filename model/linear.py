@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_LOG_S_RATE = 0.2
 _LOG_S_RANGE = (-12.0, math.log(2.0))
 _FIRST_EVENTS = 2_000
 """Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
@@ -28,9 +27,16 @@ _FIRST_EVENTS = 2_000
 class BayesianLinear:
     """Natural parameters of R rows at K time scales, and the prior variances of the groups of slots."""
 
-    def __init__(self, rows: int, group_S: Sequence[int], variance_G: Sequence[float], half_lives: Sequence[float]):
+    def __init__(
+        self,
+        rows: int,
+        group_S: Sequence[int],
+        variance_G: Sequence[float],
+        half_lives: Sequence[float],
+        shrinkage_rate: float,
+    ):
         """`group_S`: the group of each slot. `variance_G`: prior variance to begin with, > 0. `half_lives`: events, >
-        0."""
+        0. `shrinkage_rate`: of Adagrad on the logarithms of the prior variances, >= 0."""
         scales = len(half_lives)
         self.group_S = torch.tensor(group_S)
         self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
@@ -40,14 +46,15 @@ class BayesianLinear:
         self.learned_R = lazy_zeros(rows, dtype=np.int64)
         """Events that had been learned when a row was last learned, that batch included; 0: never."""
         self._rates_K = 1 / torch.tensor(half_lives)
+        self._shrinkage_rate = shrinkage_rate
         self.events = 0
 
     def learn(self, rows_BS: torch.Tensor, values_BS: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
         """One step on a batch; returns the ids of the rows that were learned, sorted, (U,)."""
         events, slots = rows_BS.shape
         rows_U, place_BS = torch.unique(rows_BS, return_inverse=True)
-        self._fade(rows_U)
         self.events += events
+        self._fade(rows_U)
         x_BS1 = values_BS[:, :, None]
         prior_SK = self.prior_SK()
         evidence_BS2K = self.evidence_R2K[rows_BS]
@@ -97,14 +104,14 @@ class BayesianLinear:
         return self.learned_R.nonzero().squeeze(1)
 
     def _fade(self, rows_U: torch.Tensor) -> None:
-        """Evidence since a row was last learned loses half its weight each half-life."""
+        """Evidence loses half its weight each half-life, the batch at hand counted: a row in every batch fades too."""
         idle_U = (self.events - self.learned_R[rows_U]).float()
         self.evidence_R2K[rows_U] *= torch.exp2(-idle_U[:, None] * self._rates_K)[:, None]
 
     def _shrink(self, gradient_GK: torch.Tensor) -> None:
         """One step of Adagrad on log s."""
         self.squares_GK += gradient_GK.square()
-        step_GK = _LOG_S_RATE * gradient_GK / (self.squares_GK.sqrt() + 1e-3)
+        step_GK = self._shrinkage_rate * gradient_GK / (self.squares_GK.sqrt() + 1e-3)
         self.log_s_GK = (self.log_s_GK - step_GK).clamp(*_LOG_S_RANGE)
 
 

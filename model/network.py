@@ -33,7 +33,7 @@ class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Slots S of the linear expert."""
     embedding_dim: int
     bottom: tuple[int, ...]
-    """Hidden widths of the MLP that makes one more D-vector of the numerics."""
+    """Hidden widths of the MLP that makes one more D-vector of the numerics; empty: there is none."""
     top: tuple[int, ...]
     """Hidden widths of the MLP on top of the interaction."""
     interaction: Literal["dot", "none"]
@@ -44,10 +44,10 @@ class Network:
 
     def __init__(self, shape: NetworkShape):
         self.shape = shape
-        vectors = shape.fields + (1 if shape.numerics else 0)
+        vectors = shape.fields + (1 if shape.bottom else 0) if shape.embedding_dim else 0
         pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
-        self._pairs = torch.triu_indices(vectors, vectors, offset=1)
-        bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.numerics else ()
+        self._pairs = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0)
+        bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.bottom else ()
         top = (vectors * shape.embedding_dim + pairs + shape.numerics + shape.slots, *shape.top, 1)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, widths in (("bottom", bottom), ("top", top)):
@@ -60,7 +60,7 @@ class Network:
                 width,
                 (Slice(f"{name}.{i}.weight", 0), Slice(f"{name}.{i}.bias", 0), Slice(f"{name}.{i + 1}.weight", 1)),
             )
-            for name, hidden in (("bottom", shape.bottom if bottom else ()), ("top", shape.top))
+            for name, hidden in (("bottom", shape.bottom), ("top", shape.top))
             for i, width in enumerate(hidden)
         )
         self.cost = Cost(self.shapes, self.groups, fixed=pairs * shape.embedding_dim)
@@ -98,11 +98,11 @@ class Network:
         """(B,): what is to be added to the linear logit. `masks`: by group, (B, H) factors on its units'
         activations."""
         vectors_BVD = vectors_BFD
-        if self.shape.numerics:
+        if self.shape.bottom:
             dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
             vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
         inputs = [vectors_BVD.flatten(1), numerics_BM, slots_BS]
-        if self.shape.interaction == "dot":
+        if len(self._pairs[0]):
             dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
             inputs.append(dots_BVV[:, self._pairs[0], self._pairs[1]])
         return self._mlp("top", len(self.shape.top), parameters, torch.cat(inputs, 1), masks).squeeze(1)

@@ -64,8 +64,10 @@ class Numerics:
     then every 65,536. A code is a rank, so what was learned of it stays meaningful when the knots move.
     """
 
-    def __init__(self, numerics: int, horizon_events: float):
-        """`horizon_events`: beyond it old values fade, so that a change of scale in mid-stream is followed."""
+    def __init__(self, numerics: int, horizon_events: float, *, codes: bool = True):
+        """`horizon_events`: beyond it old values fade, so that a change of scale in mid-stream is followed. `codes`:
+        False: there are never any knots, so every code is the first."""
+        self._codes = codes
         self.horizon_events = horizon_events
         self.moments_3N = torch.zeros(3, numerics, dtype=torch.float64)  # count, mean, sum of squared deviations
         self.knots_NQ = torch.full((numerics, KNOTS), torch.inf)
@@ -89,7 +91,7 @@ class Numerics:
         places = (self.events + torch.arange(len(numerics_BN))) % _SAMPLE_EVENTS
         self.sample[places] = numerics_BN  # of a batch longer than the sample, some of its events
         self.events += len(numerics_BN)
-        if self.events >= self.estimate_at:
+        if self._codes and self.events >= self.estimate_at:
             self.estimate_at = self.events + min(3 * self.events, _LONGEST_WAIT_EVENTS)
             self._update_knots()
 
