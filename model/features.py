@@ -36,7 +36,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     label: str = "label"
     """Column with the outcome: 0 or 1, or any real number between them."""
     timestamp: str | None = "ts"
-    """Column with the event time, integer milliseconds since the epoch. None: events carry no time of their own."""
+    """Column with the event time, integer milliseconds since the epoch. None or "": events carry no time."""
     categorical: tuple[str, ...] = ()
     """Columns of strings or integers; 12 and "12" are one value. Null or absent is missing; "" is a value."""
     numeric: tuple[str, ...] = ()
@@ -49,6 +49,8 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Fields made from the event time (UTC): any of "hour", "weekday"."""
 
     def __post_init__(self) -> None:
+        if self.timestamp == "":  # TOML has no null
+            msgspec.structs.force_setattr(self, "timestamp", None)
         read = [self.label, *([self.timestamp] if self.timestamp else []), *self.categorical, *self.numeric]
         for name in read:
             if not name:

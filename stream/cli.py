@@ -322,8 +322,7 @@ def schema(file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet
     print("[schema]")
     for name in ("label", "timestamp", "categorical", "numeric", "ignore"):
         value = getattr(proposed, name)
-        if value is not None:
-            print(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+        print(f"{name} = {json.dumps('' if value is None else value, ensure_ascii=False)}")
 
 
 def _load(path: Path | None) -> Any:

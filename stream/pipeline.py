@@ -185,11 +185,12 @@ class Pipeline:
 
 @contextmanager
 def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step: None) -> Iterator[Pipeline]:
-    """A trainer on the servers of `config`, with its metrics and its dead-letter topic; all is closed at the end."""
+    """A trainer on the servers of `config`, with its metrics and topics; all is closed at the end."""
     schema = config.events_schema()
     trainer = Trainer(schema, config.model, config.pruning, config.drift, config.training)
     telemetry = Telemetry(config.drift.names())
-    ensure_topic(config.kafka, config.kafka.dead_letters)
+    for topic in (config.kafka.topic, config.kafka.dead_letters):
+        ensure_topic(config.kafka, topic)
     log.info("metrics at http://%s:%d/metrics", config.telemetry.host, telemetry.start(config.telemetry))
     try:
         with (

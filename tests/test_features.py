@@ -134,6 +134,10 @@ def test_a_schema_that_contradicts_itself_is_refused(settings_, message):
         Schema(**settings_)
 
 
+def test_an_empty_timestamp_means_that_events_carry_none():
+    assert Schema(timestamp="", categorical=("a",)) == Schema(timestamp=None, categorical=("a",))
+
+
 def test_slices_and_concatenation_keep_every_column():
     batch = click_events(50)
     parts = EventBatch.concat([batch.slice(0, 20), batch.slice(20, 50)])

@@ -100,7 +100,7 @@ def test_events_are_scored_in_order_by_the_version_that_is_named(served, publish
 
 def test_candidates_complete_one_context(served):
     context = {"user": "u1", "age": 0.5}
-    candidates = [{"item": "i1", "price": 10}, {"item": "i2"}, {}]
+    candidates = [{"item": "i1", "price": 10}, {"item": "i2", "price": -300}, {}]
     together = served.score({"context": context, "candidates": candidates}).json()
     apart = served.score({"events": [context | candidate for candidate in candidates]}).json()
     assert together == apart and len(set(together["probabilities"])) == 3
