@@ -67,7 +67,6 @@ def measure(quick: bool) -> Findings:
         ensure_topic(config, config.dead_letters)
         sink = stack.enter_context(EventSink(config))
         source = stack.enter_context(EventSource(config))
-        store = stack.enter_context(CheckpointStore(StoreConfig(url=url, name="stages")))
         loops = {phase: Loop(_trained(phase, training, warmup), config, url, stack) for phase in PHASES}
         for _ in range(rounds):
             table = pa.concat_tables(next(tables) for _ in range(events // 1_024))
@@ -75,7 +74,7 @@ def measure(quick: bool) -> Findings:
             for stage, taken_s in intake.items():
                 seconds[stage, ""].append(taken_s)
             for phase, loop in loops.items():
-                for stage, taken_s in _step_seconds(loop.pipeline, batch, store).items():
+                for stage, taken_s in _step_seconds(loop.pipeline, batch).items():
                     seconds[stage, phase].append(taken_s)
                 seconds["the loop", phase].append(loop.seconds(events))
     setting = {"events_a_round": events, "rounds": rounds, "batch_events": training.batch_events}
@@ -111,7 +110,7 @@ class Loop:
             snapshot=SnapshotConfig(directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))),
             on_step=self._look_at_the_clock,
         )
-        self.pipeline.publication.refresh()
+        self.pipeline._publish()
 
     def seconds(self, events: int) -> float:
         """From the first poll to the end of the last batch."""
@@ -142,14 +141,13 @@ def _intake_seconds(table: pa.Table, sink: EventSink, source: EventSource) -> tu
     return times, EventBatch.concat(batches)
 
 
-def _step_seconds(pipeline: Pipeline, events: EventBatch, store: CheckpointStore) -> Seconds:
+def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
     """What `Trainer.step` and a publication do, stage by stage."""
     times, watch = dict.fromkeys(STEP, 0.0), Stopwatch()
     trainer, publication = pipeline.trainer, pipeline.publication
     learner = trainer.learner
     monitor = DriftMonitor(msgspec.structs.replace(trainer.monitor.config, quiet_events=0))
-    head = store.head()
-    version, published_at = head.version if head else 0, trainer.events
+    published_at = trainer.events
     for batch in rebatch([events], trainer.config.batch_events):
         watch.lap()
         features = learner.encoder.encode(batch)
@@ -163,10 +161,8 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch, store: CheckpointStore
         monitor.update({"log_loss": losses_B}, trainer.events - len(batch), batch.times_s_B)
         times["detect"] += watch.lap()
         if trainer.events - published_at >= publication.every_events:
-            version, published_at = version + 1, trainer.events
-            about = {"version": version, "parent": version - 1, "offsets": {}, "created_s": time.time()}
-            store.publish(*trainer.checkpoint(publication, **about))
-            publication.refresh()
+            published_at = trainer.events
+            pipeline._publish()  # as the loop does it, delta or full
             times["publish"] += watch.lap()
     return times
 
