@@ -1,6 +1,7 @@
 """The sparse checkpoint: bytes <-> a typed header and named tensors.
 
-The last stop of learning, the first of serving. Layout, all integers little-endian:
+The last stop of learning, the first of serving. A full one stands alone; a delta holds what has changed since the
+version before it: the changed rows of the tables, and everything else as a whole. Layout, all integers little-endian:
 
     8 bytes   magic  b"NIWAKI" + format version (uint16)
     4 bytes   length of the header (uint32)
@@ -8,7 +9,8 @@ The last stop of learning, the first of serving. Layout, all integers little-end
     tensors   safetensors
     32 bytes  sha256 of everything before it
 
-Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know.
+Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know. Format 1
+had no deltas, and row numbers of 64 bits; it is still read.
 """
 
 import hashlib
@@ -24,7 +26,8 @@ from model.features import Schema
 from model.network import NetworkShape
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)
 _PREFIX = struct.Struct("<6sHI")
 _DIGEST_BYTES = 32
 H = TypeVar("H", bound=msgspec.Struct)
@@ -40,7 +43,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     version: int
     """1, 2, 3, ...: greater than that of every checkpoint published before it."""
     parent: int = 0
-    """The version published before it; 0 for the first."""
+    """The version published before it; 0 for the first. A delta changes that one."""
+    base: int = 0
+    """0: a full checkpoint. Otherwise a delta, and this is the version of the full one that it goes back to."""
     schema: Schema
     table_rows: int
     """Rows of each field's embedding table."""
@@ -80,6 +85,19 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Share of the dense multiply-adds that is gone, 0..1."""
         return 1 - self.multiply_adds / self.dense_multiply_adds
 
+    def check_follows(self, before: "Header") -> None:
+        """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta can't change."""
+        names = ("schema", "table_rows", "pair_rows", "half_lives_events", "hash_seed", "dense_shape")
+        changed = [name for name in names if getattr(self, name) != getattr(before, name)]
+        if changed or self.parent != before.version or self.base != (before.base or before.version):
+            what = f"has another {' and '.join(changed)} than" if changed else "does not change"
+            raise CheckpointError(f"checkpoint: delta {self.version} {what} version {before.version}")
+
+
+def row_numbers(rows_U: torch.Tensor, table_rows: int) -> torch.Tensor:
+    """Rows of a table as they are stored: in 32 bits where that will do."""
+    return rows_U.to(torch.int32) if table_rows <= 2**31 else rows_U
+
 
 def pack(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a checkpoint."""
@@ -113,8 +131,8 @@ def _open(data: bytes, header_type: type) -> tuple[msgspec.Struct, int]:
     magic, version, length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise CheckpointError(f"checkpoint: not one, it begins with {bytes(magic)!r}")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"checkpoint: format version {version}, this program reads {FORMAT_VERSION}")
+    if version not in _READABLE:
+        raise CheckpointError(f"checkpoint: format version {version}, this program reads {_READABLE}")
     if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise CheckpointError("checkpoint: damaged, its sha256 does not match")
     end = _PREFIX.size + length

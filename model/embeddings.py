@@ -18,6 +18,8 @@ class EmbeddingTables:
         """`rows`: R, over all fields. `rate`: learning rate, > 0."""
         self.weight_RD = lazy_zeros(rows, embedding_dim)
         self.squares_R = lazy_zeros(rows)
+        self.touched_rows = 0
+        """How many rows `touched` would name."""
         self._rate = rate
 
     def lookup(self, rows_BF: torch.Tensor) -> torch.Tensor:
@@ -32,7 +34,9 @@ class EmbeddingTables:
         gradient_XD = gradient_BFD.reshape(-1, width)
         gradient_UD = torch.zeros(len(rows_U), width).index_add_(0, place_BF.view(-1), gradient_XD)
         # Squares of each event's own gradient: the step does not depend on how events are cut into batches.
-        squares_U = self.squares_R[rows_U].index_add_(0, place_BF.view(-1), gradient_XD.square().mean(1))
+        before_U = self.squares_R[rows_U]
+        squares_U = before_U.index_add(0, place_BF.view(-1), gradient_XD.square().mean(1))
+        self.touched_rows += int((squares_U > 0).sum() - (before_U > 0).sum())
         self.squares_R[rows_U] = squares_U
         gradient_UD *= (self._rate / (squares_U + 1e-2).sqrt())[:, None]
         self.weight_RD.index_add_(0, rows_U, gradient_UD, alpha=-1)
@@ -45,3 +49,4 @@ class EmbeddingTables:
     def restore(self, rows_U: torch.Tensor, weight_UD: torch.Tensor, squares_U: torch.Tensor) -> None:
         """Set the rows of a snapshot."""
         self.weight_RD[rows_U], self.squares_R[rows_U] = weight_UD, squares_U
+        self.touched_rows = len(rows_U)

@@ -9,7 +9,6 @@ tables. The linear expert beside them is small, and never pruned.
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,8 +16,10 @@ import torch
 import torch.nn.functional as fn
 
 from model.branch import Branch
+from model.checkpoint import row_numbers
 from model.embeddings import EmbeddingTables
 from model.experts import Inputs, Slots, assemble, deep_logits
+from model.exports import Changes, Export
 from model.features import Encoder, Features, Schema
 from model.linear import BayesianLinear
 from model.mixture import Mixture, mix
@@ -107,13 +108,6 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return Mixture.initial(len(self.half_lives_events), self.mixture_half_life_events, self.debt_rate)
 
 
-class Export(NamedTuple):
-    """What a scorer needs: everything, or the rows changed since an earlier export."""
-
-    shape: NetworkShape
-    tensors: dict[str, torch.Tensor]
-
-
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The part of a learner's state that is not tensors."""
 
@@ -125,22 +119,6 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mask_steps: int
     learned_multiply_adds: float
     events: int
-
-
-class Changes:
-    """Which rows of which table were learned since its reader last asked."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, list[torch.Tensor]] = {"embedding": [], "linear": []}
-
-    def take(self) -> dict[str, torch.Tensor]:
-        """Sorted ids of the rows, by table."""
-        taken = {
-            table: torch.unique(torch.cat(rows or [torch.empty(0, dtype=torch.int64)]))
-            for table, rows in self.rows.items()
-        }
-        self.rows = {table: [] for table in taken}
-        return taken
 
 
 class Learner:
@@ -282,9 +260,9 @@ class Learner:
         scale = self.numerics.scale()
         network, parameters = self._published()
         tensors = {
-            "embedding.rows": rows["embedding"],
+            "embedding.rows": row_numbers(rows["embedding"], len(self.tables.weight_RD)),
             "embedding.values": self.tables.weight_RD[rows["embedding"]],
-            "linear.rows": rows["linear"],
+            "linear.rows": row_numbers(rows["linear"], len(self.linear.evidence_R2K)),
             "linear.values": self.linear.evidence_R2K[rows["linear"]],
             "linear.prior": self.linear.prior_SK(),
             "numerics.moments": scale.moments_2N,
@@ -309,8 +287,8 @@ class Learner:
     def dense_bytes(self) -> int:
         """What touched rows and the dense network take as float32, bytes."""
         floats = sum(tensor.numel() for tensor in self.dense.parameters.values())
-        floats += len(self.tables.touched()) * self.tables.weight_RD.shape[1]
-        return 4 * (floats + len(self.linear.touched()) * self.linear.evidence_R2K[0].numel())
+        floats += self.tables.touched_rows * self.tables.weight_RD.shape[1]
+        return 4 * (floats + self.linear.touched_rows * self.linear.evidence_R2K[0].numel())
 
     def state(self) -> tuple[LearnerState, dict[str, torch.Tensor]]:
         """Everything that learning depends on, for a snapshot."""

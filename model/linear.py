@@ -45,6 +45,8 @@ class BayesianLinear:
         """b, then q."""
         self.learned_R = lazy_zeros(rows, dtype=np.int64)
         """Events that had been learned when a row was last learned, that batch included; 0: never."""
+        self.touched_rows = 0
+        """How many rows `touched` would name."""
         self._rates_K = 1 / torch.tensor(half_lives)
         self._shrinkage_rate = shrinkage_rate
         self.events = 0
@@ -94,6 +96,7 @@ class BayesianLinear:
     def restore(self, rows_U: torch.Tensor, evidence_U2K: torch.Tensor, learned_U: torch.Tensor) -> None:
         """Set the rows of a snapshot."""
         self.evidence_R2K[rows_U], self.learned_R[rows_U] = evidence_U2K, learned_U
+        self.touched_rows = len(rows_U)
 
     def prior_SK(self) -> torch.Tensor:
         """(S, K): 1 / prior variance of each slot."""
@@ -105,7 +108,9 @@ class BayesianLinear:
 
     def _fade(self, rows_U: torch.Tensor) -> None:
         """Evidence loses half its weight each half-life, the batch at hand counted: a row in every batch fades too."""
-        idle_U = (self.events - self.learned_R[rows_U]).float()
+        learned_U = self.learned_R[rows_U]
+        self.touched_rows += int((learned_U == 0).sum())
+        idle_U = (self.events - learned_U).float()
         self.evidence_R2K[rows_U] *= torch.exp2(-idle_U[:, None] * self._rates_K)[:, None]
 
     def _shrink(self, gradient_GK: torch.Tensor) -> None:

@@ -4,17 +4,23 @@ In: a checkpoint's header and tensors. Out: click probabilities. A scorer holds 
 follows its own publications with one, to know how good the served predictions are. It learns nothing.
 """
 
+import copy
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
-from model.checkpoint import CheckpointError, Header
+from model.checkpoint import CheckpointError, Header, row_numbers
 from model.experts import Slots, assemble, deep_logits
+from model.exports import Export
 from model.features import Encoder, EventBatch, Features, Schema
-from model.learner import Export
 from model.linear import lazy_zeros
 from model.mixture import mix
 from model.network import Network
 from model.numerics import KNOTS, Scale
+
+Tables = dict[str, torch.Tensor]
+_ROW_TYPES = (torch.int32, torch.int64)
 
 
 class ServedModel:
@@ -27,29 +33,48 @@ class ServedModel:
         """An empty model: nothing to predict with before the first `apply`. `scales`: time scales of the linear
         expert."""
         self.encoder, self._slots = encoder, Slots(schema, encoder)
-        self._tables = {
-            "embedding": lazy_zeros(len(schema.fields) * encoder.rows, embedding_dim),
-            "linear": lazy_zeros(self._slots.rows, 2, scales),
+        self._widths = {
+            "embedding": (len(schema.fields) * encoder.rows, embedding_dim),
+            "linear": (self._slots.rows, 2, scales),
         }
+        self.tables = self.empty_tables()
 
     @classmethod
     def from_checkpoint(cls, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":
         """The model in a full checkpoint. Raises `CheckpointError` if the tensors are not those that the header
         promises."""
+        if header.base:
+            raise CheckpointError(f"checkpoint: version {header.version} is a delta, it needs version {header.parent}")
         encoder = Encoder(header.schema, rows=header.table_rows, pair_rows=header.pair_rows, seed=header.hash_seed)
         model = cls(
             header.schema, encoder, embedding_dim=header.shape.embedding_dim, scales=len(header.half_lives_events)
         )
-        model._check(header, tensors)
-        model.apply(Export(header.shape, tensors))
-        model.header = header
+        return model._take(header, tensors)
+
+    def successor(self, changes: Iterable[tuple[Header, dict[str, torch.Tensor]]], tables: Tables) -> "ServedModel":
+        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this one stays as it is.
+
+        `tables` must be as they were before the first of `changes`: empty ones for a full checkpoint. They are
+        written to, and are the new model's from then on. Raises `CheckpointError` if tensors are not those that their
+        header promises.
+        """
+        model = copy.copy(self)
+        model.tables = tables
+        for header, tensors in changes:
+            model._take(header, tensors)
         return model
+
+    def empty_tables(self) -> Tables:
+        """Tables of this model's shape, all zero."""
+        return {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
 
     def apply(self, export: Export) -> None:
         """Take over an export: its rows replace ours, and the rest of it is what predicts from now on."""
         tensors = export.tensors
-        for name, table in self._tables.items():
-            table[tensors[f"{name}.rows"]] = tensors[f"{name}.values"]
+        for name, table in self.tables.items():
+            table[tensors[f"{name}.rows"].long()] = tensors[f"{name}.values"]
+        in_tables = {f"{name}.{part}" for name in self.tables for part in ("rows", "values")}
+        self._rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
         self._prior_SK = tensors["linear.prior"]
         self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
         self._mixture = tensors["mixture"].numpy()
@@ -58,11 +83,19 @@ class ServedModel:
             name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")
         }
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a full checkpoint of this model holds; slow, it looks at every row."""
+        tensors = dict(self._rest)
+        for name, table in self.tables.items():
+            rows = table.flatten(1).any(1).nonzero().squeeze(1)
+            tensors |= {f"{name}.rows": row_numbers(rows, len(table)), f"{name}.values": table[rows]}
+        return tensors
+
     def experts(self, features: Features) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
         with torch.inference_mode():
-            inputs = assemble(self._slots, features, self._scale, self._tables["linear"], self._prior_SK)
-            vectors_BFD = self._tables["embedding"][features.rows_BF]
+            inputs = assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
+            vectors_BFD = self.tables["embedding"][features.rows_BF]
             deep_B = deep_logits(self._network, self._parameters, inputs, vectors_BFD)
             return torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
 
@@ -75,6 +108,12 @@ class ServedModel:
         logits_B = self.logits(self.experts(self.encoder.encode(batch)))
         return torch.from_numpy(logits_B).sigmoid().numpy()
 
+    def _take(self, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":
+        self._check(header, tensors)
+        self.apply(Export(header.shape, tensors))
+        self.header = header
+        return self
+
     def _check(self, header: Header, tensors: dict[str, torch.Tensor]) -> None:
         scales, numerics = len(header.half_lives_events), len(header.schema.numeric)
         shapes = {f"network.{name}": shape for name, shape in Network(header.shape).shapes.items()}
@@ -84,15 +123,15 @@ class ServedModel:
             "numerics.knots": (numerics, KNOTS),
             "mixture": (scales + 2,),
         }
-        for name, table in self._tables.items():
+        for name, table in self.tables.items():
             shapes[f"{name}.rows"] = (tensors[f"{name}.rows"].numel() if f"{name}.rows" in tensors else 0,)
             shapes[f"{name}.values"] = (*shapes[f"{name}.rows"], *table.shape[1:])
         for name, shape in shapes.items():
             if name not in tensors or tuple(tensors[name].shape) != shape:
                 raise CheckpointError(f"checkpoint: tensor {name} must be {list(shape)}")
-        for name, table in self._tables.items():
+        for name, table in self.tables.items():
             rows = tensors[f"{name}.rows"]
-            if rows.dtype != torch.int64 or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table)):
+            if rows.dtype not in _ROW_TYPES or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table)):
                 raise CheckpointError(f"checkpoint: {name}.rows must be rows of a table of {len(table)}")
         if header.shape.slots != len(self._slots):
             raise CheckpointError(f"checkpoint: the network reads {header.shape.slots} slots, not {len(self._slots)}")

@@ -1,7 +1,8 @@
 """Scores events with the checkpoint of the moment, in any process of a user's own.
 
 In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; what it fetches is verified and tried
-out before one reference is swapped, between two requests. A checkpoint that can't be trusted, or isn't newer, is
+out before one reference is swapped, between two requests. As a rule it fetches one delta; having missed some, those
+too; having nothing, the last full checkpoint and its deltas. A checkpoint that can't be trusted, or isn't newer, is
 refused, and the one being served stays. Scoring itself takes no lock and never waits for Redis.
 """
 
@@ -17,8 +18,9 @@ import numpy as np
 from model.checkpoint import CheckpointError, unpack
 from model.features import EventBatch, rows_to_batch
 from model.served import ServedModel
-from serving.errors import NotReady, ServingError, StoreUnavailable
+from serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
 from serving.store import CheckpointStore, Pointer, Watch
+from serving.versions import Checkpoint, Versions
 
 log = logging.getLogger("niwaki")
 
@@ -41,7 +43,9 @@ class Scorer:
         """Checkpoints taken over."""
         self.refused = 0
         """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
-        self._model: ServedModel | None = None
+        self._versions = Versions()
+        self._held = ""
+        """`upload` of the checkpoint that serves."""
         self._seen: Pointer | None = None
         self._trouble = "nothing is published"
         self._refreshing = threading.Lock()
@@ -61,7 +65,7 @@ class Scorer:
     @property
     def model(self) -> ServedModel:
         """The model that serves now. Raises `NotReady` before the first checkpoint."""
-        model = self._model
+        model = self._versions.model
         if model is None:
             raise NotReady(f"no checkpoint of {self.name!r} yet: {self._trouble}")
         return model
@@ -69,13 +73,13 @@ class Scorer:
     @property
     def version(self) -> int:
         """Version of the checkpoint that serves now; 0 before the first."""
-        model = self._model
+        model = self._versions.model
         return model.header.version if model else 0
 
     @property
     def age_s(self) -> float:
         """Seconds since the trainer made the checkpoint that serves now; infinite before the first."""
-        model = self._model
+        model = self._versions.model
         return max(time.time() - model.header.created_s, 0.0) if model else math.inf
 
     @property
@@ -104,17 +108,19 @@ class Scorer:
             pointer = self.store.head()
             while pointer is not None and pointer != self._seen:
                 try:
-                    model = self._load(pointer)
+                    path = self._fetch(pointer)
+                    if path:
+                        self._swap(self._try_out(path), path)
+                        self._seen, self._held = pointer, pointer.upload
+                        return True
                 except CheckpointError as error:
                     self._seen = pointer
                     self.refused += 1
                     log.warning("refused version %d, version %d serves on: %s", pointer.version, self.version, error)
                     return False
-                if model is not None:
-                    self._seen = pointer
-                    self._swap(model)
-                    return True
-                pointer = self.store.head()  # dropped before we had it: there is a newer one
+                before, pointer = pointer, self.store.head()  # dropped before we had it: there is a newer one
+                if pointer == before:
+                    raise StoreRefused(f"{self.store.address}: what version {pointer.version} changes is not kept")
             return False
 
     def wait(self, version: int = 1, timeout_s: float | None = None) -> bool:
@@ -145,33 +151,41 @@ class Scorer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _load(self, pointer: Pointer) -> ServedModel | None:
+    def _fetch(self, pointer: Pointer) -> list[Checkpoint]:
+        """What leads from the model that serves to `pointer`; empty where it is no longer kept."""
         if pointer.version <= self.version:
             raise CheckpointError("not newer; was Redis emptied, or does a trainer run from an old snapshot?")
-        if pointer.kind != "full":
+        if pointer.kind not in ("full", "delta"):
             raise CheckpointError(f"of a kind that this program does not know, {pointer.kind!r}")
-        data = self.store.fetch(pointer)
-        if data is None:
-            return None
-        header, tensors = unpack(data)
-        if header.version != pointer.version:
-            raise CheckpointError(f"its header says version {header.version}")
-        try:  # tried out before it serves; and the first request finds it warm
-            model = ServedModel.from_checkpoint(header, tensors)
-            probabilities_B = model.predict(rows_to_batch([{}, {}], header.schema))
+        path = []
+        for part in self.store.path(pointer, self._held):
+            data = self.store.fetch(part)
+            if data is None:
+                return []
+            header, tensors = unpack(data)
+            if header.version != part.version:
+                raise CheckpointError(f"its header says version {header.version}")
+            path.append((header, tensors))
+        return path
+
+    def _try_out(self, path: list[Checkpoint]) -> ServedModel:
+        """The model after `path`, which has predicted once; so the first request finds it warm, too."""
+        try:
+            model = self._versions.make(path)
+            probabilities_B = model.predict(rows_to_batch([{}, {}], model.header.schema))
         except (RuntimeError, IndexError, MemoryError) as error:
             raise CheckpointError(f"nothing can be predicted with it: {error}") from error
         if not np.isfinite(probabilities_B).all():
             raise CheckpointError("its predictions are not finite")
         return model
 
-    def _swap(self, model: ServedModel) -> None:
-        before, now = self._model, model.header
+    def _swap(self, model: ServedModel, path: list[Checkpoint]) -> None:
+        now, shape = model.header, self._versions.model.header.shape if self._versions.model else None
         with self._swapped:
-            self._model = model
+            self._versions.adopt(model, path)
             self.swaps += 1
             self._swapped.notify_all()
-        if before is None or before.header.shape != now.shape:  # another network, not only newer weights
+        if now.shape != shape:  # another network, not only newer weights
             log.info("serving version %d: %s, %.1f %% pruned", now.version, now.phase, 100 * now.sparsity_ratio)
 
     def _follow(self) -> None:

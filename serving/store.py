@@ -10,12 +10,13 @@ Keys, for a model named NAME (the braces keep all of them in one slot of a Redis
     niwaki:{NAME}:published        channel; the message is the version that has just become the pointer
 
 To publish: (1) write the chunks, with an expiry; (2) one script makes sure that the version is greater than the present
-one and every byte has arrived, makes the chunks permanent, swaps the pointer, drops what is no longer kept, and tells
-subscribers. So readers never see a pointer before its bytes, an older trainer never replaces a newer one, and a writer
-that dies leaves nothing behind.
+one, that a delta changes the present one and no other, and that every byte has arrived; it makes the chunks permanent,
+swaps the pointer, drops what is no longer kept, and tells subscribers. So readers never see a pointer before its bytes,
+nor a delta without what it changes, an older trainer never replaces a newer one, and a writer that dies leaves nothing
+behind.
 
 ACL rights, beside ~niwaki:{NAME}:* &niwaki:{NAME}:* +ping: a trainer needs +eval +get +set +unlink +strlen +persist
-+hset +hdel +hvals +publish, a scorer +get +mget +hget +subscribe +unsubscribe.
++hset +hdel +hvals +publish, a scorer +get +mget +hget +hvals +subscribe +unsubscribe.
 """
 
 import re
@@ -41,7 +42,7 @@ _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
 
 _SWAP = """
 -- KEYS: pointer, checkpoints, then the chunks. ARGV: the new pointer, versions to keep, prefix of blobs, channel.
--- 1: published. 0: not newer than what is. -1: bytes are missing.
+-- 1: published. 0: not newer than what is, or a delta to something else. -1: bytes are missing.
 local new = cjson.decode(ARGV[1])
 local present = redis.call('GET', KEYS[1])
 if present then
@@ -49,6 +50,7 @@ if present then
     if present.upload == new.upload then return 1 end  -- a second try: the first one's answer was lost on its way
     if present.version >= new.version then return 0 end
 end
+if new.parent ~= '' and not (present and present.upload == new.parent) then return 0 end
 
 local bytes = 0
 for i = 3, #KEYS do bytes = bytes + redis.call('STRLEN', KEYS[i]) end
@@ -126,11 +128,13 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     kind: str
-    """"full": stands alone. "delta": changes since the version before it."""
+    """"full": stands alone. "delta": changes to the checkpoint `parent`."""
     base: int
     """Version of the full checkpoint that it needs; its own when it is one."""
     upload: str
     """Names the keys of its chunks."""
+    parent: str = ""
+    """`upload` of the checkpoint that a delta changes."""
     chunks: int
     bytes: int
     created_s: float
@@ -146,27 +150,34 @@ class CheckpointStore:
         self._pointer, self._checkpoints = f"{prefix}:pointer", f"{prefix}:checkpoints"
         self._blob, self._channel = f"{prefix}:blob:", f"{prefix}:published"
         self._client = _connect(config)
+        self._published: Pointer | None = None
+        """What we published last."""
 
     @classmethod
     def from_url(cls, url: str, name: str = "niwaki") -> Self:
         """A store with the defaults of `StoreConfig`. Connects when first used."""
         return cls(StoreConfig(url=url, name=name))
 
-    def publish(self, header: Header, data: bytes, *, base: int | None = None) -> bool:
-        """Make `data` the checkpoint to serve. False: what is published is not older than `header.version`, and stays.
+    def publish(self, header: Header, data: bytes) -> bool:
+        """Make `data` the checkpoint to serve. False: what is published is not older than `header.version`, or a delta
+        does not change what we published last; nothing has changed then.
 
-        `base`: for a delta, the version of the full checkpoint under it. After `StoreUnavailable` either nothing has
-        changed or, if only the answer was lost, the whole checkpoint is published.
+        After `StoreUnavailable` either nothing has changed or, if only the answer was lost, the whole checkpoint is
+        published.
         """
         if not 1 <= header.version <= _GREATEST_VERSION:
             raise ValueError(f"version must be in 1 .. {_GREATEST_VERSION}, got {header.version}")
+        before, self._published = self._published, None
+        if header.base and not (before and before.version == header.parent and before.base == header.base):
+            return False
         view, step = memoryview(data), self.config.chunk_bytes
         chunks = [view[at : at + step] for at in range(0, max(len(view), 1), step)]
         pointer = Pointer(
             version=header.version,
-            kind="full" if base is None else "delta",
-            base=header.version if base is None else base,
+            kind="delta" if header.base else "full",
+            base=header.base or header.version,
             upload=secrets.token_hex(8),
+            parent=before.upload if before and header.base else "",
             chunks=len(chunks),
             bytes=len(view),
             created_s=header.created_s,
@@ -182,6 +193,7 @@ class CheckpointStore:
                 self._client.unlink(*keys)
         if answer < 0:
             raise StoreUnavailable(f"{self.address}: version {header.version} was lost in Redis before it was whole")
+        self._published = pointer if answer == 1 else None
         return answer == 1
 
     def head(self) -> Pointer | None:
@@ -194,6 +206,18 @@ class CheckpointStore:
         with self._translated():
             kept = self._client.hvals(self._checkpoints)
         return sorted((self._decode(text) for text in kept), key=lambda pointer: pointer.version)
+
+    def path(self, pointer: Pointer, held: str = "") -> list[Pointer]:
+        """What to fetch for `pointer`, in order: a full checkpoint and its deltas, or only those that come after the
+        one whose `upload` is `held`. Empty where a part is no longer kept."""
+        path, kept = [pointer], {}
+        while path[-1].kind == "delta" and path[-1].parent != held:
+            kept = kept or {other.upload: other for other in self.versions()}
+            before = kept.get(path[-1].parent)
+            if before is None:
+                return []
+            path.append(before)
+        return path[::-1]
 
     def fetch(self, pointer: Pointer | None = None) -> bytes | None:
         """The bytes of the checkpoint to serve now, or of `pointer`; None where there is none, or it is no longer kept.

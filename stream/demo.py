@@ -116,7 +116,8 @@ def demonstrate(
             f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
             f"trainer's by at most {_difference(scorer, pipeline, last):.0e}"
         )
-        return data, Measured(elapsed_s, pipeline.store.head().bytes, (("scorer", scored),))
+        full = max((p for p in pipeline.store.versions() if p.kind == "full"), key=lambda p: p.version)
+        return data, Measured(elapsed_s, full.bytes, (("scorer", scored),))
 
 
 @contextmanager

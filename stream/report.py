@@ -27,7 +27,7 @@ class Measured(NamedTuple):
     elapsed_s: float
     """Wall-clock time of the run."""
     checkpoint_bytes: int = 0
-    """Size of the last checkpoint as published, header and row numbers included; 0: none was packed."""
+    """Size of the last full checkpoint published, header and row numbers included; 0: none was packed."""
     more: tuple[tuple[str, str], ...] = ()
     """Further rows for the summary: label, value."""
 

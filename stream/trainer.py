@@ -14,6 +14,7 @@ import torch
 
 from model.checkpoint import Header, pack
 from model.evaluation import WindowedEvaluation
+from model.exports import Export
 from model.features import EventBatch, Features, Schema
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
@@ -31,12 +32,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     publish_every_events: int = 1_000
     """Events from one publication to the next, >= 1; a newly pruned network is published at once."""
     window_events: int = 20_000
+    full_every_publications: int = 50
+    """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly pruned network is
+    published in full. A scorer that begins has a full one and its deltas to fetch."""
     """Events in an evaluation window, >= 1."""
     threads: int = 1
     """Threads for tensor operations, >= 1. More pay only for networks far larger than the default."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_events", "publish_every_events", "window_events", "threads"):
+        counts = ("batch_events", "publish_every_events", "full_every_publications", "window_events", "threads")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         if not self.max_batch_age_s > 0:
@@ -57,25 +62,36 @@ class Step(NamedTuple):
     """Time that it took."""
 
 
+class Prepared(NamedTuple):
+    """What is about to be published."""
+
+    events: int
+    """Events learned."""
+    full: bool
+    export: Export
+    """What has changed since the publication before; everything, for the first."""
+
+
 class Publication:
     """Follows one series of publications as a scorer would: holds what was published last, and scores events with it.
 
     What the served experts predicted teaches their mixture, which the next publication carries: so it knows the delay.
     """
 
-    def __init__(self, learner: Learner, every_events: int, window_events: int):
+    def __init__(self, learner: Learner, every_events: int, config: TrainingConfig):
         self.every_events = every_events
-        self.evaluation = WindowedEvaluation(window_events)
+        self.evaluation = WindowedEvaluation(config.window_events)
         self.mixture = learner.config.mixture()
         self.count = 0
         self._learner = learner
+        self._full_every, self._full_in = config.full_every_publications, 0
+        self._prepared: Prepared | None = None
         self._changes = learner.follow()
-        config = learner.config
         self._served = ServedModel(
             learner.schema,
             learner.encoder,
-            embedding_dim=config.embedding_dim,
-            scales=len(config.half_lives_events),
+            embedding_dim=learner.config.embedding_dim,
+            scales=len(learner.config.half_lives_events),
         )
         self._scored: list[tuple[np.ndarray, np.ndarray]] = []
         self._at_event = 0
@@ -94,7 +110,19 @@ class Publication:
 
     def due(self, step: Step) -> bool:
         """Whether it is time to publish: the interval has passed, or a newly pruned network has just been cut."""
-        return step.move is Move.CUT or self._learner.events - self._at_event >= self.every_events
+        if step.move is Move.CUT:
+            self.want_full()
+            return True
+        return self._learner.events - self._at_event >= self.every_events
+
+    @property
+    def full_due(self) -> bool:
+        """Whether the next checkpoint must be a full one."""
+        return self._full_in <= 0
+
+    def want_full(self) -> None:
+        """Make the next checkpoint a full one: nobody can be sure of what a delta would change."""
+        self._full_in = 0
 
     def learn_mixture(self) -> None:
         """Let the mixture learn from what has been scored since it last did: right before a publication."""
@@ -103,11 +131,23 @@ class Publication:
             self.mixture.update(np.concatenate(experts), np.concatenate(labels))
             self._scored = []
 
+    def prepare(self, full: bool) -> Export:
+        """What to publish now: a full checkpoint or a delta. Nothing is taken over before `refresh`."""
+        self.learn_mixture()
+        weights, changed = self.mixture.weights, self._changes.sorted()
+        delta = self._learner.export(weights, changed) if self.count else None
+        export = self._learner.export(weights) if full or delta is None else delta
+        self._prepared = Prepared(self._learner.events, full, delta or export)
+        return export
+
     def refresh(self) -> None:
         """Take over what the learner publishes now."""
-        self.learn_mixture()
-        changes = self._changes.take()
-        self._served.apply(self._learner.export(self.mixture.weights, changes if self.count else None))
+        if self._prepared is None or self._prepared.events != self._learner.events:
+            self.prepare(full=False)
+        self._served.apply(self._prepared.export)
+        self._full_in = self._full_every - 1 if self._prepared.full else self._full_in - 1
+        self._prepared = None
+        self._changes.clear()
         self._multiply_adds = self._learner.multiply_adds
         self._at_event = self._learner.events
         self.count += 1
@@ -150,7 +190,7 @@ class Trainer:
 
     def follow(self, every_events: int) -> Publication:
         """Score, from now on, what is published at this interval; the caller refreshes it when it is due."""
-        self.publications.append(Publication(self.learner, every_events, self.config.window_events))
+        self.publications.append(Publication(self.learner, every_events, self.config))
         return self.publications[-1]
 
     def step(self, batch: EventBatch) -> Step:
@@ -168,11 +208,20 @@ class Trainer:
         return Step(len(batch), losses_B, drifts, move, self.policy.phase, time.perf_counter() - started_s)
 
     def checkpoint(
-        self, publication: Publication, *, version: int, parent: int, offsets: dict[str, int], created_s: float
+        self,
+        publication: Publication,
+        *,
+        version: int,
+        parent: int,
+        base: int = 0,
+        offsets: dict[str, int],
+        created_s: float,
     ) -> tuple[Header, bytes]:
-        """What to publish now: a full sparse checkpoint, mixed as `publication` has learned to."""
-        publication.learn_mixture()
-        learner, export = self.learner, self.learner.export(publication.mixture.weights)
+        """What to publish now: a full sparse checkpoint, mixed as `publication` has learned to.
+
+        `base`: make it a delta to the version before, which goes back to the full one `base`.
+        """
+        learner, export = self.learner, publication.prepare(full=not base)
         header = Header(
             version=version,
             parent=parent,
@@ -180,6 +229,7 @@ class Trainer:
             table_rows=learner.config.table_rows,
             pair_rows=learner.encoder.pair_rows,
             half_lives_events=learner.config.half_lives_events,
+            base=base,
             hash_seed=learner.config.hash_seed,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,

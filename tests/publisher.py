@@ -16,19 +16,24 @@ class Publisher:
 
     def __init__(self) -> None:
         self.learner = Learner(SCHEMA, SMALL)
+        self._changes = self.learner.follow()
         self.events = click_events(64, seed=99)
         """Always the same events to score."""
         self.answers: dict[int, list[float]] = {}
         """What each version made so far predicts for `events`."""
 
-    def checkpoint(self, version: int, **changes: object) -> tuple[Header, bytes]:
-        """A checkpoint; `changes`: fields of its header that are not as they should be."""
+    def checkpoint(self, version: int, *, base: int = 0, **changes: object) -> tuple[Header, bytes]:
+        """A checkpoint, or a delta to the one made before it that goes back to the full one `base`. `changes`: fields
+        of its header that are not as they should be."""
         learner = self.learner
         batch = click_events(64, seed=version)
         learner.learn(learner.encoder.encode(batch), batch.labels_B)
-        export = learner.export(learner.mixture.weights)
+        full = learner.export(learner.mixture.weights)
+        export = learner.export(learner.mixture.weights, self._changes.sorted()) if base else full
+        self._changes.clear()
         header = Header(
             version=version,
+            parent=version - 1,
             schema=SCHEMA,
             table_rows=SMALL.table_rows,
             pair_rows=learner.encoder.pair_rows,
@@ -45,8 +50,8 @@ class Publisher:
             created_s=time.time(),
             dense_bytes=learner.dense_bytes,
         )
-        self.answers[version] = ServedModel.from_checkpoint(header, export.tensors).predict(self.events).tolist()
-        header = msgspec.structs.replace(header, **changes)
+        self.answers[version] = ServedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
+        header = msgspec.structs.replace(header, base=base, **changes)
         return header, pack(header, export.tensors)
 
     def prune(self) -> None:

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 import redis
-import torch
 from publisher import Publisher, rows
 from redis_server import RedisServer
 
@@ -188,9 +187,60 @@ def test_a_kind_of_checkpoint_from_a_later_niwaki_is_refused(store, publisher, s
     scorer = scorer_of(store, follow=False)
     store.publish(*publisher.checkpoint(1))
     assert scorer.refresh()
-    store.publish(*publisher.checkpoint(2), base=1)
+    store.publish(*publisher.checkpoint(2, base=1))
+    with redis.Redis.from_url(store.config.url) as client:
+        key = f"niwaki:{{{store.name}}}:pointer"
+        client.set(key, client.get(key).replace(b"delta", b"patch"))
     assert not scorer.refresh()
     assert (scorer.version, scorer.refused) == (1, 1)
+
+
+def test_deltas_lead_to_what_the_full_checkpoint_of_the_same_version_predicts(store, publisher, scorer_of):
+    """One scorer follows, one misses most of them, one comes last, and one still holds an old model."""
+    follower, dropper = scorer_of(store, follow=False), scorer_of(store, follow=False)
+    held = []
+    for version in range(1, 13):
+        if version == 7:
+            publisher.prune()
+        assert store.publish(*publisher.checkpoint(version, base=0 if version in (1, 7) else 1 if version < 7 else 7))
+        assert follower.refresh()
+        assert follower.score_batch(publisher.events).tolist() == publisher.answers[version]
+        if version in (2, 3, 6, 12):
+            assert dropper.refresh()
+            assert dropper.score_batch(publisher.events).tolist() == publisher.answers[version]
+        if version in (2, 4, 9):
+            held.append(follower.model)
+    assert scorer_of(store).score_batch(publisher.events).tolist() == publisher.answers[12]
+    for model in held:
+        assert model.predict(publisher.events).tolist() == publisher.answers[model.header.version]
+
+
+def test_after_a_damaged_delta_the_next_full_checkpoint_is_taken_over(store, publisher, scorer_of):
+    scorer = scorer_of(store, follow=False)
+    store.publish(*publisher.checkpoint(1))
+    assert scorer.refresh()
+    header, data = publisher.checkpoint(2, base=1)
+    store.publish(header, damaged(data))
+    assert not scorer.refresh()
+    store.publish(*publisher.checkpoint(3, base=1))
+    assert not scorer.refresh()  # it goes back to the damaged one
+    assert (scorer.version, scorer.refused) == (1, 2)
+    assert scorer.score_batch(publisher.events).tolist() == publisher.answers[1]
+    for version, base in ((4, 0), (5, 4)):
+        store.publish(*publisher.checkpoint(version, base=base))
+        assert scorer.refresh()
+        assert scorer.score_batch(publisher.events).tolist() == publisher.answers[version]
+
+
+def test_a_delta_that_can_not_be_predicted_with_leaves_the_one_that_serves_untouched(store, publisher, scorer_of):
+    scorer = scorer_of(store, follow=False)
+    for version, base in ((1, 0), (2, 1)):
+        store.publish(*publisher.checkpoint(version, base=base))
+        assert scorer.refresh()
+    header, data = publisher.checkpoint(3, base=1)
+    store.publish(header, not_finite(data))
+    assert not scorer.refresh()
+    assert scorer.score_batch(publisher.events).tolist() == publisher.answers[2]
 
 
 def test_an_older_version_is_refused_even_when_redis_was_emptied(store, publisher, scorer_of):
@@ -275,7 +325,8 @@ def test_concurrent_scoring_through_many_swaps_never_mixes_two_versions(store, p
     with ThreadPoolExecutor(3) as pool:
         callers = [pool.submit(score) for _ in range(3)]
         for version in range(2, last + 1):
-            assert store.publish(*publisher.checkpoint(version))
+            full = version % 20 == 0
+            assert store.publish(*publisher.checkpoint(version, base=0 if full else max(version // 20 * 20, 1)))
             if version % 10 == 0:
                 assert scorer.wait(version, timeout_s=20)
         finished.set()

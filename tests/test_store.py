@@ -46,9 +46,9 @@ def store(server: RedisServer) -> Iterator[CheckpointStore]:
         yield store
 
 
-def header(version: int) -> SimpleNamespace:
+def header(version: int, base: int = 0) -> SimpleNamespace:
     """All that the store reads of a checkpoint's header."""
-    return SimpleNamespace(version=version, created_s=1_700_000_000.0 + version)
+    return SimpleNamespace(version=version, parent=version - 1, base=base, created_s=1_700_000_000.0 + version)
 
 
 def blob(version: int, size: int = 1000) -> bytes:
@@ -130,12 +130,46 @@ def test_a_delta_keeps_the_full_checkpoint_that_it_needs(store):
     with with_config(store, keep_versions=2) as two:
         two.publish(header(1), blob(1))
         for version in range(2, 7):
-            two.publish(header(version), blob(version), base=1)
+            two.publish(header(version, base=1), blob(version))
         assert [pointer.version for pointer in two.versions()] == [1, 2, 3, 4, 5, 6]
         assert (two.head().kind, two.head().base) == ("delta", 1)
         for version in (7, 8):
             two.publish(header(version), blob(version))
         assert [pointer.version for pointer in two.versions()] == [7, 8]
+
+
+def test_a_path_leads_from_what_is_held_or_from_the_last_full_checkpoint(store):
+    for version in range(1, 6):
+        assert store.publish(header(version, base=0 if version in (1, 3) else 1 if version < 3 else 3), blob(version))
+    one, _, three, four, five = store.versions()
+    assert store.path(five) == [three, four, five]
+    assert store.path(five, held=four.upload) == [five]
+    assert store.path(five, held=three.upload) == [four, five]
+    assert store.path(five, held=one.upload) == [three, four, five]
+    assert store.path(three, held=one.upload) == [three]
+
+
+@pytest.mark.parametrize("between", ["rival", "restart", "emptied"])
+def test_a_delta_is_taken_only_right_after_what_it_changes(store, between):
+    assert store.publish(header(1), blob(1)) and store.publish(header(2, base=1), blob(2))
+    publisher = store
+    if between == "rival":
+        with with_config(store) as rival:
+            assert rival.publish(header(3), blob(3))
+        late = header(4, base=1)
+        late.parent = 2
+    elif between == "restart":
+        publisher, late = with_config(store), header(3, base=1)
+    else:
+        late = header(3, base=1)
+        with redis.Redis.from_url(store.config.url) as client:
+            client.delete(*keys(store))
+    before = keys(store)
+    assert not publisher.publish(late, blob(late.version))
+    assert keys(store) == before
+    assert publisher.publish(header(9), blob(9)) and publisher.publish(header(10, base=9), blob(10))
+    if publisher is not store:
+        publisher.close()
 
 
 def test_deleting_the_pointer_by_hand_lets_a_fresh_trainer_begin_again(store):
@@ -339,7 +373,7 @@ def test_users_need_no_more_than_the_documented_rights(start):
     server = start()
     scope = ["resetkeys", "resetchannels", "~niwaki:{ads}:*", "&niwaki:{ads}:*", "+ping"]
     trainer = "+eval +get +set +unlink +strlen +persist +hset +hdel +hvals +publish"
-    scorer = "+get +mget +hget +subscribe +unsubscribe"
+    scorer = "+get +mget +hget +hvals +subscribe +unsubscribe"
     with redis.Redis.from_url(server.url) as client:
         client.execute_command("ACL", "SETUSER", "trainer", "on", ">t", *scope, *trainer.split())
         client.execute_command("ACL", "SETUSER", "scorer", "on", ">s", *scope, *scorer.split())

@@ -1,0 +1,137 @@
+"""A full checkpoint and its deltas are, bit for bit, the full checkpoint of the same version, however they arrive."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from streams import SCHEMA, SMALL, click_events, differing
+
+from model.checkpoint import unpack
+from model.served import ServedModel
+from pruning.policy import PruningConfig
+from serving.versions import Checkpoint, Versions
+from stream.drift import DriftConfig
+from stream.trainer import Trainer, TrainingConfig
+
+EVENTS = click_events(4096, seed=5)
+SCORED = click_events(32, seed=6)
+
+
+class Follower:
+    """A scorer's memory, and what it has last taken over."""
+
+    def __init__(self) -> None:
+        self.versions, self.version, self.held = Versions(), 0, []
+
+    def follow(self, published: list[Checkpoint]) -> None:
+        """Go to the newest version, by what has been missed, or by the last full one and its deltas."""
+        missed = [checkpoint for checkpoint in published if checkpoint[0].version > self.version]
+        full = max(place for place, (header, _) in enumerate(published) if not header.base)
+        path = missed if self.version and missed[0][0].base else published[full:]
+        if any(not header.base for header, _ in path[1:]):
+            path = published[full:]
+        model = self.versions.make(path)
+        self.versions.adopt(model, path)
+        self.version = model.header.version
+
+    def hold(self) -> None:
+        """Keep using the present model, whatever comes."""
+        model = self.versions.model
+        self.held.append((model, state(model), model.predict(SCORED).tolist()))
+
+    def check(self) -> None:
+        """Every model that is held is still what it was."""
+        for model, before, predictions in self.held:
+            assert differing(state(model), before) == [] and model.predict(SCORED).tolist() == predictions
+
+
+def state(model: ServedModel) -> dict[str, torch.Tensor]:
+    """All of a model, to the bit."""
+    return {name: tensor.clone() for name, tensor in model.tensors().items()}
+
+
+class World:
+    """One trainer that publishes, and three scorers that follow with less and less zeal."""
+
+    def __init__(self) -> None:
+        self.trainer = Trainer(SCHEMA, SMALL, PruningConfig(policy="dense"), DriftConfig(), TrainingConfig())
+        self.publication, self.published = self.trainer.follow(64), []
+        self.eager, self.lazy = Follower(), Follower()
+        self.base = 0
+
+    def learn(self, events: int) -> None:
+        start = self.trainer.events % 3968
+        self.trainer.step(EVENTS.slice(start, start + events))
+
+    def move(self) -> None:
+        """The next of prune, cut, regrow that is possible."""
+        learner = self.trainer.learner
+        if learner.masks:
+            learner.cut()
+        elif learner.dense_live:
+            learner.prune()
+        else:
+            learner.regrow()
+
+    def publish(self, full: bool, lost: bool) -> None:
+        """`lost`: the store was away. What was to be published then is in the next publication."""
+        if not self.trainer.events:
+            return
+        version = len(self.published) + 1
+        base = 0 if full or not self.published else self.base
+        about = {"version": version, "parent": version - 1, "offsets": {}, "created_s": 1.0}
+        checkpoint = unpack(self.trainer.checkpoint(self.publication, base=base, **about)[1])
+        if lost:
+            return
+        self.publication.refresh()
+        self.published.append(checkpoint)
+        self.base = base or version
+        whole = ServedModel.from_checkpoint(*unpack(self.trainer.checkpoint(self.publication, **about)[1]))
+        self.publication.refresh()
+        self.eager.follow(self.published)
+        late = Follower()
+        late.follow(self.published)
+        for model in (self.eager.versions.model, late.versions.model, self.publication._served):
+            assert differing(state(model), state(whole)) == []
+        assert self.eager.versions.model.predict(SCORED).tolist() == whole.predict(SCORED).tolist()
+
+    def catch_up(self) -> None:
+        if self.published and self.lazy.version < len(self.published):
+            self.lazy.follow(self.published)
+            assert differing(state(self.lazy.versions.model), state(self.eager.versions.model)) == []
+
+    def hold(self) -> None:
+        if self.published:
+            self.eager.hold()
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("learn"), st.integers(1, 64)),
+        st.tuples(st.just("publish"), st.integers(0, 3).map(lambda n: n == 3), st.integers(0, 2).map(lambda n: n == 2)),
+        st.tuples(st.sampled_from(["catch_up", "hold", "move"])),
+    ),
+    min_size=4,
+    max_size=16,
+)
+
+
+def follow_through(steps: list[tuple]) -> None:
+    world = World()
+    world.learn(32)
+    for name, *arguments in steps:
+        getattr(world, name)(*arguments)
+        world.eager.check()
+
+
+@given(STEPS)
+@settings(max_examples=40)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps):
+    follow_through(steps)
+
+
+@pytest.mark.slow
+@given(STEPS)
+@settings(max_examples=3000)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps):
+    follow_through(steps)
