@@ -211,6 +211,8 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     at_commit, limit = commit(), QUICK_EVENTS if quick else options.events
     with TemporaryDirectory() as scratch:
         for stream in streams(options.recordings, limit, Path(scratch)):
+            if options.streams and not any(part in stream.name for part in options.streams):
+                continue
             for name, run in systems().items():
                 if options.only and not any(part in name for part in options.only):
                     continue
@@ -276,6 +278,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--events", type=int, help="at most so many events of each stream")
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
     parser.add_argument("--seeds", type=int, default=5, help="runs of niwaki and of the DLRM on each stream")
+    parser.add_argument("--streams", nargs="*", help="streams whose names contain one of these")
     parser.add_argument("--only", nargs="*", help="systems whose names contain one of these")
     options, rest = parser.parse_known_args(arguments)
 

@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from river import linear_model
 
-from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, one_stream
+from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, VowpalWabbit, one_stream
 from benchmarks.learner import DELAYS, NIWAKI, Rows, claims, run_main, run_niwaki, serve, summarise, worst_window
 from model.features import EventBatch, Schema
 from stream.events import table_to_batch
@@ -26,17 +27,18 @@ def stream(events: int, labels: np.ndarray | None = None) -> Stream:
 def run(name: str, events: Stream) -> dict[int, np.ndarray]:
     if name == NIWAKI:
         return run_niwaki({}, 128, events, 0)
-    from river import linear_model
-
+    if name == "vw":
+        pytest.importorskip("vowpalwabbit", reason="extra `bench`")
     made = {
         "rate": RecentRate,
         "river": lambda s: River(s, linear_model.LogisticRegression()),
         "dlrm": PlainDLRM,
+        "vw": lambda s: VowpalWabbit(s, "-q ::"),
     }
     return serve(made[name](events), events)
 
 
-@pytest.mark.parametrize("name", ["rate", "river", "dlrm", NIWAKI])
+@pytest.mark.parametrize("name", ["rate", "river", "vw", "dlrm", NIWAKI])
 def test_no_prediction_depends_on_labels_that_are_not_yet_known(name):
     labels = np.random.default_rng(0).integers(0, 2, 2_600).astype(np.float32)
     changed = labels.copy()
