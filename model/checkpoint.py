@@ -20,7 +20,8 @@ from typing import TypeVar
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 
 from model.features import Schema
 from model.network import NetworkShape
@@ -102,7 +103,8 @@ def row_numbers(rows_U: torch.Tensor, table_rows: int) -> torch.Tensor:
 def pack(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a checkpoint."""
     text = msgspec.json.encode(header)
-    body = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)) + text + save({k: v.contiguous() for k, v in tensors.items()})
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}  # twice as fast as from tensors
+    body = b"".join([_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, save(arrays)])
     return body + hashlib.sha256(body).digest()
 
 

@@ -6,6 +6,7 @@ with them.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from model.network import NetworkShape
@@ -27,7 +28,9 @@ class Changes:
     def sorted(self) -> dict[str, torch.Tensor]:
         """Sorted ids of the rows, by table."""
         nothing = torch.empty(0, dtype=torch.int64)
-        self.rows = {table: [torch.unique(torch.cat([nothing, *rows]))] for table, rows in self.rows.items()}
+        for table, rows in self.rows.items():
+            ids = np.sort(torch.cat([nothing, *rows]).numpy())  # several times as fast as `unique`
+            self.rows[table] = [torch.from_numpy(ids[np.diff(ids, prepend=-1) > 0])]
         return {table: rows[0] for table, rows in self.rows.items()}
 
     def clear(self) -> None:
