@@ -8,7 +8,7 @@ tables. The linear expert beside them is small, and never pruned.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -20,92 +20,26 @@ from model.checkpoint import row_numbers
 from model.embeddings import EmbeddingTables
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
-from model.features import Encoder, Features, Schema
+from model.features import Features, Schema
+from model.learner_config import LearnerConfig
 from model.linear import BayesianLinear
-from model.mixture import Mixture, mix
+from model.mixture import mix
 from model.network import Network, NetworkShape
 from model.numerics import Numerics
-from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
+from pruning.auxiliary import AuxiliaryMasks
+from pruning.baselines import MagnitudeMasks, exchange, uniform_widths
 from pruning.compaction import compact, expand
+from pruning.units import UnitGroup
 
 _RATE_EVENTS = 128
 _PARTS = ("weight", "first", "second")
-_NOT_NEGATIVE = (
-    "embedding_dim pair_rows max_pairs network_rate shrinkage_rate mixture_half_life_events debt_rate".split()
-)
+_COMPARED_EVENTS = 5_000
+
+__all__ = ["Export", "LearnError", "Learner", "LearnerConfig", "LearnerState"]
 
 
 class LearnError(ArithmeticError):
     """Learning has gone wrong beyond repair, such as a loss that is not finite. Go back to the last snapshot."""
-
-
-class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The model and how it learns (the `[model]` section)."""
-
-    embedding_dim: int = 16
-    """Width of an embedding, >= 0; 0: none, the network reads numerics and what the linear expert says."""
-    bottom: tuple[int, ...] = (64,)
-    """Hidden widths of the bottom MLP, which makes one more vector of the numerics; empty: there is none."""
-    top: tuple[int, ...] = (512, 256)
-    """Hidden widths of the top MLP, at least one."""
-    interaction: str = "dot"
-    """dot: pairwise dot products of all vectors beside the vectors themselves. none: the vectors only."""
-    table_rows: int = 262_144
-    """Rows of each field's table, >= 2; values are hashed to them."""
-    pair_rows: int = 4_194_304
-    """Rows of the linear expert's table of pairs of fields; 0: no pairs."""
-    max_pairs: int = 66
-    """With more pairs of fields than this (66: 12 fields), none are made; name those that matter in
-    `schema.crosses`."""
-    half_lives_events: tuple[float, ...] = (100_000, 10_000, 1_000)
-    """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert corrects the
-    first."""
-    shrinkage_rate: float = 0.2
-    """How fast the linear expert's prior variances follow the stream, >= 0; 0: they stay as they are set."""
-    numeric_codes: bool = True
-    """Whether the linear expert reads piecewise-linear codes of numerics beside their standard scores."""
-    mixture_half_life_events: float = 50_000
-    """Half-life of what the mixture of the experts has learned, events, >= 0; 0: it learns nothing, and the deep
-    expert alone predicts."""
-    debt_rate: float = 0.002
-    """How strongly the mean prediction is held to the click rate, logit for each click too many or too few, >= 0;
-    0: not beyond what the mixture does. It falls with the cube of the delay beyond 1,000 events."""
-    hash_seed: int = 0
-    """Seed of the hash from values to rows."""
-    seed: int = 0
-    """Seed of the initial weights."""
-    embedding_rate: float = 0.05
-    """Learning rate of embeddings (row-wise Adagrad), > 0."""
-    network_rate: float = 0.001
-    """Learning rate of the network (Adam) for batches of 128, >= 0; it grows with the square root of the batch. 0: the
-    deep expert is left out."""
-    numeric_horizon_events: float = 100_000
-    """Events over which the moments of numerics are averaged, >= 1."""
-    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    """How the auxiliary parameters learn while pruning."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"model.{name} must be >= {least}, got {getattr(self, name)}")
-        if not self.embedding_rate > 0:
-            raise ValueError(f"model.embedding_rate must be > 0, got {self.embedding_rate}")
-        if not self.top or min(self.top + self.bottom) < 1:
-            raise ValueError(f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}")
-        if self.interaction not in ("dot", "none"):
-            raise ValueError(f"model.interaction must be dot or none, got {self.interaction!r}")
-        if not self.half_lives_events or min(self.half_lives_events) <= 0:
-            raise ValueError(f"model.half_lives_events must be > 0, at least one, got {list(self.half_lives_events)}")
-
-    def encoder(self, schema: Schema) -> Encoder:
-        """Maps events of `schema` to the rows of this model's tables."""
-        fields = len(schema.fields)
-        pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
-        return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
-
-    def mixture(self) -> Mixture:
-        """Of the linear expert's time scales and the deep expert."""
-        return Mixture.initial(len(self.half_lives_events), self.mixture_half_life_events, self.debt_rate)
 
 
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +47,10 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     dense_live: bool
     sparse: bool
-    pruning: bool
+    masks: str | None
+    """Kind of the masks that are being learned; None: none are."""
+    candidate_loss: float
+    lead_loss: float
     dense_steps: float
     sparse_steps: float
     mask_steps: int
@@ -125,7 +62,9 @@ class Learner:
     """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that lead from one to the
     other."""
 
-    def __init__(self, schema: Schema, config: LearnerConfig):
+    def __init__(self, schema: Schema, config: LearnerConfig, narrow_ratio: float | None = None):
+        """`narrow_ratio`: begin with a narrow network that takes this share of the dense multiply-adds, (0, 1], the
+        same share of each layer, and the dense branch dormant."""
         self.schema, self.config = schema, config
         self.encoder = config.encoder(schema)
         self.slots = Slots(schema, self.encoder)
@@ -151,11 +90,12 @@ class Learner:
                 interaction=config.interaction,
             )
         )
-        self.dense = Branch(network, network.initial(torch.Generator().manual_seed(config.seed)))
+        generator = torch.Generator().manual_seed(config.seed)
+        self.dense = Branch(network, network.initial(generator))
         self.dense_live = True
         self.sparse: Branch | None = None
         self.kept: dict[str, torch.Tensor] = {}
-        self.masks: AuxiliaryMasks | None = None
+        self.masks: AuxiliaryMasks | MagnitudeMasks | None = None
         self.mixture = config.mixture()
         """Mixes the experts of the lead as it is now, without any delay."""
         self.dense_cost = network.cost.total({})
@@ -163,6 +103,12 @@ class Learner:
         """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
         network."""
         self.events = 0
+        self._losses = np.zeros(2)  # of the network that is being pruned, and of the lead beside it
+        if narrow_ratio is not None:
+            widths = uniform_widths(network.groups, network.cost, narrow_ratio)
+            narrow = network.narrowed(widths)
+            self.kept = {name: torch.arange(width) for name, width in widths.items()}
+            self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
         self._followers: list[Changes] = []
 
     @property
@@ -170,14 +116,23 @@ class Learner:
         """The branch that is published."""
         return self.sparse or self.dense
 
+    @property
+    def behind_ratio(self) -> float | None:
+        """How much more log loss the network that is being pruned has had lately than the lead, as a share; None: there
+        are not two of them."""
+        candidate, lead = self._losses
+        return float(candidate / lead - 1) if self.masks and self.sparse and lead else None
+
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
         self._followers.append(Changes())
         return self._followers[-1]
 
-    def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
+    def learn(
+        self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0, boost: float = 1.0
+    ) -> np.ndarray:
         """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
-        pruning.
+        pruning. `boost`: factor on the network's learning rate.
 
         Raises `LearnError` if the loss is not finite; nothing has been changed by then.
         """
@@ -194,7 +149,8 @@ class Learner:
             for branch in branches
         }
         lead_B = deep.get(self.lead, inputs.linear_BK[:, 0])
-        loss = sum(fn.binary_cross_entropy_with_logits(logits, labels) for logits in (deep.values() or [lead_B]))
+        losses = [fn.binary_cross_entropy_with_logits(logits, labels) for logits in deep.values() or [lead_B]]
+        loss = sum(losses)
         if not torch.isfinite(loss):
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
         experts_BE = _side_by_side(inputs.linear_BK, lead_B.detach())
@@ -206,10 +162,15 @@ class Learner:
         if branches and self.schema.fields and self.config.embedding_dim:
             changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * (events / len(branches)))
         for branch in branches:
-            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS))
+            ratio = 1.0 if branch is self.dense else self.config.narrow_rate_ratio
+            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio)
             self.learned_multiply_adds += events * branch.network.cost.total({})
         if masks is not None:
-            self.masks.update(masks, target_ratio)
+            self.masks.update(masks, target_ratio, self.dense.weights())
+            if self.sparse:
+                self._losses += (np.array([float(one.detach()) for one in losses]) - self._losses) * min(
+                    events / _COMPARED_EVENTS, 1.0
+                )
         self.numerics.update(features.numerics_BN)
         self.mixture.update(experts_BE, labels_B)
         for follower in self._followers:
@@ -226,30 +187,60 @@ class Learner:
             deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF))
             return mix(self.mixture.weights if weights is None else weights, _side_by_side(inputs.linear_BK, deep_B))
 
-    def prune(self) -> None:
-        """Begin to learn masks on the dense branch."""
+    def prune(self, kind: str = "auxiliary") -> None:
+        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude."""
         network = self.dense.network
-        self.masks = AuxiliaryMasks(network.groups, network.cost, self.config.auxiliary)
+        if kind == "magnitude":
+            self.masks = MagnitudeMasks(network.groups, network.cost)
+        else:
+            self.masks = AuxiliaryMasks(network.groups, network.cost, self.config.auxiliary)
+        self._losses[:] = 0
 
-    def cut(self) -> None:
-        """Cut the surviving units out of the dense branch: they become the sparse one, and the rest lies dormant."""
+    def cut(self, stays_dense: bool = False) -> None:
+        """Cut the surviving units out of the dense branch: they become the sparse one, and the rest lies dormant,
+        unless the dense branch `stays_dense`."""
         groups, kept = self.dense.network.groups, self.masks.kept()
         weights, first, second = (compact(part, groups, kept) for part in self.dense.parts())
         network = self.dense.network.narrowed({name: len(index) for name, index in kept.items()})
         self.sparse = Branch(network, weights).restore(first, second, self.dense.steps)
-        self.kept, self.masks, self.dense_live = kept, None, False
+        self.kept, self.masks, self.dense_live = kept, None, stays_dense
 
     def regrow(self) -> None:
-        """Make the dense branch live again: dormant weights as they were, the others as the sparse branch has them."""
-        assert self.sparse and not self.dense_live
-        groups, dormant = self.dense.network.groups, self.dense.weights()
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in dormant.items()}
+        """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
+        one with no say yet (its outgoing weights are zero), so that predictions do not jump.
+
+        What lay dormant is not used: measured, the weights of before a drift win back less than fresh ones do.
+        """
+        if self.dense_live:
+            return
+        assert self.sparse
+        network, groups = self.dense.network, self.dense.network.groups
+        # Seeded by the place in the stream: a restart regrows the very same units.
+        fresh = network.initial(torch.Generator().manual_seed(self.config.seed * 2**32 + self.events))
+        _silence(groups, fresh, self.kept)
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
         weights, first, second = (
             expand(part, store, groups, self.kept)
-            for part, store in zip(self.sparse.parts(), (dormant, nothing, nothing), strict=True)
+            for part, store in zip(self.sparse.parts(), (fresh, nothing, nothing), strict=True)
         )
-        self.dense = Branch(self.dense.network, weights).restore(first, second, self.sparse.steps)
+        self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
+
+    def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
+        """Exchange `ratio` of the sparse branch's units for dormant ones, which then begin without a say: their
+        outgoing weights are zero."""
+        groups, live = self.dense.network.groups, self.dense_live
+        self.regrow()
+        inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF)
+        network, weights, before = self.dense.network, self.dense.weights(), self.kept
+        deep_B = deep_logits(network, self.dense.parameters, inputs, vectors_BFD)
+        fn.binary_cross_entropy_with_logits(deep_B, torch.from_numpy(labels_B)).backward()
+        gradients = {name: parameter.grad for name, parameter in self.dense.parameters.items()}
+        self.kept = {g.name: exchange(g, before[g.name], weights, gradients, ratio) for g in groups}
+        self.dense.optimizer.zero_grad(set_to_none=True)
+        weights, first, second = (compact(part, groups, self.kept) for part in self.dense.parts())
+        narrow = network.narrowed({name: len(index) for name, index in self.kept.items()})
+        self.sparse, self.dense_live = Branch(narrow, weights).restore(first, second, self.dense.steps), live
 
     def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
         """What a scorer needs to predict as the lead does now, mixed with `weights`.
@@ -315,7 +306,9 @@ class Learner:
         state = LearnerState(
             dense_live=self.dense_live,
             sparse=self.sparse is not None,
-            pruning=self.masks is not None,
+            masks=self.masks.kind if self.masks else None,
+            candidate_loss=float(self._losses[0]),
+            lead_loss=float(self._losses[1]),
             dense_steps=self.dense.steps,
             sparse_steps=self.sparse.steps if self.sparse else 0.0,
             mask_steps=self.masks.steps if self.masks else 0,
@@ -344,9 +337,10 @@ class Learner:
         if state.sparse:
             narrowed = network.narrowed({name: len(index) for name, index in self.kept.items()})
             self.sparse = branch("sparse", narrowed, state.sparse_steps)
-        if state.pruning:
-            self.prune()
+        if state.masks:
+            self.prune(state.masks)
             self.masks.restore(_named(tensors, "masks."), state.mask_steps)
+        self._losses[:] = state.candidate_loss, state.lead_loss
         self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
 
     def _assemble(self, features: Features) -> Inputs:
@@ -373,3 +367,11 @@ def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _silence(groups: Sequence[UnitGroup], weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
+    """Set the outgoing weights of all units outside `kept` to zero, in place."""
+    for group in groups:
+        outgoing = group.slices[-1]
+        gone = torch.ones(group.size, dtype=torch.bool).index_fill(0, kept[group.name], False).nonzero().squeeze(1)
+        weights[outgoing.parameter].index_fill_(outgoing.dim, gone + outgoing.offset, 0.0)

@@ -29,6 +29,8 @@ class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class AuxiliaryMasks:
     """The auxiliary parameters of all groups, and the masks that follow from them."""
 
+    kind = "auxiliary"
+
     def __init__(self, groups: Sequence[UnitGroup], cost: Cost, config: AuxiliaryConfig | None = None):
         self.groups, self.cost, self.config = tuple(groups), cost, config or AuxiliaryConfig()
         self._dense = cost.total({})
@@ -44,14 +46,16 @@ class AuxiliaryMasks:
         """
         return {name: alive.float().expand(events, -1).clone().requires_grad_() for name, alive in self.alive.items()}
 
-    def update(self, masks: dict[str, torch.Tensor], target_ratio: float) -> None:
+    def update(
+        self, masks: dict[str, torch.Tensor], target_ratio: float, weights: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """Learn from the gradients of a mean loss in `masks`, then let multiply-adds fall to `target_ratio` of dense
-        (0..1]."""
+        (0..1]. `weights` are not read: importance is a matter of gradients here."""
         self.steps += 1
         rate = max(1 / self.config.horizon_steps, 1 / self.steps)
         for name, mask in masks.items():
             gradients_BU = mask.grad * len(mask)
-            # L(without) - L(with), to second order around the mask as it stands; the curvature is the Fisher information
+            # L(without) - L(with), to second order around the mask as it stands; curvature: the Fisher information
             curvature = self.config.curvature * gradients_BU.square().mean(0)
             worth = -gradients_BU.mean(0) + torch.where(self.alive[name], curvature, -curvature)
             self._importance[name].lerp_(worth, rate)

@@ -1,16 +1,18 @@
 """When to prune, when to regrow, and how much: DENSE -> PRUNING -> SPARSE -> (drift) -> DENSE.
 
-The loop tells a policy how many events have been learned and whether a drift was just detected; the policy answers
-with the next move. It knows nothing of weights, detectors or clocks.
+The loop tells a policy how many events have been learned, whether a drift was just detected, and how the network that
+is being pruned compares with the one that is served; the policy answers with the next move. It knows nothing of
+weights, detectors or clocks. Dense-to-sparse by drift: Ye et al., arXiv:2010.08655; training that alternates between
+dense and sparse phases: Peste et al., AC/DC (arXiv:2106.12379). What a user would compare with is in
+`pruning.baselines`.
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import msgspec
 
-
-PolicyName = Literal["dense", "static", "adaptive"]
+PolicyName = Literal["dense", "small", "static", "magnitude", "rigl", "periodic", "adaptive", "adaptive-live"]
 
 
 class Phase(StrEnum):
@@ -28,14 +30,17 @@ class Move(StrEnum):
     PRUNE = "prune"
     CUT = "cut"
     REGROW = "regrow"
+    REWIRE = "rewire"
 
 
 class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much of the network may stay, and the lengths of the phases (the `[pruning]` section)."""
 
     policy: PolicyName = "adaptive"
-    """dense: never pruned. static: pruned once, after the warm-up. adaptive: regrown and pruned anew after each
-    drift."""
+    """dense: never pruned. small: never pruned either, but narrow from the start. static: pruned once, after the
+    warm-up. magnitude: the same by the size of weights, each layer alike. rigl: narrow from the start, the weakest
+    units exchanged at intervals. periodic: dense all along, a sparse network cut from it at intervals. adaptive:
+    regrown and pruned anew after each drift. adaptive-live: the same, and dense all along."""
     budget: float = 0.1
     """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]."""
     warmup_events: int = 40_000
@@ -46,15 +51,34 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Length of a pruning phase, events."""
     settle_ratio: float = 0.3
     """Last share of a pruning phase in which the budget has been reached and masks only settle, 0..1."""
+    tolerance_ratio: float = 0.001
+    """How much more log loss than the served network a newly pruned one may have when it takes over, 0..1."""
+    longest_wait_events: int = 20_000
+    """How long a newly pruned network may learn on to get there before it takes over anyhow, events, >= 0."""
+    boost: float = 4.0
+    """Factor on the network's learning rate when a drift is detected (adaptive policies), >= 1; 1: none."""
+    boost_events: int = 20_000
+    """Events over which that factor falls back to 1, linearly, >= 1."""
+    period_events: int = 50_000
+    """Events between two prunings (periodic) or two exchanges of units (rigl: a tenth of it), >= 10."""
+    exchange_ratio: float = 0.3
+    """Share of units that rigl exchanges at first, 0..1; it falls to a tenth of that, a cosine over twenty periods."""
 
     def __post_init__(self) -> None:
+        if self.policy not in get_args(PolicyName):
+            raise ValueError(f"pruning.policy must be one of {', '.join(get_args(PolicyName))}, got {self.policy!r}")
         if not 0 < self.budget <= 1:
             raise ValueError(f"pruning.budget must be in (0, 1], got {self.budget}")
-        for name in ("warmup_events", "regrowth_events", "pruning_events"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pruning.{name} must be at least 1, got {getattr(self, name)}")
+        least = {"warmup_events": 1, "regrowth_events": 1, "pruning_events": 1, "longest_wait_events": 0}
+        least |= {"boost": 1, "boost_events": 1, "period_events": 10}
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"pruning.{name} must be at least {bound}, got {getattr(self, name)}")
         if not 0 <= self.settle_ratio < 1:
             raise ValueError(f"pruning.settle_ratio must be in [0, 1), got {self.settle_ratio}")
+        for name in ("tolerance_ratio", "exchange_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"pruning.{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 class PolicyState(msgspec.Struct, kw_only=True):
@@ -65,34 +89,41 @@ class PolicyState(msgspec.Struct, kw_only=True):
     """Index of the event at which the phase began."""
     cycle: int = 0
     """How often the network has been cut."""
+    drifted_at: int | None = None
+    """Index of the event at which the latest drift was detected."""
+    forced: int = 0
+    """How many networks took over though they predicted worse, since the wait was at its bound."""
 
 
 class Policy:
-    """The phases as a state machine over event counts."""
+    """The protocol that every policy follows, and the one that never prunes.
+
+    Class attributes say what a learner needs to be made for a policy; `decide` is called after each batch, and the
+    move that it answers with is made at once; `target_ratio` and `boost` are asked before each batch.
+    """
+
+    narrow_from_the_start: ClassVar[bool] = False
+    """The served network has the budget's widths from the first event on, the same share of each layer."""
+    masks: ClassVar[Literal["auxiliary", "magnitude"]] = "auxiliary"
+    """What chooses the units that stay."""
+    stays_dense: ClassVar[bool] = False
+    """The dense branch goes on learning after a cut."""
 
     def __init__(self, config: PruningConfig, state: PolicyState | None = None):
         self.config, self.state = config, state or PolicyState()
+        if not state and self.narrow_from_the_start:
+            self.state.phase = Phase.SPARSE
 
     @property
     def phase(self) -> Phase:
         return self.state.phase
 
-    def decide(self, events: int, drifted: bool) -> Move:
-        """The move due after `events` learned in all; `drifted`: a detector fired since the last call. The phase
-        follows the move."""
-        elapsed = events - self.state.since_event
-        if self.config.policy == "dense":
-            return Move.STAY
-        if drifted and self.config.policy == "adaptive" and self.phase is Phase.SPARSE:
-            return self._enter(
-                Phase.DENSE, events, Move.REGROW
-            )  # in the other phases the dense branch is learning it already
-        dense_events = self.config.regrowth_events if self.state.cycle else self.config.warmup_events
-        if self.phase is Phase.DENSE and elapsed >= dense_events:
-            return self._enter(Phase.PRUNING, events, Move.PRUNE)
-        if self.phase is Phase.PRUNING and elapsed >= self.config.pruning_events:
-            self.state.cycle += 1
-            return self._enter(Phase.SPARSE, events, Move.CUT)
+    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+        """The move due after `events` learned in all; the phase follows it.
+
+        `drifted`: a detector fired since the last call. `behind_ratio`: how much more log loss the network that is
+        being pruned has had lately than the served one, as a share; None: there is nothing to compare.
+        """
         return Move.STAY
 
     def target_ratio(self, events: int) -> float:
@@ -104,6 +135,68 @@ class Policy:
         done = min((events - self.state.since_event) / length, 1.0)
         return self.config.budget + (1 - self.config.budget) * (1 - done) ** 3
 
+    def boost(self, events: int) -> float:
+        """Factor on the network's learning rate after `events`."""
+        return 1.0
+
     def _enter(self, phase: Phase, events: int, move: Move) -> Move:
         self.state.phase, self.state.since_event = phase, events
         return move
+
+
+class Static(Policy):
+    """Pruned once after the warm-up, then sparse for ever."""
+
+    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+        if self.phase is Phase.SPARSE:
+            return self._when_sparse(events, drifted)
+        elapsed = events - self.state.since_event
+        dense_events = self.config.regrowth_events if self.state.cycle else self.config.warmup_events
+        if self.phase is Phase.DENSE and elapsed >= dense_events:
+            return self._enter(Phase.PRUNING, events, Move.PRUNE)
+        if self.phase is Phase.PRUNING and elapsed >= self.config.pruning_events:
+            worse = behind_ratio is not None and behind_ratio > self.config.tolerance_ratio
+            if worse and elapsed < self.config.pruning_events + self.config.longest_wait_events:
+                return Move.STAY
+            self.state.forced += worse
+            self.state.cycle += 1
+            return self._enter(Phase.SPARSE, events, Move.CUT)
+        return Move.STAY
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        return Move.STAY
+
+
+class Adaptive(Static):
+    """Dense around a drift only: regrown when one is detected, pruned anew, dormant in between."""
+
+    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+        if drifted:
+            self.state.drifted_at = events
+        return super().decide(events, drifted, behind_ratio)
+
+    def boost(self, events: int) -> float:
+        if self.state.drifted_at is None:
+            return 1.0
+        done = (events - self.state.drifted_at) / self.config.boost_events
+        return 1 + (self.config.boost - 1) * max(0.0, 1 - done)
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        # in the other phases the dense branch is learning it already
+        return self._enter(Phase.DENSE, events, Move.REGROW) if drifted else Move.STAY
+
+
+class AdaptiveLive(Adaptive):
+    """As `Adaptive`, but the dense branch learns all along: nothing is dormant, and nothing is spared."""
+
+    stays_dense = True
+
+
+class Periodic(Static):
+    """Dense all along, and a new sparse network cut from it at fixed intervals (Ye et al., section 3)."""
+
+    stays_dense = True
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        due = events - self.state.since_event >= self.config.period_events - self.config.pruning_events
+        return self._enter(Phase.PRUNING, events, Move.PRUNE) if due else Move.STAY

@@ -6,7 +6,7 @@ is read.
 
 from typing import Any
 
-from pruning.policy import Move, Phase
+from pruning.policy import Move
 from stream.trainer import Publication, Step, Trainer
 
 
@@ -18,7 +18,7 @@ class History:
         self._windows = 0
         self.windows: list[dict[str, Any]] = []
         """By evaluation window: the event that it ends with, its measures, and the network as it was then."""
-        self.phases: list[dict[str, Any]] = [{"event": 0, "phase": Phase.DENSE.value}]
+        self.phases: list[dict[str, Any]] = [{"event": 0, "phase": trainer.policy.phase.value}]
         """By phase: the event that it begins with."""
         self.drifts: list[dict[str, Any]] = []
         """By detected drift: what `stream.drift.Drift` says."""
@@ -29,7 +29,7 @@ class History:
         """Take in one step."""
         trainer, learner = self._trainer, self._trainer.learner
         self.drifts += [drift._asdict() for drift in step.drifts]
-        if step.move is not Move.STAY:
+        if step.move not in (Move.STAY, Move.REWIRE):
             self.phases.append({"event": trainer.events, "phase": step.phase.value})
         if step.move is Move.CUT:
             kept = {name: len(index) for name, index in learner.kept.items()}

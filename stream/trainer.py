@@ -18,7 +18,8 @@ from model.exports import Export
 from model.features import EventBatch, Features, Schema
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
-from pruning.policy import Move, Phase, Policy, PolicyState, PruningConfig
+from pruning.baselines import policy_for
+from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
 
 
@@ -174,8 +175,8 @@ class Trainer:
         self, schema: Schema, model: LearnerConfig, pruning: PruningConfig, drift: DriftConfig, training: TrainingConfig
     ):
         self.config = training
-        self.learner = Learner(schema, model)
-        self.policy = Policy(pruning)
+        self.policy = policy_for(pruning)
+        self.learner = Learner(schema, model, pruning.budget if self.policy.narrow_from_the_start else None)
         self.monitor = DriftMonitor(drift)
         self.prequential = WindowedEvaluation(training.window_events)
         """Each event predicted just before it was learned."""
@@ -199,10 +200,13 @@ class Trainer:
         features = self.learner.encoder.encode(batch)
         for publication in self.publications:
             publication.score(features, batch.labels_B)
-        logits_B = self.learner.learn(features, batch.labels_B, self.policy.target_ratio(self.events))
+        policy, learner = self.policy, self.learner
+        logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events), policy.boost(self.events))
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         drifts = self.monitor.update(self._signals(losses_B, logits_B, batch.labels_B), first_event, batch.times_s_B)
-        move = self.policy.decide(self.events, bool(drifts))
+        move = policy.decide(self.events, bool(drifts), learner.behind_ratio)
+        if move is Move.REWIRE:
+            learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
         return Step(len(batch), losses_B, drifts, move, self.policy.phase, time.perf_counter() - started_s)
@@ -279,9 +283,9 @@ class Trainer:
 
     def _make(self, move: Move) -> None:
         if move is Move.PRUNE:
-            self.learner.prune()
+            self.learner.prune(self.policy.masks)
         elif move is Move.CUT:
-            self.learner.cut()
+            self.learner.cut(self.policy.stays_dense)
             self.monitor.reset()  # the loss jumps with the network: that is no drift
         elif move is Move.REGROW:
             self.learner.regrow()

@@ -1,5 +1,6 @@
 """The learner: it learns, it prunes and regrows without losing anything, and a served copy predicts what it does."""
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from model.features import EventBatch, Features, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnError
 from model.numerics import KNOTS, Numerics, prepare
 from model.served import ServedModel
+from pruning.baselines import POLICIES
 from pruning.policy import PruningConfig
 from stream.drift import DetectorConfig, DriftConfig
 from stream.trainer import Trainer, TrainingConfig
@@ -27,11 +29,15 @@ def learn_all(learner: Learner, batch, batch_events: int = 64, target_ratio: flo
 
 def small_trainer(**pruning) -> Trainer:
     lengths = {"warmup_events": 1024, "regrowth_events": 512, "pruning_events": 512, "budget": 0.3}
+    lengths |= {"period_events": 1500, "longest_wait_events": 256}
     return Trainer(
         SCHEMA,
         SMALL,
         PruningConfig(**(lengths | pruning)),
-        DriftConfig(detectors=(DetectorConfig(parameters={"delta": 1e-3}),), quiet_events=256),
+        DriftConfig(
+            detectors=(DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3}),),
+            quiet_events=256,
+        ),
         TrainingConfig(batch_events=64, window_events=512),
     )
 
@@ -87,19 +93,23 @@ def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_surviv
     assert learner.multiply_adds <= 0.3 * learner.dense_cost
 
 
-def test_regrown_units_have_their_dormant_weights_and_fresh_optimizer_state():
+def test_regrown_units_are_fresh_and_have_no_say_so_that_predictions_do_not_jump():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))
     learner.prune()
     learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
     learner.cut()
-    dormant = learner.dense.weights()["top.1.weight"].clone()
     learn_all(learner, click_events(1000, seed=2))
+    features = learner.encoder.encode(click_events(100, seed=3))
+    before = learner.predict(features)
     learner.regrow()
-    kept = torch.zeros(dormant.shape, dtype=torch.bool)
+    kept = torch.zeros(learner.dense.network.shapes["top.1.weight"], dtype=torch.bool)
     kept[torch.meshgrid(learner.kept["top.1"], learner.kept["top.0"], indexing="ij")] = True
     weights, moments = learner.dense.weights()["top.1.weight"], learner.dense.moments("exp_avg")["top.1.weight"]
-    assert torch.equal(weights[~kept], dormant[~kept]) and not moments[~kept].any()
+    assert not moments[~kept].any() and weights[:, learner.kept["top.0"]].all()
+    sparse, learner.sparse = learner.sparse, None  # so that the dense branch leads
+    np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
+    learner.sparse = sparse
     assert torch.equal(weights[kept], learner.sparse.weights()["top.1.weight"].flatten())
     assert torch.equal(moments[kept], learner.sparse.moments("exp_avg")["top.1.weight"].flatten())
 
@@ -115,18 +125,55 @@ def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one
     assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
 
 
-def test_a_restored_trainer_continues_bit_for_bit_from_every_phase():
-    events = click_events(9000)
-    for at in (640, 1280, 2560):  # dense, pruning, sparse
-        whole, first, second = small_trainer(), small_trainer(), small_trainer()
-        run(whole, events.slice(0, 4096))
-        run(first, events.slice(0, at))
-        state, tensors = first.state()
-        second.restore(state, {name: tensor.clone() for name, tensor in tensors.items()})
-        run(second, events.slice(at, 4096))
-        expected, actual = whole.state(), second.state()
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_policy(policy):
+    events = EventBatch.concat([click_events(3200), click_events(2560, seed=1, flipped=True)])
+    whole = small_trainer(policy=policy)
+    phases, states = [], []
+    for start in range(0, len(events), 64):
+        state, tensors = whole.state()
+        if not phases or whole.policy.phase != phases[-1]:
+            phases.append(whole.policy.phase)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
+        whole.step(events.slice(start, start + 64))
+    expected = whole.state()
+    for at, state, tensors in states:
+        second = small_trainer(policy=policy)
+        second.restore(state, tensors)
+        run(second, events.slice(at, len(events)))
+        actual = second.state()
         assert expected[0] == actual[0]
         assert differing(expected[1], actual[1]) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
+    trainer = small_trainer(policy=policy)
+    publication = trainer.follow(512)
+    events = EventBatch.concat([click_events(3200), click_events(1600, seed=1, flipped=True)])
+    for start in range(0, len(events), 64):
+        step = trainer.step(events.slice(start, start + 64))
+        if publication.due(step):
+            publication.refresh()
+    learner = trainer.learner
+    assert learner.multiply_adds <= (1.0 if policy == "dense" else 0.3) * learner.dense_cost
+    assert all(sparsity < 1 for sparsity in learner.sparsity_by_layer().values())
+    assert publication.evaluation.total.normalized_entropy < 1.05
+
+
+def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dropped():
+    learner = Learner(SCHEMA, SMALL, narrow_ratio=0.3)
+    batch = click_events(2000)
+    learn_all(learner, batch)
+    before, kept = learner.sparse.network.shape, learner.kept
+    features = learner.encoder.encode(batch.slice(0, 64))
+    predicted = learner.predict(features)
+    learner.rewire(features, batch.labels_B[:64], 0.0)
+    np.testing.assert_allclose(learner.predict(features), predicted, atol=1e-6)
+    learner.rewire(features, batch.labels_B[:64], 0.3)
+    assert learner.sparse.network.shape == before and not learner.dense_live
+    assert any(not torch.equal(kept[name], learner.kept[name]) for name in kept)
 
 
 def test_a_served_checkpoint_predicts_what_the_trainer_does():

@@ -1,5 +1,7 @@
 """Units, masks, compaction and policies: what must hold of any network and any stream."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,9 @@ from hypothesis import strategies as st
 
 from model.network import Network, NetworkShape
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
+from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for, uniform_widths
 from pruning.compaction import compact, expand
-from pruning.policy import Move, Phase, Policy, PruningConfig
+from pruning.policy import Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
 
 NETWORK = Network(
     NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot")
@@ -118,7 +121,7 @@ def drive(policy: Policy, events: range, drifts: set[int] = frozenset()) -> list
 
 def test_phases_follow_their_lengths_and_a_drift_in_a_sparse_phase_starts_them_anew():
     config = PruningConfig(warmup_events=100, regrowth_events=50, pruning_events=30)
-    moves = drive(Policy(config), range(10, 1000, 10), drifts={300, 320, 360})
+    moves = drive(policy_for(config), range(10, 1000, 10), drifts={300, 320, 360})
     assert moves == [
         (100, Move.PRUNE), (130, Move.CUT),
         (300, Move.REGROW), (350, Move.PRUNE), (380, Move.CUT),
@@ -127,13 +130,13 @@ def test_phases_follow_their_lengths_and_a_drift_in_a_sparse_phase_starts_them_a
 
 def test_a_static_policy_prunes_once_and_a_dense_one_never():
     config = {"warmup_events": 100, "pruning_events": 30}
-    static = drive(Policy(PruningConfig(policy="static", **config)), range(10, 1000, 10), drifts={300})
+    static = drive(policy_for(PruningConfig(policy="static", **config)), range(10, 1000, 10), drifts={300})
     assert static == [(100, Move.PRUNE), (130, Move.CUT)]
-    assert drive(Policy(PruningConfig(policy="dense", **config)), range(10, 1000, 10), drifts={300}) == []
+    assert drive(policy_for(PruningConfig(policy="dense", **config)), range(10, 1000, 10), drifts={300}) == []
 
 
 def test_the_target_falls_from_dense_to_the_budget_and_stays_there():
-    policy = Policy(PruningConfig(warmup_events=100, pruning_events=100, budget=0.2, settle_ratio=0.5))
+    policy = policy_for(PruningConfig(warmup_events=100, pruning_events=100, budget=0.2, settle_ratio=0.5))
     assert policy.target_ratio(50) == 1.0
     policy.decide(100, False)
     assert policy.phase is Phase.PRUNING
@@ -144,8 +147,87 @@ def test_the_target_falls_from_dense_to_the_budget_and_stays_there():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("budget", 0.0), ("budget", 1.5), ("warmup_events", 0), ("settle_ratio", 1.0)]
+    ("field", "value"), [("budget", 0.0), ("budget", 1.5), ("warmup_events", 0), ("settle_ratio", 1.0), ("boost", 0.5)]
 )
 def test_a_pruning_setting_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"pruning.{field}.*{value}"):
         PruningConfig(**{field: value})
+
+
+def test_every_policy_has_a_class_and_only_those_that_are_narrow_from_the_start_begin_sparse():
+    assert set(POLICIES) == set(get_args(PolicyName))
+    for name in POLICIES:
+        policy = policy_for(PruningConfig(policy=name))
+        assert (policy.phase is Phase.SPARSE) == policy.narrow_from_the_start == (name in ("small", "rigl"))
+
+
+def test_a_network_that_predicts_worse_takes_over_only_when_it_no_longer_does_or_the_wait_is_at_its_bound():
+    config = PruningConfig(warmup_events=100, pruning_events=30, tolerance_ratio=0.01, longest_wait_events=50)
+    for behind_ratio, cut_at, forced in ((0.005, 130, 0), (0.02, 180, 1), (None, 130, 0)):
+        policy = policy_for(config)
+        moves = [(at, policy.decide(at, False, behind_ratio)) for at in range(10, 400, 10)]
+        assert [at for at, move in moves if move is Move.CUT] == [cut_at]
+        assert policy.state.forced == forced
+
+
+def test_periodic_prunes_anew_at_equal_intervals_and_stays_dense():
+    policy = policy_for(PruningConfig(policy="periodic", warmup_events=100, pruning_events=30, period_events=200))
+    cuts = [at for at, move in drive(policy, range(10, 1000, 10), drifts={500}) if move is Move.CUT]
+    assert cuts == [130, 330, 530, 730, 930]
+    assert policy.stays_dense
+
+
+def test_rigl_exchanges_fewer_units_as_time_goes_by_and_never_none():
+    policy = policy_for(PruningConfig(policy="rigl", period_events=100, exchange_ratio=0.3))
+    moves = drive(policy, range(1, 1000))
+    assert [at for at, _ in moves] == list(range(10, 1000, 10)) and {move for _, move in moves} == {Move.REWIRE}
+    ratios = [policy.exchange_ratio(events) for events in range(0, 4000, 100)]
+    assert ratios[0] == 0.3 and ratios[-1] == pytest.approx(0.03)
+    assert ratios == sorted(ratios, reverse=True)
+
+
+def test_only_a_drift_raises_the_learning_rate_and_it_falls_back():
+    policy = policy_for(PruningConfig(boost=4.0, boost_events=100))
+    assert policy.boost(50) == 1.0
+    policy.decide(60, True)
+    assert [policy.boost(events) for events in (60, 110, 160, 1000)] == [4.0, 2.5, 1.0, 1.0]
+    static = policy_for(PruningConfig(policy="static"), PolicyState())
+    static.decide(60, True)
+    assert static.boost(60) == 1.0
+
+
+@given(st.floats(0.05, 1.0))
+@settings(deadline=None, max_examples=30)
+def test_uniform_widths_are_the_same_share_of_each_layer_and_the_most_that_fit(ratio):
+    widths = uniform_widths(NETWORK.groups, NETWORK.cost, ratio)
+    assert NETWORK.cost.total(widths) <= ratio * NETWORK.cost.total({}) or set(widths.values()) == {1}
+    shares = [widths[group.name] / group.size for group in NETWORK.groups]
+    least = max((width - 1) / group.size for width, group in zip(widths.values(), NETWORK.groups, strict=True))
+    assert all(share >= least - 1 / group.size for share, group in zip(shares, NETWORK.groups, strict=True))
+
+
+def test_magnitude_masks_keep_the_largest_units_and_what_is_gone_stays_gone():
+    masks = MagnitudeMasks(NETWORK.groups, NETWORK.cost)
+    before = None
+    for target in (0.8, 0.5, 0.3):
+        masks.update(masks.masks(4), target, PARAMETERS)
+        kept = masks.kept()
+        assert NETWORK.cost.total({name: len(index) for name, index in kept.items()}) <= target * NETWORK.cost.total({})
+        for group in NETWORK.groups:
+            size = magnitudes(group, PARAMETERS)
+            gone = [unit for unit in range(group.size) if unit not in kept[group.name]]
+            assert not gone or size[gone].max() <= size[kept[group.name]].min()
+            assert before is None or set(kept[group.name].tolist()) <= set(before[group.name].tolist())
+        before = kept
+
+
+@given(kept_units(), st.floats(0, 1), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=30)
+def test_an_exchange_conserves_the_number_of_units_and_drops_none_that_it_grows(kept, ratio, seed):
+    generator = torch.Generator().manual_seed(seed)
+    gradients = {name: torch.randn(t.shape, generator=generator) for name, t in PARAMETERS.items()}
+    for group in NETWORK.groups:
+        before = set(kept[group.name].tolist())
+        after = exchange(group, kept[group.name], PARAMETERS, gradients, ratio)
+        assert after.tolist() == sorted(set(after.tolist())) and len(after) == len(before)
+        assert len(before - set(after.tolist())) == min(int(ratio * len(before)), group.size - len(before))
