@@ -7,7 +7,7 @@ from typing import Any
 
 from model.checkpoint import Header
 from model.features import Schema
-from serving.wire import OUTPUT
+from serving.wire import DATATYPES, OUTPUT
 
 Json = dict[str, Any]
 
@@ -18,7 +18,7 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     candidate = dict(list(example.items())[-1:])
     context = {column: value for column, value in example.items() if column not in candidate}
     events = {"type": "array", "items": event, "maxItems": max_events}
-    part = {**event, "description": "Part of an event."}
+    part = {**event, "description": "Part of an event. No column is in the context and in a candidate."}
     ask_events = {"type": "object", "properties": {"events": events}, "required": ["events"]}
     ask_candidates = {
         "type": "object",
@@ -96,7 +96,9 @@ def _list(items: Json) -> Json:
 
 
 _REASON = {"field": _TEXT, "rule": _TEXT, "value": _TEXT}
-_TENSOR = _object(name=_TEXT, shape=_list({"type": "integer", "minimum": 0}), datatype=_TEXT, data=_list({}))
+_TENSOR = _object(
+    name=_TEXT, shape=_list({"type": "integer", "minimum": 0}), datatype={"enum": list(DATATYPES)}, data=_list({})
+)
 _READY = {"type": "object", "properties": {"ready": _BOOLEAN, "version": {"type": "integer"}}, "required": ["ready"]}
 _SCHEMAS = {
     "Refusal": _object(error=_object(**_REASON)),
@@ -104,7 +106,7 @@ _SCHEMAS = {
     "InferRequest": {
         "type": "object",
         "properties": {
-            "id": _TEXT,
+            "id": {"type": ["string", "null"]},
             "inputs": {**_list(_TENSOR), "minItems": 1},
             "outputs": _list(_object(name={"const": OUTPUT})),
         },
@@ -129,8 +131,7 @@ def _event(schema: Schema) -> tuple[Json, Json]:
     example = {name: "a" for name in schema.categorical} | {name: 1.0 for name in schema.numeric}
     if schema.timestamp:
         properties[schema.timestamp] = {"type": ["integer", "null"], "description": "Milliseconds since the epoch."}
-    properties[schema.label] = {"type": ["number", "null"], "description": "Not read.", "minimum": 0, "maximum": 1}
-    properties |= {name: {"description": "Not read."} for name in schema.ignore}
+    properties |= {name: {"description": "Not read."} for name in (schema.label, *schema.ignore)}
     return {"type": "object", "properties": properties, "additionalProperties": False}, example
 
 

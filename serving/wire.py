@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
 
 _NUMBER = (int, float)
-_DATATYPES = {
+DATATYPES = {
     "BYTES": (str,),
     **{f"{sign}INT{bits}": (int,) for sign in ("", "U") for bits in (8, 16, 32, 64)},
     **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
@@ -195,9 +195,9 @@ def _batch(rows: Sequence[Row], schema: Schema, place: Callable[[int, str], str]
 
 
 def _column(tensor: Tensor, where: str, count: int) -> list[Any]:
-    kinds = _DATATYPES.get(tensor.datatype)
+    kinds = DATATYPES.get(tensor.datatype)
     if kinds is None:
-        raise Refusal(400, f"{where}.datatype", f"must be one of {', '.join(_DATATYPES)}", shorten(tensor.datatype))
+        raise Refusal(400, f"{where}.datatype", f"must be one of {', '.join(DATATYPES)}", shorten(tensor.datatype))
     if tensor.shape not in ([count], [count, 1]):
         raise Refusal(
             400, f"{where}.shape", f"must be [{count}] or [{count}, 1], as the first is", shorten(tensor.shape)
