@@ -14,7 +14,7 @@ import numpy as np
 
 _PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
-_LOGIT_RANGE = 12.0
+LOGIT_RANGE = 12.0
 _LEAST_CURVATURE = 0.02
 _DEBT_DELAY_EVENTS = 1_000
 _LARGEST_DEBT = 2.0
@@ -92,5 +92,5 @@ def _sigmoid(logits_B: np.ndarray) -> np.ndarray:
 
 
 def _with_constant(experts_BE: np.ndarray) -> np.ndarray:
-    clipped = np.clip(experts_BE.astype(np.float64), -_LOGIT_RANGE, _LOGIT_RANGE)
+    clipped = np.clip(experts_BE.astype(np.float64), -LOGIT_RANGE, LOGIT_RANGE)
     return np.concatenate([np.ones((len(clipped), 1)), clipped], 1)

@@ -46,7 +46,8 @@ class Network:
         self.shape = shape
         vectors = shape.fields + (1 if shape.bottom else 0) if shape.embedding_dim else 0
         pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
-        self._pairs = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0)
+        self.pairs = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0)
+        self._dots = len(self.pairs[0]) > 0
         bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.bottom else ()
         top = (vectors * shape.embedding_dim + pairs + shape.numerics + shape.slots, *shape.top, 1)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -102,9 +103,9 @@ class Network:
             dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
             vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
         inputs = [vectors_BVD.flatten(1), numerics_BM, slots_BS]
-        if len(self._pairs[0]):
+        if self._dots:
             dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-            inputs.append(dots_BVV[:, self._pairs[0], self._pairs[1]])
+            inputs.append(dots_BVV[:, self.pairs[0], self.pairs[1]])
         return self._mlp("top", len(self.shape.top), parameters, torch.cat(inputs, 1), masks).squeeze(1)
 
     def _mlp(

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from model.checkpoint import CheckpointError, Header, row_numbers
-from model.experts import Slots, assemble, deep_logits
+from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Export
 from model.features import Encoder, EventBatch, Features, Schema
 from model.linear import lazy_zeros
 from model.mixture import mix
-from model.network import Network
+from model.network import Network, NetworkShape
 from model.numerics import KNOTS, Scale
 
 Tables = dict[str, torch.Tensor]
@@ -74,18 +74,18 @@ class ServedModel:
         for name, table in self.tables.items():
             table[tensors[f"{name}.rows"].long()] = tensors[f"{name}.values"]
         in_tables = {f"{name}.{part}" for name in self.tables for part in ("rows", "values")}
-        self._rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
+        self.rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
         self._prior_SK = tensors["linear.prior"]
         self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
-        self._mixture = tensors["mixture"].numpy()
+        self.mixture_weights = tensors["mixture"].numpy()
         self._network = Network(export.shape)
-        self._parameters = {
+        self.parameters = {
             name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a full checkpoint of this model holds; slow, it looks at every row."""
-        tensors = dict(self._rest)
+        tensors = dict(self.rest)
         for name, table in self.tables.items():
             rows = table.flatten(1).any(1).nonzero().squeeze(1)
             tensors |= {f"{name}.rows": row_numbers(rows, len(table)), f"{name}.values": table[rows]}
@@ -94,14 +94,23 @@ class ServedModel:
     def experts(self, features: Features) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
         with torch.inference_mode():
-            inputs = assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
-            vectors_BFD = self.tables["embedding"][features.rows_BF]
-            deep_B = deep_logits(self._network, self._parameters, inputs, vectors_BFD)
+            inputs, vectors_BFD = self.inputs(features)
+            deep_B = deep_logits(self._network, self.parameters, inputs, vectors_BFD)
             return torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
+
+    def inputs(self, features: Features) -> tuple[Inputs, torch.Tensor]:
+        """What the network reads of B events: everything but embeddings, and those, (B, F, D)."""
+        inputs = assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
+        return inputs, self.tables["embedding"][features.rows_BF]
+
+    @property
+    def shape(self) -> NetworkShape:
+        """The widths of the network."""
+        return self._network.shape
 
     def logits(self, experts_BE: np.ndarray) -> np.ndarray:
         """(B,) float32 logits, mixed from those of the experts."""
-        return mix(self._mixture, experts_BE)
+        return mix(self.mixture_weights, experts_BE)
 
     def predict(self, batch: EventBatch) -> np.ndarray:
         """(B,) float32 click probabilities; labels are not read."""

@@ -311,6 +311,21 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    format: Annotated[str, typer.Option(help="onnx, torchscript or safetensors.")] = "onnx",
+    config: ConfigOption = None,
+) -> None:
+    """Write the compact network that is published now for another server.
+
+    Example: niwaki export network.onnx --config config/niwaki.toml
+    """
+    from serving.export import published
+
+    out.write_bytes(published(_load(config).redis, format))
+
+
+@app.command()
 def schema(file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")]) -> None:
     """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and numeric columns.
 
