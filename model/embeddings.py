@@ -42,6 +42,12 @@ class EmbeddingTables:
         self.weight_RD.index_add_(0, rows_U, gradient_UD, alpha=-1)
         return rows_U
 
+    def quicken(self, ratio: float) -> None:
+        """Keep only `ratio` of the squared gradients so far, (0, 1]: the world has changed, and steps grow again."""
+        touched_U = self.touched()
+        # Never to zero, which says that a row has not been touched.
+        self.squares_R[touched_U] = (self.squares_R[touched_U] * ratio).clamp(min=1e-30)
+
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been updated; the others are zero."""
         return self.squares_R.nonzero().squeeze(1)

@@ -160,7 +160,7 @@ class Learner:
             loss.backward()
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
         if branches and self.schema.fields and self.config.embedding_dim:
-            changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * (events / len(branches)))
+            changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * events)
         for branch in branches:
             ratio = 1.0 if branch is self.dense else self.config.narrow_rate_ratio
             branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio)

@@ -45,9 +45,9 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]."""
     warmup_events: int = 40_000
     """Length of the first dense phase, events."""
-    regrowth_events: int = 10_000
+    regrowth_events: int = 5_000
     """Length of a dense phase after a drift, events."""
-    pruning_events: int = 20_000
+    pruning_events: int = 10_000
     """Length of a pruning phase, events."""
     settle_ratio: float = 0.3
     """Last share of a pruning phase in which the budget has been reached and masks only settle, 0..1."""
@@ -59,6 +59,9 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Factor on the network's learning rate when a drift is detected (adaptive policies), >= 1; 1: none."""
     boost_events: int = 20_000
     """Events over which that factor falls back to 1, linearly, >= 1."""
+    remembered_ratio: float = 0.1
+    """Share of what the tables remember of past gradients that a drift leaves (adaptive policies), (0, 1]: the less,
+    the larger their next steps."""
     period_events: int = 50_000
     """Events between two prunings (periodic) or two exchanges of units (rigl: a tenth of it), >= 10."""
     exchange_ratio: float = 0.3
@@ -74,6 +77,8 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"pruning.{name} must be at least {bound}, got {getattr(self, name)}")
+        if not 0 < self.remembered_ratio <= 1:
+            raise ValueError(f"pruning.remembered_ratio must be in (0, 1], got {self.remembered_ratio}")
         if not 0 <= self.settle_ratio < 1:
             raise ValueError(f"pruning.settle_ratio must be in [0, 1), got {self.settle_ratio}")
         for name in ("tolerance_ratio", "exchange_ratio"):
@@ -108,6 +113,8 @@ class Policy:
     """What chooses the units that stay."""
     stays_dense: ClassVar[bool] = False
     """The dense branch goes on learning after a cut."""
+    adapts: ClassVar[bool] = False
+    """A drift makes the tables learn faster."""
 
     def __init__(self, config: PruningConfig, state: PolicyState | None = None):
         self.config, self.state = config, state or PolicyState()
@@ -169,6 +176,8 @@ class Static(Policy):
 
 class Adaptive(Static):
     """Dense around a drift only: regrown when one is detected, pruned anew, dormant in between."""
+
+    adapts = True
 
     def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
         if drifted:

@@ -205,6 +205,8 @@ class Trainer:
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         drifts = self.monitor.update(self._signals(losses_B, logits_B, batch.labels_B), first_event, batch.times_s_B)
         move = policy.decide(self.events, bool(drifts), learner.behind_ratio)
+        if drifts and policy.adapts:
+            learner.tables.quicken(policy.config.remembered_ratio)
         if move is Move.REWIRE:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)

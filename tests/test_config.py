@@ -91,7 +91,11 @@ def test_names_that_a_cluster_sets_for_services_are_not_overrides(load):
     [
         ("[pruning]\nbudget = 2", "pruning.budget: must be in (0, 1], got 2.0"),
         ("[pruning]\nbudget = 'a tenth'", "pruning.budget: must be a number, got 'a tenth'"),
-        ("[pruning]\npolicy = 'lazy'", "pruning.policy: must be one of adaptive, dense, static, got 'lazy'"),
+        (
+            "[pruning]\npolicy = 'lazy'",
+            "pruning.policy: must be one of adaptive, adaptive-live, dense, magnitude, periodic, rigl, small, static, "
+            "got 'lazy'",
+        ),
         ("[pruning]\nbudgt = 0.2", "pruning.budgt: is not a known key; did you mean pruning.budget?"),
         ("[prunning]\nbudget = 0.2", "prunning: is not a known key; did you mean pruning?"),
         ("[model]\nbudget = 0.2", "model.budget: is not a known key; did you mean pruning.budget?"),

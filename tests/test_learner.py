@@ -162,6 +162,22 @@ def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
     assert publication.evaluation.total.normalized_entropy < 1.05
 
 
+def test_quickened_tables_take_larger_steps_and_forget_no_row():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(2000))
+    before, touched = learner.tables.weight_RD.clone(), learner.tables.touched()
+    steps = []
+    for ratio in (1.0, 1e-40):
+        learner.tables.weight_RD.copy_(before)
+        learner.tables.quicken(ratio)
+        assert torch.equal(learner.tables.touched(), touched)
+        features = learner.encoder.encode(click_events(2000).slice(0, 64))
+        vectors = learner.tables.lookup(features.rows_BF)
+        learner.tables.update(features.rows_BF, torch.ones_like(vectors) * 0.01)
+        steps.append(float((learner.tables.weight_RD - before).abs().sum()))
+    assert steps[1] > 2 * steps[0]
+
+
 def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dropped():
     learner = Learner(SCHEMA, SMALL, narrow_ratio=0.3)
     batch = click_events(2000)
