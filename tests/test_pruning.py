@@ -231,3 +231,29 @@ def test_an_exchange_conserves_the_number_of_units_and_drops_none_that_it_grows(
         after = exchange(group, kept[group.name], PARAMETERS, gradients, ratio)
         assert after.tolist() == sorted(set(after.tolist())) and len(after) == len(before)
         assert len(before - set(after.tolist())) == min(int(ratio * len(before)), group.size - len(before))
+
+
+@pytest.mark.parametrize("budget", [0.2, 0.1, 0.05, 0.02])
+@pytest.mark.parametrize(("fields", "numerics"), [(7, 8), (3, 0), (1, 6), (12, 4)])
+def test_the_default_widths_meet_every_budget_within_one_point_and_no_layer_dies(budget, fields, numerics):
+    slots = fields * (fields + 1) // 2 + 2 * numerics + 1
+    bottom = (64,) if numerics else ()
+    shape = NetworkShape(
+        fields=fields,
+        numerics=numerics,
+        slots=slots,
+        embedding_dim=16,
+        bottom=bottom,
+        top=(512, 256),
+        interaction="dot",
+    )
+    network = Network(shape)
+    auxiliary = AuxiliaryMasks(network.groups, network.cost)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        masks = auxiliary.masks(8)
+        for mask in masks.values():
+            mask.grad = torch.randn(mask.shape, generator=generator)
+        auxiliary.update(masks, budget)
+    assert budget - 0.01 < auxiliary.ratio() <= budget
+    assert all(len(index) >= auxiliary.config.min_units for index in auxiliary.kept().values())
