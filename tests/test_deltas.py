@@ -1,5 +1,10 @@
 """A full checkpoint and its deltas are, bit for bit, the full checkpoint of the same version, however they arrive."""
 
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +12,7 @@ from hypothesis import strategies as st
 from streams import SCHEMA, SMALL, click_events, differing
 
 from model.checkpoint import unpack
+from model.exports import Export
 from model.served import ServedModel
 from pruning.policy import PruningConfig
 from serving.versions import Checkpoint, Versions
@@ -135,3 +141,49 @@ def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps):
 @settings(max_examples=3000)
 def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps):
     follow_through(steps)
+
+
+@pytest.mark.slow
+def test_ten_thousand_swaps_under_scoring_tear_nothing_and_take_no_memory():
+    """Each answer is, to the bit, that of the version that the model names; one caller always holds an older model."""
+    world = World()
+    world.learn(64)
+    world.publish(full=True, lost=False)
+    header, tensors = world.published[0]
+    reference, versions = ServedModel.from_checkpoint(header, tensors), world.eager.versions
+    expected, finished = {1: reference.predict(SCORED).tobytes()}, threading.Event()
+
+    def score() -> int:
+        answers, held = 0, versions.model
+        while not finished.is_set():
+            model = versions.model
+            assert model.predict(SCORED).tobytes() == expected[model.header.version]
+            answers += 1
+            if answers % 50 == 0:
+                assert held.predict(SCORED).tobytes() == expected[held.header.version]
+                held = model
+        return answers
+
+    generator, memory = torch.Generator().manual_seed(1), []
+    with ThreadPoolExecutor(2) as pool:
+        callers = [pool.submit(score) for _ in range(2)]
+        try:
+            for version in range(2, 10_002):
+                full = version % 500 == 0
+                base = 0 if full else header.base or header.version
+                header = msgspec.structs.replace(header, version=version, parent=version - 1, base=base)
+                changes = dict(tensors)
+                for name in ("embedding", "linear"):
+                    noise = torch.rand(tensors[f"{name}.values"].shape, generator=generator)
+                    changes[f"{name}.values"] = tensors[f"{name}.values"] + 0.1 * noise
+                reference.apply(Export(header.shape, changes))
+                expected[version] = reference.predict(SCORED).tobytes()
+                path = [(header, changes)]
+                versions.adopt(versions.make(path), path)
+                if version in (2_000, 10_000):
+                    memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        finally:
+            finished.set()
+        assert all(caller.result() > 100 for caller in callers)
+    assert len(set(expected.values())) == len(expected) == 10_001
+    assert memory[1] < 1.05 * memory[0] + 10_000, "kilobytes at the peak, after 2,000 swaps and after 10,000"
