@@ -23,7 +23,8 @@ class History:
         self.drifts: list[dict[str, Any]] = []
         """By detected drift: what `stream.drift.Drift` says."""
         self.prunings: list[dict[str, Any]] = []
-        """By newly pruned network: the event at which it was cut, and what it kept."""
+        """By newly pruned network: the event at which it was cut, what it kept, and how many so far took over though
+        they predicted worse, since the wait was at its bound."""
 
     def record(self, step: Step) -> None:
         """Take in one step."""
@@ -33,7 +34,8 @@ class History:
             self.phases.append({"event": trainer.events, "phase": step.phase.value})
         if step.move is Move.CUT:
             kept = {name: len(index) for name, index in learner.kept.items()}
-            self.prunings.append({"event": trainer.events, "kept": kept, "multiply_adds": learner.multiply_adds})
+            row = {"event": trainer.events, "kept": kept, "multiply_adds": learner.multiply_adds}
+            self.prunings.append(row | {"forced": trainer.policy.state.forced})
         if trainer.prequential.completed > self._windows:
             self._windows = trainer.prequential.completed
             self.windows.append(
