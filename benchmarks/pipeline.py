@@ -146,7 +146,8 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
     times, watch = dict.fromkeys(STEP, 0.0), Stopwatch()
     trainer, publication = pipeline.trainer, pipeline.publication
     learner = trainer.learner
-    monitor = DriftMonitor(msgspec.structs.replace(trainer.monitor.config, quiet_events=0))
+    watched = msgspec.structs.replace(trainer.monitor.config, quiet_events=0, calibration_events=1_000)
+    monitor = DriftMonitor(watched)
     published_at = trainer.events
     for batch in rebatch([events], trainer.config.batch_events):
         watch.lap()
@@ -158,7 +159,8 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
         times["learn"] += watch.lap()
         losses_B = trainer.prequential.update(logits_B, batch.labels_B)
         times["score"] += watch.lap()
-        monitor.update({"log_loss": losses_B}, trainer.events - len(batch), batch.times_s_B)
+        signals = trainer.signals.compute(features, batch.labels_B, logits_B, losses_B)
+        monitor.update(signals, trainer.events - len(batch), batch.times_s_B)
         times["detect"] += watch.lap()
         if trainer.events - published_at >= publication.every_events:
             published_at = trainer.events

@@ -21,6 +21,7 @@ from model.served import ServedModel
 from pruning.baselines import policy_for
 from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
+from stream.signals import Signals
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,10 +33,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A smaller batch is learned when its first event has waited this long, seconds, > 0."""
     publish_every_events: int = 1_000
     """Events from one publication to the next, >= 1; a newly pruned network is published at once."""
-    window_events: int = 20_000
     full_every_publications: int = 50
     """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly pruned network is
     published in full. A scorer that begins has a full one and its deltas to fetch."""
+    window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
     threads: int = 1
     """Threads for tensor operations, >= 1. More pay only for networks far larger than the default."""
@@ -84,9 +85,9 @@ class Publication:
         self.evaluation = WindowedEvaluation(config.window_events)
         self.mixture = learner.config.mixture()
         self.count = 0
-        self._learner = learner
         self._full_every, self._full_in = config.full_every_publications, 0
         self._prepared: Prepared | None = None
+        self._learner = learner
         self._changes = learner.follow()
         self._served = ServedModel(
             learner.schema,
@@ -178,6 +179,7 @@ class Trainer:
         self.policy = policy_for(pruning)
         self.learner = Learner(schema, model, pruning.budget if self.policy.narrow_from_the_start else None)
         self.monitor = DriftMonitor(drift)
+        self.signals = Signals(schema, model.table_rows, [one.signal for one in drift.detectors])
         self.prequential = WindowedEvaluation(training.window_events)
         """Each event predicted just before it was learned."""
         self.publications: list[Publication] = []
@@ -203,7 +205,8 @@ class Trainer:
         policy, learner = self.policy, self.learner
         logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events), policy.boost(self.events))
         losses_B = self.prequential.update(logits_B, batch.labels_B)
-        drifts = self.monitor.update(self._signals(losses_B, logits_B, batch.labels_B), first_event, batch.times_s_B)
+        signals = self.signals.compute(features, batch.labels_B, logits_B, losses_B)
+        drifts = self.monitor.update(signals, first_event, batch.times_s_B)
         move = policy.decide(self.events, bool(drifts), learner.behind_ratio)
         if drifts and policy.adapts:
             learner.tables.quicken(policy.config.remembered_ratio)
@@ -231,11 +234,11 @@ class Trainer:
         header = Header(
             version=version,
             parent=parent,
+            base=base,
             schema=learner.schema,
             table_rows=learner.config.table_rows,
             pair_rows=learner.encoder.pair_rows,
             half_lives_events=learner.config.half_lives_events,
-            base=base,
             hash_seed=learner.config.hash_seed,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,
@@ -257,7 +260,11 @@ class Trainer:
         """Everything that the rest of the stream depends on, for a snapshot."""
         learner, tensors = self.learner.state()
         tensors = {f"learner.{name}": tensor for name, tensor in tensors.items()}
-        for prefix, arrays in (("prequential", self.prequential.state()), ("monitor", self.monitor.state())):
+        for prefix, arrays in (
+            ("prequential", self.prequential.state()),
+            ("monitor", self.monitor.state()),
+            ("signals", self.signals.state()),
+        ):
             tensors |= {f"{prefix}.{name}": torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         return TrainerState(
             learner=learner, policy=self.policy.state, last_event_time_s=self.last_event_time_s
@@ -272,16 +279,8 @@ class Trainer:
         self.learner.restore(state.learner, part("learner."))
         self.prequential.restore({name: t.numpy() for name, t in part("prequential.").items()})
         self.monitor.restore({name: t.numpy() for name, t in part("monitor.").items()})
+        self.signals.restore({name: t.numpy() for name, t in part("signals.").items()})
         self.policy.state, self.last_event_time_s = state.policy, state.last_event_time_s
-
-    def _signals(self, losses_B: np.ndarray, logits_B: np.ndarray, labels_B: np.ndarray) -> dict[str, np.ndarray]:
-        predictions_B = 1 / (1 + np.exp(-logits_B.astype(np.float64)))
-        return {
-            "log_loss": losses_B,
-            "calibration_error": predictions_B - labels_B,
-            "label": labels_B.astype(np.float64),
-            "prediction": predictions_B,
-        }
 
     def _make(self, move: Move) -> None:
         if move is Move.PRUNE:

@@ -44,7 +44,7 @@ def test_a_file_replaces_what_it_names_and_nothing_else(load):
 def test_a_list_of_tables_becomes_detectors(load):
     toml = '[[drift.detectors]]\ndetector = "ADWIN"\n[[drift.detectors]]\ndetector = "KSWIN"\nsignal = "prediction"'
     assert [(one.detector, one.signal) for one in load(toml).drift.detectors] == [
-        ("ADWIN", "log_loss"),
+        ("ADWIN", "excess_loss"),
         ("KSWIN", "prediction"),
     ]
 

@@ -1,4 +1,5 @@
 import logging
+import math
 
 import msgspec
 import numpy as np
@@ -10,22 +11,27 @@ from stream.drift import DetectorConfig, Drift, DriftConfig, DriftMonitor
 from stream.errors import ConfigError
 
 EVENTS = 4000
+ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss")
+ADWIN_BOTH = DetectorConfig(detector="ADWIN", signal="log_loss", direction="both")
 EVERY_DETECTOR = [
-    DetectorConfig(direction="both"),
+    ADWIN_BOTH,
     DetectorConfig(detector="ADWIN", signal="calibration_error", parameters={"delta": 0.05, "clock": 1}),
-    DetectorConfig(detector="PageHinkley", direction="both", parameters={"threshold": 5.0}),
-    DetectorConfig(detector="PageHinkley", parameters={"threshold": 5, "mode": "up"}),
-    DetectorConfig(detector="KSWIN", direction="both", parameters={"alpha": 0.001}),
-    DetectorConfig(detector="DummyDriftDetector", direction="both", parameters={"t_0": 900}),
+    DetectorConfig(detector="PageHinkley", signal="log_loss", direction="both", parameters={"threshold": 5.0}),
+    DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 5, "mode": "up"}),
+    DetectorConfig(detector="KSWIN", signal="log_loss", direction="both", parameters={"alpha": 0.001}),
+    DetectorConfig(detector="DummyDriftDetector", signal="log_loss", direction="both", parameters={"t_0": 900}),
     DetectorConfig(
-        detector="DummyDriftDetector", direction="both", parameters={"trigger_method": "random", "t_0": 900, "w": 90}
+        detector="DummyDriftDetector",
+        signal="log_loss",
+        direction="both",
+        parameters={"trigger_method": "random", "t_0": 900, "w": 90},
     ),
     DetectorConfig(detector="DDM", signal="label"),
     DetectorConfig(detector="binary.EDDM", signal="label"),
     DetectorConfig(detector="FHDDM", signal="label"),
     DetectorConfig(detector="HDDMA", signal="label", parameters={"two_sided_test": True}),
     DetectorConfig(detector="HDDMW", signal="label"),
-    DetectorConfig(detector="NoDrift"),
+    DetectorConfig(detector="NoDrift", signal="log_loss"),
 ]
 
 
@@ -42,7 +48,7 @@ def signals(seed: int = 0, after: float = 0.6, change: int = EVENTS // 2) -> dic
 
 
 def monitor(*detectors: DetectorConfig, quiet_events: int = 100) -> DriftMonitor:
-    return DriftMonitor(DriftConfig(detectors=detectors or (DetectorConfig(),), quiet_events=quiet_events))
+    return DriftMonitor(DriftConfig(detectors=detectors or (ADWIN,), quiet_events=quiet_events))
 
 
 def feed(target: DriftMonitor, values: dict, start: int = 0, stop: int = EVENTS, batch: int = 128) -> list[Drift]:
@@ -67,12 +73,13 @@ def test_a_falling_log_loss_is_learning_and_no_drift():
 
 @pytest.mark.parametrize("direction, noticed", [("up", 0), ("down", 1), ("both", 1), (None, 0)])
 def test_the_direction_decides_which_changes_of_the_log_loss_count(direction, noticed):
-    assert len(feed(monitor(DetectorConfig(direction=direction)), signals(after=0.05))) == noticed
+    detector = DetectorConfig(detector="ADWIN", signal="log_loss", direction=direction)
+    assert len(feed(monitor(detector), signals(after=0.05))) == noticed
 
 
 def test_other_signals_count_in_both_directions():
     for after in (0.05, 0.5):
-        assert feed(monitor(DetectorConfig(signal="label")), signals(after=after))
+        assert feed(monitor(DetectorConfig(detector="ADWIN", signal="label")), signals(after=after))
 
 
 def test_a_rise_is_noticed_although_the_loss_fell_before():
@@ -117,9 +124,9 @@ def test_the_state_stays_small_however_long_the_stream():
 
 
 def test_a_detector_that_the_snapshot_does_not_know_begins_anew_and_says_so(caplog):
-    first = monitor(DetectorConfig())
+    first = monitor(ADWIN)
     feed(first, signals(), stop=1500)
-    second = monitor(DetectorConfig(parameters={"delta": 0.01}))
+    second = monitor(DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 0.01}))
     with caplog.at_level(logging.WARNING):
         second.restore(first.state())
     assert "ADWIN on log_loss" in caplog.text
@@ -160,14 +167,14 @@ def test_a_reset_forgets_what_was_and_holds_as_long_as_asked():
 
 
 def test_of_several_detectors_the_first_to_notice_counts_and_ties_are_all_told():
-    quick = DetectorConfig(detector="PageHinkley", direction="up", parameters={"threshold": 5.0})
-    drifts = feed(monitor(DetectorConfig(), quick, quick, quiet_events=1500), signals())
+    quick = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 5.0})
+    drifts = feed(monitor(ADWIN, quick, quick, quiet_events=1500), signals())
     assert {drift.detector for drift in drifts} == {"PageHinkley"}
     assert drifts[0::2] == drifts[1::2] != []
 
 
 def test_a_detector_that_draws_at_random_is_reproducible():
-    kswin = DetectorConfig(detector="KSWIN", direction="both", parameters={"alpha": 0.05})
+    kswin = DetectorConfig(detector="KSWIN", signal="log_loss", direction="both", parameters={"alpha": 0.05})
     assert feed(monitor(kswin), signals()) == feed(monitor(kswin), signals()) != []
 
 
@@ -191,13 +198,16 @@ def test_a_signal_that_is_not_finite_is_refused():
         ({"detector": "ADWINN"}, r"drift.detectors.detector: must be one of .*did you mean ADWIN\?.*got 'ADWINN'"),
         ({"detector": "DriftRetrainingClassifier"}, "must be one of"),
         ({"signal": "logloss"}, r"drift.detectors.signal: .*did you mean log_loss\?"),
-        ({"detector": "DDM"}, "DDM reads zeros and ones, so its signal must be label, got 'log_loss'"),
-        ({"parameters": {"dleta": 0.1}}, r"parameters of ADWIN: must be one of clock, .*did you mean delta\?"),
-        ({"parameters": {"delta": 2.0}}, "parameters.delta: must be above 0 and below 1, got 2.0"),
-        ({"parameters": {"delta": "small"}}, "parameters.delta: must be a number, got 'small'"),
-        ({"parameters": {"clock": 0}}, "parameters.clock: must be an integer >= 1, got 0"),
-        ({"parameters": {"clock": 1.5}}, "parameters.clock: must be an integer >= 1, got 1.5"),
-        ({"parameters": {"delta": None}}, "parameters.delta: must have a value"),
+        ({"detector": "DDM"}, "DDM reads zeros and ones, so its signal must be label, got 'excess_loss'"),
+        (
+            {"detector": "ADWIN", "parameters": {"dleta": 0.1}},
+            r"parameters of ADWIN: must be one of clock, .*did you mean delta\?",
+        ),
+        ({"detector": "ADWIN", "parameters": {"delta": 2.0}}, "parameters.delta: must be above 0 and below 1, got 2.0"),
+        ({"detector": "ADWIN", "parameters": {"delta": "small"}}, "parameters.delta: must be a number, got 'small'"),
+        ({"detector": "ADWIN", "parameters": {"clock": 0}}, "parameters.clock: must be an integer >= 1, got 0"),
+        ({"detector": "ADWIN", "parameters": {"clock": 1.5}}, "parameters.clock: must be an integer >= 1, got 1.5"),
+        ({"detector": "ADWIN", "parameters": {"delta": None}}, "parameters.delta: must have a value"),
         ({"detector": "PageHinkley", "parameters": {"threshold": -1.0}}, "parameters.threshold: must be above 0"),
         (
             {"detector": "PageHinkley", "parameters": {"mode": "sideways"}},
@@ -214,6 +224,148 @@ def test_a_detector_that_cannot_be_is_refused_with_field_rule_and_value(wrong, t
         msgspec.convert(wrong, DetectorConfig)
 
 
-def test_a_quiet_period_cannot_be_negative():
-    with pytest.raises(ConfigError, match="drift.quiet_events: must be >= 0, got -1"):
-        DriftConfig(quiet_events=-1)
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"quiet_events": -1}, "drift.quiet_events: must be >= 0, got -1"),
+        ({"within_events": 0}, "drift.within_events: must be >= 1, got 0"),
+        ({"calibration_events": 10}, "drift.calibration_events: must be >= 1,000, got 10"),
+        ({"expected_events_between_false_alarms": 5}, "must be 0, or >= 1,000, got 5"),
+        ({"agree": 2}, "drift.agree: must be any, all, or 1 to 1, the number of detectors, got 2"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_with_field_rule_and_value(wrong, text):
+    with pytest.raises(ConfigError, match=text):
+        DriftConfig(**wrong)
+
+
+def test_two_of_three_must_agree_within_a_window():
+    quick = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 20.0})
+    slow = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 60.0})
+    never = DetectorConfig(detector="NoDrift", signal="log_loss")
+
+    def drifts(agree, within_events=2_000):
+        config = DriftConfig(
+            detectors=(quick, slow, never), agree=agree, within_events=within_events, quiet_events=1_000
+        )
+        return feed(DriftMonitor(config), signals())
+
+    first, *_ = drifts("any")
+    early, late = drifts(2)[:2]
+    assert (early.event, early.detector) == (first.event, "PageHinkley") and late.event > early.event
+    assert drifts(2, within_events=1) == drifts("all") == []
+
+
+def test_votes_are_part_of_the_state():
+    quick = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 5.0})
+    slow = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 60.0})
+    config = DriftConfig(detectors=(quick, slow), agree="all", quiet_events=1_000)
+    first, second, values = DriftMonitor(config), DriftMonitor(config), signals()
+    whole = feed(DriftMonitor(config), values)
+    stop = whole[0].event + 1
+    assert whole and feed(first, values, stop=stop) == []
+    second.restore(first.state())
+    assert feed(second, values, start=stop) == whole
+
+
+def calibrated(**settings) -> DriftMonitor:
+    return DriftMonitor(DriftConfig(**{"quiet_events": 0, "calibration_events": 20_000} | settings))
+
+
+def bursts(events: int, seed: int, length: int) -> np.ndarray:
+    """Noise of mean 0 whose neighbours are alike, `length` events at a time."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal(events) + np.repeat(rng.standard_normal(-(-events // length)), length)[:events]) / 2
+
+
+def read(target: DriftMonitor, values: np.ndarray, signal: str = "excess_loss") -> list[Drift]:
+    return target.update({signal: values}, 0, np.zeros(len(values)))
+
+
+@pytest.mark.parametrize("length", [1, 60])
+def test_calibrated_to_the_streams_own_noise_false_alarms_are_as_rare_as_asked(length):
+    expected = 20_000
+    target = calibrated(expected_events_between_false_alarms=expected)
+    for seed in range(8):
+        read(target, bursts(100_000, seed, length))
+    achieved = target.achieved()
+    assert 500_000 < achieved["watched_events"] <= 780_000
+    run = achieved["watched_events"] / achieved["drifts"]
+    assert expected / 2.5 < run
+    assert run < expected * 2.5 or length > 1  # where neighbours are alike it errs on the side of silence
+
+
+def test_bursts_of_alike_events_make_the_threshold_higher():
+    calm, noisy = calibrated(), calibrated()
+    read(calm, bursts(20_001, 0, 1))
+    read(noisy, bursts(20_001, 0, 60))
+    (one,), (other,) = calm.achieved()["detectors"], noisy.achieved()["detectors"]
+    assert other["threshold"] > 5 * one["threshold"]
+
+
+def test_before_it_is_calibrated_a_detector_notices_nothing_and_then_soon():
+    values = bursts(40_000, 0, 1)
+    values[10_000:20_000] += 0.5
+    assert read(calibrated(), values[:20_000]) == []
+    values = bursts(40_000, 0, 1)
+    values[30_000:] += 0.5
+    (drift,) = read(calibrated(quiet_events=0), values[:31_000])
+    assert 30_000 <= drift.event < 30_300
+
+
+def test_a_reset_keeps_what_was_learned_of_the_noise():
+    target, values = calibrated(), bursts(40_000, 0, 1)
+    values[30_000:] += 0.5
+    read(target, values[:25_000])
+    before = target.achieved()["detectors"]
+    target.reset()
+    assert target.achieved()["detectors"] == before
+    assert read(target, values[25_000:31_000])
+
+
+def test_explicit_parameters_are_not_calibrated():
+    target = calibrated(detectors=(DetectorConfig(parameters={"threshold": 30.0}),))
+    read(target, bursts(30_000, 0, 1))
+    assert target.achieved()["detectors"] == []
+    assert target.achieved()["watched_events"] == 30_000
+
+
+@pytest.mark.parametrize("stop", [5, 20_000, 20_001, 30_100])
+def test_a_calibrated_monitor_is_restored_exactly_wherever_batches_end(stop):
+    values = bursts(40_000, 0, 1)
+    values[30_000:] += 0.3
+    times_s = np.zeros(40_000)
+    whole = read(calibrated(), values)
+    first, second = calibrated(), calibrated()
+    before = first.update({"excess_loss": values[:stop]}, 0, times_s[:stop])
+    second.restore(first.state())
+    assert whole and before + second.update({"excess_loss": values[stop:]}, stop, times_s[stop:]) == whole
+    assert second.state()["detectors"].tobytes() != first.state()["detectors"].tobytes()
+
+
+def test_a_drift_says_how_large_it_is_how_sure_that_is_when_it_began_and_whether_it_came_at_once():
+    noise = bursts(60_000, 0, 1)
+    abrupt, gradual = noise.copy(), noise.copy()
+    abrupt[40_000:] += 0.3
+    gradual[40_000:] += np.linspace(0, 0.12, 20_000)
+    (first, *_), (second, *_) = read(calibrated(), abrupt), read(calibrated(), gradual)
+    assert (first.kind, second.kind) == ("abrupt", "gradual")
+    assert abs(first.began - 40_000) < 200 and 40_000 < second.began < second.event
+    assert abs(first.after - first.before - 0.3) < 4 * first.error < 0.5
+    assert math.isclose(first.before, 0, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("shape", ["learning curve", "warm-up", "daily cycle"])
+def test_a_baseline_that_shifts_with_the_stream_is_no_drift(shape):
+    """The loss of a calibrated model follows its predictions; its excess over their entropy does not."""
+    events = np.arange(200_000)
+    logit = {
+        "learning curve": -2 - 1.5 * events / len(events),
+        "warm-up": -4 + 3 * np.exp(-events / 3_000),
+        "daily cycle": -2.5 + 0.7 * np.sin(events * 2 * np.pi / 86_400),
+    }[shape]
+    rng = np.random.default_rng(0)
+    logit = logit + rng.standard_normal(len(events))
+    p = 1 / (1 + np.exp(-logit))
+    labels = rng.random(len(events)) < p
+    assert read(calibrated(quiet_events=5_000), (p - labels) * logit) == []

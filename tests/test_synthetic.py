@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from model.evaluation import binary_entropy, log_losses
 from model.features import Encoder
-from stream.drift import DriftConfig, DriftMonitor
+from stream.drift import DetectorConfig, DriftConfig, DriftMonitor
 from stream.drift_plan import plan_drifts
 from stream.errors import ConfigError
 from stream.events import table_to_batch
@@ -196,7 +196,8 @@ def test_replaced_values_are_new_and_nothing_else_changes(field):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_default_drifts_are_seen_in_the_log_loss_of_a_linear_model_soon_and_nothing_else(seed):
     config = SyntheticConfig(seed=seed)
-    monitor, drifts, losses = DriftMonitor(DriftConfig()), [], []
+    adwin = DetectorConfig(detector="ADWIN", signal="log_loss")
+    monitor, drifts, losses = DriftMonitor(DriftConfig(detectors=(adwin,))), [], []
     encoder = Encoder(SCHEMA, rows=1 << 14)
     weights, squares = np.zeros(7 << 14), np.ones(7 << 14)  # Adagrad
     for chunk in generate(config):

@@ -1,0 +1,108 @@
+"""Detectors: River's, by name, with their parameters checked, and how each is to be set on a signal.
+
+In: the `[[drift.detectors]]` tables. Out: fresh detectors. A parameter that River would take and then be silent or
+crash late with is refused here, with a `ConfigError` that names field, rule and value.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Literal
+
+import msgspec
+from river import base, drift
+
+from stream.errors import ConfigError
+from stream.signals import check_signal
+
+_BINARY_SIGNALS = ("label",)
+_DETECTORS = {
+    name: kind
+    for module in (drift.binary, drift)
+    for name, kind in vars(module).items()
+    if inspect.isclass(kind) and issubclass(kind, base.DriftDetector | base.BinaryDriftDetector)
+}
+
+
+class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One detector on one signal (`[[drift.detectors]]`)."""
+
+    detector: str = "PageHinkley"
+    """Any class of `river.drift` or `river.drift.binary`. HDDMA and HDDMW are 10 times slower than the others, KSWIN
+    500 times."""
+    signal: str = "excess_loss"
+    """One of those in `stream.signals`. Detectors of `river.drift.binary` need one of zeros and ones: label."""
+    direction: Literal["up", "down", "both"] | None = None
+    """Changes of the mean that count. None: up for log_loss and excess_loss, which fall whenever the model learns, and
+    for unseen and stability; else both."""
+    parameters: dict[str, bool | int | float | str | None] = {}
+    """Parameters of the River class; those left out are River's defaults, but `seed`, which is 0. The threshold of
+    PageHinkley is calibrated unless it stands here."""
+
+    def __post_init__(self) -> None:
+        kind = _known("detector", self.detector.removeprefix("binary."), _DETECTORS)
+        check_signal(self.signal)
+        if not issubclass(kind, base.DriftDetector) and self.signal not in _BINARY_SIGNALS:
+            rule = f"{self.detector} reads zeros and ones, so its signal must be {' or '.join(_BINARY_SIGNALS)}"
+            raise ConfigError("drift.detectors.signal", rule, self.signal)
+        self.build()
+
+    @property
+    def counts(self) -> Literal["up", "down", "both"]:
+        """The direction, resolved: up, down or both."""
+        rising = ("log_loss", "excess_loss", "unseen", "stability")
+        return self.direction or ("up" if self.signal.partition(":")[0] in rising else "both")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its threshold is left to calibration, which is there for PageHinkley."""
+        return self.detector == "PageHinkley" and "threshold" not in self.parameters
+
+    def build(self, levels: Mapping[str, float] | None = None) -> base.DriftDetector | base.BinaryDriftDetector:
+        """A fresh detector, with the `levels` that calibration found.
+
+        Raises `ConfigError` for a parameter that River does not know or allow.
+        """
+        kind = _DETECTORS[self.detector.removeprefix("binary.")]
+        known = inspect.signature(kind).parameters
+        for name, value in self.parameters.items():
+            _known(f"parameters of {self.detector}", name, known)
+            rule = _broken_rule(kind, name, known[name].default, value)
+            if rule:
+                raise ConfigError(f"drift.detectors.parameters.{name}", rule, value)
+        seed = {"seed": 0} if "seed" in known else {}  # River's own default is not reproducible
+        found = dict(levels or {})
+        if found and kind is drift.PageHinkley:  # as it was calibrated: it forgets nothing, and looks where told
+            found |= {"alpha": 1.0, "mode": self.counts}
+        try:
+            return kind(**(seed | found | self.parameters))
+        except (ValueError, TypeError, OverflowError) as error:
+            rule = f"River's {self.detector} refuses them ({error})"
+            raise ConfigError("drift.detectors.parameters", rule, self.parameters) from error
+
+
+def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        nearest = get_close_matches(name, known, 1, cutoff=0.4)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise ConfigError(f"drift.detectors.{what}", f"must be one of {', '.join(sorted(known))}{hint}", name)
+    return known[name]
+
+
+def _broken_rule(kind: type, name: str, default: object, value: object) -> str | None:
+    """The rule that a parameter breaks. River checks few; a detector with a bad one is silent, or crashes late."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "must be true or false"
+    if isinstance(default, str):
+        return None if isinstance(value, str) else "must be a string"
+    if value is None:
+        return None if default is None else "must have a value"
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        return "must be a number"
+    if not isinstance(default, float):  # None stands for an integer that may be absent: a seed, a window
+        least = 1 if default else 0
+        return None if isinstance(value, int) and least <= value < 2**31 else f"must be an integer >= {least}"
+    if default < 1 and (kind, name) != (drift.PageHinkley, "delta"):  # a probability, a share, a fading factor
+        return None if 0 < value < 1 else "must be above 0 and below 1"
+    return None if value > 0 else "must be above 0"

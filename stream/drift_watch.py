@@ -1,0 +1,193 @@
+"""One detector at work: it reads its signal event by event, is set to the stream's noise, and measures what it notices.
+
+In: values of one signal, in order. Out: changes, each with its size, how far that can be trusted, and whether it came
+at once. The first `calibration_events` that it reads, and those after each reset, are the calm stretch that its
+sensitivity follows from; before the first of them is over it notices nothing. After a reset the first 4,096 events say
+what the mean is now: compared with a mean of fewer, noise would look like drift.
+"""
+
+import logging
+import math
+from collections import deque
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stream.detectors import DetectorConfig
+from stream.drift_calibration import SLACK, cusum_threshold
+from stream.drift_state import freeze, thaw
+
+log = logging.getLogger("niwaki")
+
+_RECENT_EVENTS = 4_096  # how far back a change that was just noticed may have begun
+_LEAST_EVENTS = 64  # and how far back at least: a few outliers are not a change
+_ABRUPT_EVENTS = 1_000
+_BASE_EVENTS = 4_096  # that a mean is taken of before a calibrated detector compares with it
+_PIECES = 16  # of a stretch, to see how far its mean can be trusted
+
+
+class Change(NamedTuple):
+    """What a detector noticed."""
+
+    before: float
+    """Mean from the last reset to the change."""
+    after: float
+    """Mean since the change, which is placed where the means differ most."""
+    error: float
+    """Standard error of their difference."""
+    events: int
+    """Events since the change."""
+    kind: str
+    """abrupt or gradual."""
+    rose: bool
+
+
+class Watch:
+    """A detector, and the sums that say by how much its signal has changed."""
+
+    def __init__(self, config: DetectorConfig, expected_events: int, calibration_events: int):
+        """`expected_events`: between false alarms, to calibrate to; 0: not calibrated."""
+        self.config = config
+        self.name = (config.detector, config.signal)
+        self.levels: dict[str, float] = {}
+        """The parameters found by calibration."""
+        self._expected_events = expected_events if config.calibrated else 0
+        self._calibration_events = calibration_events if self._expected_events else 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as sensitive as before."""
+        self._detector = self.config.build(self.levels)
+        self._calm: list[np.ndarray] = []
+        self._calm_left_events = self._calibration_events
+        self._base_left_events = _BASE_EVENTS if self.levels else 0
+        self._clear()
+
+    @property
+    def watching(self) -> bool:
+        """Whether it can notice anything yet."""
+        return not self._expected_events or (bool(self.levels) and not self._base_left_events)
+
+    def settle(self) -> int | None:
+        """Calibrate if the calm stretch is complete. How many events it may read until there is something to settle
+        again; None: any."""
+        if self._calm and not self._calm_left_events:
+            self._calibrate(np.concatenate(self._calm).astype(np.float64))
+            self._calm = []
+        return min(filter(None, (self._calm_left_events, self._base_left_events)), default=None)
+
+    def read(self, values: list[float]) -> list[tuple[int, Change]]:
+        """Read on, and return the changes that count, each with its index."""
+        start, changes = 0, []
+        while start < len(values):
+            at = self._next_change(values, start) if self.watching else None
+            stop = len(values) if at is None else at + 1
+            self._take(values[start:stop])
+            if at is not None:
+                change = self._measure()
+                self._clear()  # as River's detectors do after a change
+                if self.config.counts in ("up" if change.rose else "down", "both"):
+                    changes.append((at, change))
+            start = stop
+        return changes
+
+    def calibration(self) -> dict[str, Any]:
+        """What it was set to."""
+        return {"detector": self.config.detector, "signal": self.config.signal} | self.levels
+
+    def state(self) -> dict[str, Any]:
+        """Everything, for a snapshot."""
+        return {
+            "detector": freeze(self._detector),
+            "sums": [self._events, self._total, self._squares],
+            "recent": np.array(self._recent).tobytes(),
+            "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
+            "levels": self.levels,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo `state`."""
+        self.levels = state["levels"]
+        self.reset()
+        thaw(self._detector, state["detector"])
+        self._events, self._total, self._squares = state["sums"]
+        self._recent.extend(np.frombuffer(state["recent"]).tolist())
+        calm, self._calm_left_events, self._base_left_events = state["calm"]
+        self._calm = [np.frombuffer(calm, np.float32)] if calm else []
+
+    def _clear(self) -> None:
+        self._events, self._total, self._squares = 0, 0.0, 0.0
+        self._recent: deque[float] = deque(maxlen=_RECENT_EVENTS)
+
+    def _next_change(self, values: list[float], start: int) -> int | None:
+        detector, update = self._detector, self._detector.update
+        for index in range(start, len(values)):
+            update(values[index])
+            if detector.drift_detected:
+                return index
+        return None
+
+    def _take(self, values: list[float]) -> None:
+        self._events += len(values)
+        # one after the other, so that sums do not depend on where a batch ends (numpy's and Python's own do)
+        self._total = deque(accumulate(values, initial=self._total), maxlen=1)[0]
+        self._squares = deque(accumulate((value * value for value in values), initial=self._squares), maxlen=1)[0]
+        self._recent.extend(values)
+        if self._calm_left_events:
+            self._calm.append(np.array(values, np.float32))
+            self._calm_left_events -= len(values)
+        if self._base_left_events:
+            self._begin_with(values)
+            self._base_left_events -= len(values)
+
+    def _calibrate(self, calm_E: np.ndarray) -> None:
+        """Be as sensitive as the stretch that has just been read allows."""
+        deviation = float(calm_E.std())
+        if not deviation:
+            return  # nothing to be learned of a constant; the next stretch may say more
+        slack = float(self.config.parameters.get("delta", SLACK * deviation))
+        threshold = cusum_threshold(calm_E, slack, self.config.counts, self._expected_events)
+        first = not self.levels
+        self.levels = {"delta": slack, "threshold": threshold}
+        if first:
+            self._detector = self.config.build(self.levels)
+            self._begin_with(calm_E.tolist())
+        else:  # it goes on, as sensitive as the new stretch allows
+            vars(self._detector).update(self.levels)
+        log.info("%s on %s calibrated: %s", *self.name, ", ".join(f"{n} {v:.3g}" for n, v in self.levels.items()))
+
+    def _begin_with(self, values: list[float]) -> None:
+        """Tell PageHinkley what the mean is, and no more."""
+        for value in values:
+            self._detector._x_mean.update(value)
+
+    def _measure(self) -> Change:
+        """The change just noticed, cut where the means differ most."""
+        least = min(_LEAST_EVENTS, max(self._events // 2, 1))
+        lengths = np.arange(least, max(min(len(self._recent), self._events - least), least) + 1)
+        recent = np.array(self._recent)
+        totals = np.cumsum(recent[::-1])[lengths - 1]
+        rests = np.maximum(self._events - lengths, 1)
+        after, before = totals / lengths, (self._total - totals) / rests
+        rise = (after - before) * np.sqrt(lengths * rests)  # in units of the signal's spread
+        if self.config.detector == "ADWIN":  # has compared what it dropped with what it kept
+            width, total = self._detector.width, self._detector.total
+            rose = total * (self._events - width) > (self._total - total) * width
+        else:
+            mode = getattr(self._detector, "mode", "both")
+            rose = mode == "up" or (mode == "both" and bool(rise.max() > -rise.min()))
+        cut = int(np.argmax(rise if rose else -rise))
+        since = recent[len(recent) - min(int(lengths[cut]), len(recent)) :]
+        variance = max(self._squares / self._events - (self._total / self._events) ** 2, 0.0)
+        error = math.hypot(_error(since), math.sqrt(variance / rests[cut]))
+        kind = "abrupt" if len(since) <= _ABRUPT_EVENTS else "gradual"
+        return Change(float(before[cut]), float(after[cut]), error, len(since), kind, rose)
+
+
+def _error(values: np.ndarray) -> float:
+    """Standard error of a mean, from the means of pieces, since neighbours are alike."""
+    pieces = min(_PIECES, len(values))
+    if pieces < 2:
+        return 0.0
+    return float(np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1) / math.sqrt(pieces))

@@ -1,0 +1,166 @@
+"""Signals: what drift detectors watch, one value for each event, by name.
+
+In: a batch as the model reads it, and how it was predicted before it was learned. Out: an array for each signal that
+some detector asked for; no other is computed. Signals of a column have it in their name, as `unseen:c_item`. Their
+memory is bounded: one bit for each row of a field's table, or 64 shares for each column.
+"""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+
+import numpy as np
+
+from model.features import Features, Schema
+from stream.errors import ConfigError
+
+SIGNALS = {
+    "excess_loss": "log loss less the entropy of the prediction, nats: 0 on average as long as the model is calibrated,"
+    " whatever the time of day and however far it has learned",
+    "log_loss": "of the prediction made before the event was learned, nats",
+    "calibration_error": "that prediction minus the label",
+    "label": "the label",
+    "prediction": "that prediction",
+}
+"""What a detector can be set on: name and meaning."""
+FIELD_SIGNALS = {
+    "unseen": "1 where the column has a value that no event before had, else 0; for embedded fields",
+    "stability": "how much more often lately than in the long run the column's value occurs, as a logarithm, whose mean"
+    " is one side of the population stability index; for embedded fields and numerics",
+}
+"""Signals of one column: the name goes before a colon and the column's."""
+
+_BUCKETS = 64
+_QUANTILES = np.linspace(0, 1, 16)[1:-1]
+_FIRST_EVENTS = 2_048
+_LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
+
+
+def check_signal(name: str) -> None:
+    """Raises `ConfigError` unless there may be a signal of this name; which columns there are is not known here."""
+    kind, _, column = name.partition(":")
+    if name in SIGNALS or (kind in FIELD_SIGNALS and column):
+        return
+    known = [*SIGNALS, *(f"{one}:COLUMN" for one in FIELD_SIGNALS)]
+    nearest = get_close_matches(name, known, 1, cutoff=0.4)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    raise ConfigError("drift.detectors.signal", f"must be one of {', '.join(known)}{hint}", name)
+
+
+class Signals:
+    """Computes the signals asked for."""
+
+    def __init__(self, schema: Schema, rows: int, names: Collection[str]):
+        """`rows`: of each field's table. `names`: what is asked for. Raises `ConfigError` for an unknown column."""
+        self._names = sorted(set(names))
+        self._rows = rows
+        self._seen: dict[str, np.ndarray] = {}
+        self._shares: dict[str, _Shares] = {}
+        self._place: dict[str, int] = {}
+        for name in self._names:
+            check_signal(name)
+            kind, _, column = name.partition(":")
+            if kind not in FIELD_SIGNALS:
+                continue
+            columns = schema.fields if kind == "unseen" else (*schema.fields, *schema.numeric)
+            if column not in columns:
+                raise ConfigError("drift.detectors.signal", f"{kind} takes one of {', '.join(columns)}", name)
+            if kind == "unseen":
+                self._seen[column] = np.zeros(rows, bool)
+            else:
+                self._shares[column] = _Shares(binned=column not in schema.fields)
+            fields = schema.fields
+            self._place[column] = fields.index(column) if column in fields else schema.numeric.index(column)
+
+    def compute(
+        self, features: Features, labels_B: np.ndarray, logits_B: np.ndarray, losses_B: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """float64 (B,) by name. Call it once a batch, in order."""
+        logits_B = logits_B.astype(np.float64)
+        predictions_B = 1 / (1 + np.exp(-logits_B))
+        errors_B = predictions_B - labels_B
+        signals = {}
+        for name in self._names:
+            kind, _, column = name.partition(":")
+            if kind == "excess_loss":
+                signals[name] = errors_B * logits_B  # the loss less the entropy of the prediction, exactly
+            elif kind == "log_loss":
+                signals[name] = losses_B
+            elif kind == "calibration_error":
+                signals[name] = errors_B
+            elif kind == "label":
+                signals[name] = labels_B.astype(np.float64)
+            elif kind == "prediction":
+                signals[name] = predictions_B
+            elif kind == "unseen":
+                signals[name] = self._unseen(features, column)
+            else:
+                shares = self._shares[column]
+                values_B = features.numerics_BN if shares.binned else features.rows_BF
+                signals[name] = shares.update(values_B[:, self._place[column]].numpy())
+        return signals
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays."""
+        arrays = {f"unseen:{column}": np.packbits(seen) for column, seen in self._seen.items()}
+        for column, shares in self._shares.items():
+            arrays |= {f"stability:{column}:{name}": array for name, array in shares.state().items()}
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Undo `state`; what is not among the arrays begins anew."""
+        for column in self._seen:
+            if f"unseen:{column}" in arrays:
+                self._seen[column] = np.unpackbits(arrays[f"unseen:{column}"], count=self._rows).astype(bool)
+        for column, shares in self._shares.items():
+            prefix = f"stability:{column}:"
+            if found := {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}:
+                shares.restore(found)
+
+    def _unseen(self, features: Features, column: str) -> np.ndarray:
+        """Two values that are hashed to one row count as one. Missing is seen from the start."""
+        seen = self._seen[column]
+        rows_B = features.rows_BF[:, self._place[column]].numpy() % self._rows
+        rows_U, first_U = np.unique(rows_B, return_index=True)
+        unseen_B = np.zeros(len(rows_B))
+        unseen_B[first_U[~seen[rows_U] & (rows_U > 0)]] = 1
+        seen[rows_U] = True
+        return unseen_B
+
+
+class _Shares:
+    """How often each bucket of a column's values occurs, in the long run and lately."""
+
+    def __init__(self, binned: bool):
+        """`binned`: numbers, cut at quantiles of the first events; else rows, spread over buckets."""
+        self.binned = binned
+        self._first = np.empty(0)
+        self._edges = np.empty(0)
+        self._counts_2K = np.ones((2, _BUCKETS))
+
+    def update(self, values_B: np.ndarray) -> np.ndarray:
+        """(B,) logarithm of late share over long-run share of each event's bucket, both of before this batch."""
+        if self.binned and not len(self._edges):
+            self._first = np.append(self._first, values_B)
+            known = self._first[~np.isnan(self._first)]
+            if len(self._first) >= _FIRST_EVENTS and len(known):
+                self._edges, self._first = np.quantile(known, _QUANTILES), np.empty(0)
+            return np.zeros(len(values_B))
+        buckets_B = self._buckets(values_B)
+        shares_2K = self._counts_2K / self._counts_2K.sum(1, keepdims=True)
+        logs_B = np.log(shares_2K[1] / shares_2K[0])[buckets_B]
+        fade_21 = 0.5 ** (len(values_B) / np.array([[_LONG_EVENTS], [_LATE_EVENTS]]))
+        # One event in each bucket beforehand keeps the logarithm finite.
+        self._counts_2K = (self._counts_2K - 1) * fade_21 + np.bincount(buckets_B, minlength=_BUCKETS) + 1
+        return logs_B
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"first": self._first, "edges": self._edges, "counts": self._counts_2K}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._first, self._edges = arrays["first"].copy(), arrays["edges"].copy()
+        self._counts_2K = arrays["counts"].copy()
+
+    def _buckets(self, values_B: np.ndarray) -> np.ndarray:
+        if not self.binned:
+            return values_B % _BUCKETS
+        return np.where(np.isnan(values_B), _BUCKETS - 1, np.searchsorted(self._edges, values_B))
