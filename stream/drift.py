@@ -42,8 +42,6 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     calibration_events: int = 40_000
     """Events of the calm stretch that it is calibrated on, the first that it reads, and again those after each change
     of the network; >= 1,000. Before the first such stretch is over, it notices nothing."""
-    topic: str = ""
-    """Kafka topic that each drift is written to, as one JSON object; made if it is not there. "": none is."""
 
     def __post_init__(self) -> None:
         expected, detectors = self.expected_events_between_false_alarms, len(self.detectors)
