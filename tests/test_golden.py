@@ -1,0 +1,29 @@
+"""Checkpoints of every format so far are read, and predict what they did when they were written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from publisher import Publisher
+
+from model.checkpoint import Header, unpack
+from serving.versions import Versions
+
+GOLDEN = Path(__file__).parent / "golden"
+PREDICTIONS = json.loads((GOLDEN / "predictions.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("files", "version"),
+    [
+        (["format-1-full"], "1"),
+        (["format-2-full"], "1"),
+        (["format-2-full", "format-2-delta"], "2"),
+    ],
+)
+def test_a_checkpoint_of_any_format_predicts_what_it_did(files, version):
+    path = [unpack((GOLDEN / f"{name}.niwaki").read_bytes()) for name in files]
+    assert all(isinstance(header, Header) for header, _ in path)
+    model = Versions().make(path)
+    assert np.abs(model.predict(Publisher().events)[:8] - PREDICTIONS[version]).max() < 1e-5
