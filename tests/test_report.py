@@ -32,7 +32,7 @@ def learned(events: EventBatch, **training) -> tuple[Trainer, History]:
         SCHEMA,
         SMALL,
         PruningConfig(warmup_events=1500, regrowth_events=500, pruning_events=1000, budget=0.3),
-        DriftConfig(detectors=(DetectorConfig(),), quiet_events=500),
+        DriftConfig(detectors=(DetectorConfig(detector="ADWIN", signal="log_loss"),), quiet_events=500),
         TrainingConfig(**({"batch_events": 50, "window_events": 500, "publish_every_events": 250} | training)),
     )
     publication = trainer.follow(trainer.config.publish_every_events)
