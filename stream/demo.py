@@ -35,6 +35,7 @@ from stream.synthetic import SyntheticConfig, read_drift_points, write_stream
 from stream.trainer import Step
 
 _NEVER_S = 1e9
+_WINDOW_EVENTS = 5_000  # short enough to see a drift and the recovery from it
 _SCORED_EVENTS = 1_000
 _SWAP_S = 30.0
 
@@ -87,7 +88,7 @@ def demonstrate(
             config,
             kafka=kafka,
             redis=StoreConfig(url=stack.enter_context(embedded_redis())),
-            training=msgspec.structs.replace(config.training, max_batch_age_s=_NEVER_S),
+            training=msgspec.structs.replace(config.training, max_batch_age_s=_NEVER_S, window_events=_WINDOW_EVENTS),
             telemetry=msgspec.structs.replace(config.telemetry, port=0),
             snapshot=snapshot,
         )
