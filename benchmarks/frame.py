@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import msgspec
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +32,30 @@ class Spread(NamedTuple):
     """The smallest."""
     high: float
     """The largest."""
+
+
+class Rows:
+    """Measured rows by the fields that tell them apart, kept in a file of JSON Lines where one is given."""
+
+    def __init__(self, path: Path | None, fields: Sequence[str]):
+        """`path`: continued where it is there."""
+        self._path, self._fields = path, tuple(fields)
+        lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
+        self._rows = {self._key(row): row for row in map(msgspec.json.decode, lines)}
+
+    def get(self, *key: Any) -> dict[str, Any] | None:
+        """The row with these values of the fields, if it has been measured."""
+        return self._rows.get(key)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a new row."""
+        self._rows[self._key(row)] = row
+        if self._path:
+            with self._path.open("ab") as file:
+                file.write(msgspec.json.encode(row) + b"\n")
+
+    def _key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[field] for field in self._fields)
 
 
 class Pair(NamedTuple):

@@ -25,7 +25,7 @@ import torch
 from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, System, VowpalWabbit, one_stream
-from benchmarks.frame import Findings, at_most, commit, main
+from benchmarks.frame import Findings, Rows, at_most, commit, main
 from model.evaluation import Evaluation, WindowedEvaluation
 from model.learner import LearnerConfig
 from pruning.policy import PruningConfig
@@ -63,6 +63,8 @@ PARTS: dict[str, dict[str, Any]] = {
 """By part of the learner: the settings that leave it out."""
 BATCHES = {32: f"{NIWAKI[:6]}, batches of 32", 512: f"{NIWAKI[:6]}, batches of 512"}
 Predictions = dict[int, np.ndarray]
+ROW_FIELDS = ("stream", "events", "system", "seed")
+"""What tells one measured row from another."""
 
 
 def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
@@ -180,34 +182,10 @@ def _evaluate(logits_B: np.ndarray, labels_B: np.ndarray) -> Evaluation:
     return evaluation
 
 
-class Rows:
-    """Measured rows, by stream, system and seed; kept in a file where one is given."""
-
-    def __init__(self, path: Path | None):
-        self._path = path
-        lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
-        self._rows = {self._key(row): row for row in map(msgspec.json.decode, lines)}
-
-    def get(self, stream: Stream, system: str, seed: int) -> dict[str, Any] | None:
-        """The row, if it has been measured."""
-        return self._rows.get((stream.name, len(stream.events), system, seed))
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a new row."""
-        self._rows[self._key(row)] = row
-        if self._path:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(row) + b"\n")
-
-    @staticmethod
-    def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["stream"], row["events"], row["system"], row["seed"]
-
-
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
     """Every row that is asked for, and the claims that they bear out or not."""
     torch.set_num_threads(1)
-    kept, found = Rows(options.rows), {}
+    kept, found = Rows(options.rows, ROW_FIELDS), {}
     at_commit, limit = commit(), QUICK_EVENTS if quick else options.events
     with TemporaryDirectory() as scratch:
         for stream in streams(options.recordings, limit, Path(scratch)):
@@ -217,7 +195,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
                 if options.only and not any(part in name for part in options.only):
                     continue
                 for seed in range(options.seeds if name in (NIWAKI, DLRM) and not quick else 1):
-                    row = kept.get(stream, name, seed)
+                    row = kept.get(stream.name, len(stream.events), name, seed)
                     if row is None:
                         started_s = time.perf_counter()
                         measures = summarise(run(stream, seed), stream.events.labels_B)

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.frame import Findings, at_least, at_most, commit, main
+from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main
 from model.evaluation import binary_entropy, log_losses
 from model.features import EventBatch, Schema
 from model.learner import LearnerConfig
@@ -47,6 +47,8 @@ SYNTHETIC: dict[str, tuple[str, ...]] = {
     "new items": ("abrupt:new_items@50%:0.9:0.03",),
     "all at once": ("abrupt:concept@50%", "abrupt:new_items@50%:0.5", "abrupt:base_rate@50%:0.2"),
 }
+ROW_FIELDS = ("stream", "events", "policy", "budget", "seed")
+"""What tells one measured row from another."""
 
 
 class Stream(NamedTuple):
@@ -145,34 +147,10 @@ def naive(stream: Stream) -> dict[str, float]:
     return measures
 
 
-class Rows:
-    """Measured rows, kept in a file where one is given."""
-
-    def __init__(self, path: Path | None):
-        self._path = path
-        lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
-        self._rows = {self._key(row): row for row in map(msgspec.json.decode, lines)}
-
-    def get(self, *key: Any) -> dict[str, Any] | None:
-        """The row of a stream, its events, a policy, a budget and a seed, if it has been measured."""
-        return self._rows.get(key)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a new row."""
-        self._rows[self._key(row)] = row
-        if self._path:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(row) + b"\n")
-
-    @staticmethod
-    def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["stream"], row["events"], row["policy"], row["budget"], row["seed"]
-
-
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
     """Every row that is asked for, and the claims that they bear out or not."""
     torch.set_num_threads(1)
-    kept, rows, at_commit = Rows(options.rows), [], commit()
+    kept, rows, at_commit = Rows(options.rows, ROW_FIELDS), [], commit()
     events = QUICK_EVENTS if quick else options.events
     wanted = options.streams or (["abrupt"] if quick else None)
     policies = options.only or (list(QUICK_POLICIES) if quick else None)

@@ -8,7 +8,8 @@ import pytest
 from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, VowpalWabbit, one_stream
-from benchmarks.learner import DELAYS, NIWAKI, Rows, claims, run_main, run_niwaki, serve, summarise, worst_window
+from benchmarks.frame import Rows
+from benchmarks.learner import DELAYS, NIWAKI, ROW_FIELDS, claims, run_main, run_niwaki, serve, summarise, worst_window
 from model.features import EventBatch, Schema
 from stream.events import table_to_batch
 from stream.recording import write_recording
@@ -93,7 +94,7 @@ def test_rows_are_kept_with_their_commit_and_not_measured_again(tmp_path, capsys
     }
     assert len(kept.read_text().splitlines()) == len(printed[0]) == 6
     assert all(row["commit"] for row in printed[0])
-    assert Rows(kept).get(stream(1_500)._replace(name="small"), "constant CTR", 0)["ne_128"] > 0
+    assert Rows(kept, ROW_FIELDS).get("small", 1_500, "constant CTR", 0)["ne_128"] > 0
 
 
 def test_measures_have_every_delay():

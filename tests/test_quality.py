@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality import Rows, Stream, claims, measure, naive, streams
+from benchmarks.frame import Rows
+from benchmarks.quality import ROW_FIELDS, Stream, claims, measure, naive, streams
 from stream.synthetic import SCHEMA
 
 
@@ -41,7 +42,7 @@ def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
     second = measure(False, options)
     assert options.rows.read_bytes() == kept
     assert first.rows[0]["served_1000"] == second.rows[0]["served_1000"]
-    assert Rows(options.rows).get("abrupt", 1_500, "small", 0.1, 0)
+    assert Rows(options.rows, ROW_FIELDS).get("abrupt", 1_500, "small", 0.1, 0)
 
 
 def test_a_recent_rate_follows_a_jump_that_a_constant_one_does_not():
