@@ -176,9 +176,7 @@ class DriftMonitor:
         if [key for key, _ in state["watches"]] == [_key(watch.config) for watch in self._watches]:
             self._votes = {place: Drift(*vote) for place, vote in state["votes"]}
 
-    def _agreed(
-        self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray
-    ) -> int | None:
+    def _agreed(self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray) -> int | None:
         """Where in the batch enough detectors had noticed; `_votes` then holds what they said."""
         for index, together in groupby(sorted(noticed), key=lambda one: one[0]):
             event, time_s = first_event + index, float(times_s_B[index])

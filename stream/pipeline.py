@@ -66,12 +66,12 @@ class Pipeline:
         self._base = 0
         """The last version published in full."""
         self._positions = Positions()
-        self._saved_s = time.monotonic()
+        self._saved_s, self._save_next = time.monotonic(), False
         self._lag_after_s = self._publish_after_s = 0.0
 
     def resume(self) -> None:
         """Continue from the snapshot if there is one."""
-        snapshot = load_snapshot(self._snapshot, self.trainer, self.source.topic)
+        snapshot = load_snapshot(self._snapshot, self.trainer, self.publication, self.source.topic)
         if snapshot:
             self._positions, self.version = snapshot.positions, snapshot.version
             log.info("resumed at event %d, offsets %s", self.trainer.events, self._positions.offsets)
@@ -88,7 +88,6 @@ class Pipeline:
                 self._positions = received.positions
                 self._observe(received, step)
                 self._publish_if_due(step)
-                self._save_if_due(step)
                 self._on_step(step)
             self._observe_lag()
         self._publish()
@@ -100,8 +99,10 @@ class Pipeline:
         return limit_events is not None and events >= limit_events
 
     def _publish_if_due(self, step: Step) -> None:
+        self._save_next |= step.move is Move.CUT
         if self.publication.due(step) and time.monotonic() >= self._publish_after_s:
             self._publish()
+            self._save_if_due()
 
     def _publish(self) -> None:
         """Hand the store a new version, a delta where it has what that changes. A store that is away costs freshness,
@@ -137,19 +138,22 @@ class Pipeline:
             header.sparsity_by_layer, multiply_adds_ratio=header.multiply_adds / header.dense_multiply_adds
         )
 
-    def _save_if_due(self, step: Step) -> None:
-        if step.move is Move.CUT or time.monotonic() - self._saved_s >= self._snapshot.every_s:
+    def _save_if_due(self) -> None:
+        """Only after a publication: what is served is then what the learner has, and the snapshot need not hold both."""
+        if self._save_next or time.monotonic() - self._saved_s >= self._snapshot.every_s:
             self._save()
 
     def _save(self) -> None:
         """See the steps above. While dead letters can't be delivered nothing is saved: they will be, and then it is."""
-        self._saved_s = time.monotonic()
+        self._saved_s, self._save_next = time.monotonic(), False
         try:
             self._dead_letters.flush()  # 1
         except BrokerError as error:
             log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
             return
-        save_snapshot(self._snapshot, self.trainer, self.source.topic, self._positions, self.version)  # 2
+        save_snapshot(  # 2
+            self._snapshot, self.trainer, self.publication, self.source.topic, self._positions, self.version
+        )
         self.source.commit(self._positions.offsets)  # 3
         self.telemetry.saved(time.time())
 

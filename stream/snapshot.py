@@ -1,6 +1,7 @@
 """The learner's snapshot on disk: model, phase, detectors and Kafka positions in one file.
 
-In: a trainer and the positions after its last batch. Out: a file that a restart continues from, event for event. The
+In: a trainer, its publication and the positions after its last batch. Out: a file that a restart continues from, event
+for event. The
 file is written beside its name, synced and renamed, so that a crash at any moment leaves the one before. It holds no
 pickle.
 """
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import msgspec
 
+import torch
+
 from model.checkpoint import CheckpointError, pack, unpack_as
 from model.features import Schema
 from model.learner import LearnerConfig
 from stream.errors import ConfigError
-from stream.trainer import Trainer, TrainerState
+from stream.trainer import Publication, Trainer, TrainerState
+
+_PUBLICATION = "publication."
 
 
 class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +28,8 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     directory: str = "niwaki-snapshots"
     """Folder of the snapshot file; made if it is not there."""
     every_s: float = 60.0
-    """Seconds from one snapshot to the next, > 0; one is also taken when a network has been cut, and at the end."""
+    """Seconds from one snapshot to the next, > 0; it is taken after a publication. One is also taken after that of a
+    newly cut network, and at the end."""
 
     def __post_init__(self) -> None:
         if not self.every_s > 0:
@@ -51,9 +57,12 @@ class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The last version that had been published."""
 
 
-def save_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str, positions: Positions, version: int) -> Path:
+def save_snapshot(
+    config: SnapshotConfig, trainer: Trainer, publication: Publication, topic: str, positions: Positions, version: int
+) -> Path:
     """Write the snapshot; returns its path. Either it is there in full, or the one before is."""
     state, tensors = trainer.state()
+    tensors |= {f"{_PUBLICATION}{name}": torch.from_numpy(array) for name, array in publication.state().items()}
     learner = trainer.learner
     header = SnapshotHeader(
         schema=learner.schema, model=learner.config, trainer=state, topic=topic, positions=positions, version=version
@@ -74,10 +83,12 @@ def save_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str, position
     return path
 
 
-def load_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str) -> SnapshotHeader | None:
-    """Bring `trainer` to where the snapshot was taken; None if there is none. Raises `ConfigError` if it belongs to
-    another schema, model or topic, or is damaged: going on without it would forget or repeat events, so a person must
-    decide."""
+def load_snapshot(
+    config: SnapshotConfig, trainer: Trainer, publication: Publication, topic: str
+) -> SnapshotHeader | None:
+    """Bring `trainer` and its `publication` to where the snapshot was taken; None if there is none. Raises `ConfigError`
+    if it belongs to another schema, model or topic, or is damaged: going on without it would forget or repeat events,
+    so a person must decide."""
     path = Path(config.directory) / "snapshot.niwaki"
     try:
         data = path.read_bytes()
@@ -98,4 +109,6 @@ def load_snapshot(config: SnapshotConfig, trainer: Trainer, topic: str) -> Snaps
         if then != now:
             raise ConfigError(section, f"differs from that of the snapshot {path}; move it away to start anew")
     trainer.restore(header.trainer, tensors)
+    published = {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(_PUBLICATION)}
+    publication.restore({name.removeprefix(_PUBLICATION): array for name, array in published.items()})
     return header

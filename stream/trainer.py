@@ -154,6 +154,27 @@ class Publication:
         self._at_event = self._learner.events
         self.count += 1
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What the next publications depend on, for a snapshot taken right after one: the served model is then what the
+        learner exports."""
+        counts = {"at_event": np.array([self._at_event]), "multiply_adds": np.array([self._multiply_adds_sum])}
+        parts = (("mixture", self.mixture.state()), ("evaluation", self.evaluation.state()))
+        return counts | {f"{prefix}.{name}": array for prefix, arrays in parts for name, array in arrays.items()}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Continue where `state` was taken; the learner has been restored. If something had been learned since the last
+        publication, nothing is scored before the next: what was served is not known."""
+
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        self.mixture.restore(part("mixture."))
+        self.evaluation.restore(part("evaluation."))
+        self._at_event, self._multiply_adds_sum = int(arrays["at_event"][0]), float(arrays["multiply_adds"][0])
+        if self._at_event == self._learner.events:
+            self.refresh()
+            self.want_full()
+
     @property
     def sparsity_ratio(self) -> float:
         """Share of the dense multiply-adds that the served predictions were spared, averaged over events."""

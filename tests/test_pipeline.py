@@ -23,7 +23,7 @@ from stream.recording import batch_to_table
 from stream.sink import DeadLetters, EventSink
 from stream.snapshot import SnapshotConfig
 from stream.telemetry import Telemetry
-from stream.trainer import Trainer, TrainingConfig
+from stream.trainer import Publication, Trainer, TrainingConfig
 
 NEVER_S = 1e9
 PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
@@ -38,11 +38,18 @@ def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
     return Trainer(SCHEMA, SMALL, PRUNING, DRIFT, training)
 
 
-def uninterrupted(events: EventBatch) -> dict[str, torch.Tensor]:
-    """What a trainer that got all events at once has become."""
+def uninterrupted(events: EventBatch, publication: Publication | None = None) -> dict[str, torch.Tensor]:
+    """What a trainer that got all events at once has become. If `publication` is given, it must be as this trainer's,
+    published as often, has become."""
     trainer = new_trainer()
+    followed = trainer.follow(trainer.config.publish_every_events)
     for start in range(0, len(events), 64):
-        trainer.step(events.slice(start, start + 64))
+        if followed.due(trainer.step(events.slice(start, start + 64))):
+            followed.refresh()
+    if publication:
+        followed.refresh()  # the last one, at the end
+        first, second = followed.state(), publication.state()
+        assert len(first) > 5 and all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
     return trainer.state()[1]
 
 
@@ -149,7 +156,7 @@ def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setti
     with Running(*setting) as third:
         assert third.trainer.events < 2048
         third.pipeline.run(never, limit_events=4000)
-        assert_same(third.trainer, uninterrupted(events))
+        assert_same(third.trainer, uninterrupted(events, third.pipeline.publication))
         assert third.pipeline.version > second.pipeline.version
 
 
