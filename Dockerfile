@@ -35,6 +35,10 @@ RUN useradd --create-home --uid 10001 niwaki \
 WORKDIR /home/niwaki
 USER niwaki
 
+# Compiled once, here; a container on another kind of processor compiles again, once.
+ENV NUMBA_CACHE_DIR=/home/niwaki/.cache/niwaki
+RUN python -c "import model.kernels"
+
 # 9464: the trainer's /metrics; 8080: HTTP scoring and the server's /metrics.
 EXPOSE 9464 8080
 STOPSIGNAL SIGTERM

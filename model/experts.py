@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from model.features import Encoder, Features, Schema
-from model.linear import contributions
+from model.linear import logits
 from model.network import Network, Parameters
 from model.numerics import CODES, Prepared, Scale, prepare
 
@@ -67,12 +67,10 @@ class Inputs(NamedTuple):
     numerics_BM: torch.Tensor
     slot_rows_BS: torch.Tensor
     slot_values_BS: torch.Tensor
-    contributions_BSK: torch.Tensor
-
-    @property
-    def linear_BK(self) -> torch.Tensor:
-        """(B, K): logits of the linear expert at each time scale."""
-        return self.contributions_BSK.sum(1)
+    said_BS: torch.Tensor
+    """What each slot adds to the linear expert's logit at the first time scale."""
+    linear_BK: torch.Tensor
+    """Logits of the linear expert at each time scale."""
 
 
 def assemble(
@@ -81,8 +79,8 @@ def assemble(
     """Everything but the embeddings. `prior_SK`: 1 / prior variance of each slot."""
     prepared = prepare(features.numerics_BN, scale)
     rows_BS, values_BS = slots.locate(features, prepared)
-    contributions_BSK = contributions(evidence_R2K, prior_SK, rows_BS, values_BS)
-    return Inputs(features.rows_BF, prepared.scores_BM, rows_BS, values_BS, contributions_BSK)
+    said_BS, linear_BK = logits(evidence_R2K, prior_SK, rows_BS, values_BS)
+    return Inputs(features.rows_BF, prepared.scores_BM, rows_BS, values_BS, said_BS, linear_BK)
 
 
 def deep_logits(
@@ -93,5 +91,6 @@ def deep_logits(
     masks: Parameters | None = None,
 ) -> torch.Tensor:
     """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not differentiated."""
-    said_BS = inputs.contributions_BSK[:, :, 0]
-    return said_BS.sum(1) + network.correction(parameters, vectors_BFD, inputs.numerics_BM, said_BS, masks)
+    return inputs.linear_BK[:, 0] + network.correction(
+        parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS, masks
+    )

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from model import kernels
+
 _LOG_S_RANGE = (-12.0, math.log(2.0))
 _FIRST_EVENTS = 2_000
 """Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
@@ -41,9 +43,11 @@ class BayesianLinear:
         self.group_S = torch.tensor(group_S)
         self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
         self.squares_GK = torch.zeros_like(self.log_s_GK)
-        self.evidence_R2K = lazy_zeros(rows, 2, scales)
+        # What a step reads of a row lies side by side, so that a row costs one trip to memory.
+        records_RX = lazy_zeros(rows, 2 * scales + 2)
+        self.evidence_R2K = records_RX[:, : 2 * scales].unflatten(1, (2, scales))
         """b, then q."""
-        self.learned_R = lazy_zeros(rows, dtype=np.int64)
+        self.learned_R = records_RX.view(torch.int64)[:, scales]
         """Events that had been learned when a row was last learned, that batch included; 0: never."""
         self.touched_rows = 0
         """How many rows `touched` would name."""
@@ -52,46 +56,26 @@ class BayesianLinear:
         self.events = 0
 
     def learn(self, rows_BS: torch.Tensor, values_BS: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """One step on a batch; returns the ids of the rows that were learned, sorted, (U,)."""
-        events, slots = rows_BS.shape
-        rows_U, place_BS = torch.unique(rows_BS, return_inverse=True)
-        self.events += events
-        self._fade(rows_U)
-        x_BS1 = values_BS[:, :, None]
+        """One step on a batch; returns the ids of the rows that were learned, each once, (U,)."""
+        self.events += len(labels_B)
         prior_SK = self.prior_SK()
-        evidence_BS2K = self.evidence_R2K[rows_BS]
-        variance_BSK = 1 / (prior_SK + evidence_BS2K[:, :, 1])
-        mean_BSK = evidence_BS2K[:, :, 0] * variance_BSK
-        prediction_BK = (mean_BSK * x_BS1).sum(1).sigmoid()
-        error_BK = prediction_BK - labels_B[:, None]
-        curvature_BK = prediction_BK * (1 - prediction_BK)
-        spread_BK = (variance_BSK * x_BS1.square()).sum(1)
-        shrinkage_SK = (error_BK[:, None] * mean_BSK * x_BS1 * prior_SK * variance_BSK).sum(0)
-
-        # By row: gradient, how much all slots of its events move together, and its own precision gained.
-        gained = torch.stack(
-            [
-                error_BK[:, None] * x_BS1,
-                (curvature_BK * spread_BK)[:, None] * x_BS1.abs(),
-                curvature_BK[:, None] * x_BS1.square(),
-            ],
-            2,
+        shrinkage_SK, rows_U = torch.zeros_like(prior_SK), torch.empty(rows_BS.numel(), dtype=torch.int64)
+        different, new = kernels.learn_linear(
+            self.evidence_R2K.numpy(),
+            self.learned_R.numpy(),
+            self.events,
+            self._rates_K.numpy(),
+            prior_SK.numpy(),
+            rows_BS.numpy(),
+            values_BS.numpy(),
+            labels_B.numpy(),
+            shrinkage_SK.numpy(),
+            rows_U.numpy(),
         )
-        scales = len(self._rates_K)
-        sums_U3K = torch.zeros(len(rows_U), 3, scales).index_add_(0, place_BS.view(-1), gained.view(-1, 3, scales))
-        gradient_UK, together_UK, precision_UK = sums_U3K.unbind(1)
-        slot_U = torch.empty(len(rows_U), dtype=torch.int64)
-        slot_U[place_BS.view(-1)] = torch.arange(slots).expand(events, slots).reshape(-1)
-        prior_UK = prior_SK[slot_U]
-        b_UK, q_UK = self.evidence_R2K[rows_U].unbind(1)
-        variance_UK = 1 / (prior_UK + q_UK)
-        mean_UK = b_UK * variance_UK - variance_UK * gradient_UK / (1 + together_UK)
-        q_UK = q_UK + precision_UK / (1 + (together_UK - variance_UK * precision_UK).clamp(min=0))
-        self.evidence_R2K[rows_U] = torch.stack([mean_UK * (prior_UK + q_UK), q_UK], 1)
-        self.learned_R[rows_U] = self.events
+        self.touched_rows += new
         if self.events > _FIRST_EVENTS:
             self._shrink(torch.zeros_like(self.log_s_GK).index_add_(0, self.group_S, shrinkage_SK))
-        return rows_U
+        return rows_U[:different]
 
     def restore(self, rows_U: torch.Tensor, evidence_U2K: torch.Tensor, learned_U: torch.Tensor) -> None:
         """Set the rows of a snapshot."""
@@ -105,13 +89,6 @@ class BayesianLinear:
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been learned; the others are zero."""
         return self.learned_R.nonzero().squeeze(1)
-
-    def _fade(self, rows_U: torch.Tensor) -> None:
-        """Evidence loses half its weight each half-life, the batch at hand counted: a row in every batch fades too."""
-        learned_U = self.learned_R[rows_U]
-        self.touched_rows += int((learned_U == 0).sum())
-        idle_U = (self.events - learned_U).float()
-        self.evidence_R2K[rows_U] *= torch.exp2(-idle_U[:, None] * self._rates_K)[:, None]
 
     def _shrink(self, gradient_GK: torch.Tensor) -> None:
         """One step of Adagrad on log s."""
@@ -129,5 +106,24 @@ def contributions(
     evidence_R2K: torch.Tensor, prior_SK: torch.Tensor, rows_BS: torch.Tensor, values_BS: torch.Tensor
 ) -> torch.Tensor:
     """(B, S, K): what each slot adds to the logit. `prior_SK`: 1 / s of each slot's group."""
-    evidence_BS2K = evidence_R2K[rows_BS]
-    return evidence_BS2K[:, :, 0] / (prior_SK + evidence_BS2K[:, :, 1]) * values_BS[:, :, None]
+    out_BSK = torch.empty(*rows_BS.shape, prior_SK.shape[1])
+    kernels.linear_contributions(
+        evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy()
+    )
+    return out_BSK
+
+
+def logits(
+    evidence_R2K: torch.Tensor, prior_SK: torch.Tensor, rows_BS: torch.Tensor, values_BS: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, S) what each slot adds to the logit at the first time scale, and (B, K) the logit at each."""
+    said_BS, logits_BK = torch.empty(*rows_BS.shape), torch.empty(len(rows_BS), prior_SK.shape[1])
+    kernels.linear_logits(
+        evidence_R2K.numpy(),
+        prior_SK.numpy(),
+        rows_BS.numpy(),
+        values_BS.numpy(),
+        said_BS.numpy(),
+        logits_BK.numpy(),
+    )
+    return said_BS, logits_BK

@@ -14,7 +14,7 @@ from model.checkpoint import CheckpointError, Header, row_numbers
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Export
 from model.features import Encoder, EventBatch, Features, Schema
-from model.linear import lazy_zeros
+from model.linear import contributions, lazy_zeros
 from model.mixture import mix
 from model.network import Network, NetworkShape
 from model.numerics import KNOTS, Scale
@@ -102,6 +102,10 @@ class ServedModel:
         """What the network reads of B events: everything but embeddings, and those, (B, F, D)."""
         inputs = assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
         return inputs, self.tables["embedding"][features.rows_BF]
+
+    def contributions(self, inputs: Inputs) -> torch.Tensor:
+        """(B, S, K): what each slot adds to the linear expert's logit at each time scale."""
+        return contributions(self.tables["linear"], self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS)
 
     @property
     def shape(self) -> NetworkShape:

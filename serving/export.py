@@ -52,7 +52,7 @@ def inputs(model: ServedModel, batch: EventBatch) -> dict[str, np.ndarray]:
     return {
         "vectors": vectors_BFD.numpy(),
         "numerics": read.numerics_BM.numpy(),
-        "contributions": read.contributions_BSK.numpy(),
+        "contributions": model.contributions(read).numpy(),
     }
 
 

