@@ -110,7 +110,7 @@ class Loop:
             snapshot=SnapshotConfig(directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))),
             on_step=self._look_at_the_clock,
         )
-        self.pipeline._publish()
+        self.pipeline.publisher.publish({})
 
     def seconds(self, events: int) -> float:
         """From the first poll to the end of the last batch."""
@@ -164,7 +164,7 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
         times["detect"] += watch.lap()
         if trainer.events - published_at >= publication.every_events:
             published_at = trainer.events
-            pipeline._publish()  # as the loop does it, delta or full
+            pipeline.publisher.publish({})  # as the loop does it, delta or full
             times["publish"] += watch.lap()
     return times
 

@@ -9,8 +9,9 @@ version before it: the changed rows of the tables, and everything else as a whol
     tensors   safetensors
     32 bytes  sha256 of everything before it
 
-Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know. Format 1
-had no deltas, and row numbers of 64 bits; it is still read.
+Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know. How the
+rows of tables are written is in `model.table_codes`. Format 1 had no deltas, and row numbers of 64 bits; format 2 had
+plain row numbers. Both are still read.
 """
 
 import hashlib
@@ -25,10 +26,11 @@ from safetensors.torch import load
 
 from model.features import Schema
 from model.network import NetworkShape
+from model.table_codes import Precision, decode, encode
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION = 2
-_READABLE = (1, 2)
+FORMAT_VERSION = 3
+_READABLE = (1, 2, 3)
 _PREFIX = struct.Struct("<6sHI")
 _DIGEST_BYTES = 32
 H = TypeVar("H", bound=msgspec.Struct)
@@ -56,6 +58,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Half-lives of the linear expert's time scales, events."""
     hash_seed: int
     """Seed of the hash from values to rows."""
+    table_precision: Precision = "float32"
+    """How exactly the rows of tables are given."""
     shape: NetworkShape
     """The widths of the network in this checkpoint (after compaction)."""
     dense_shape: NetworkShape
@@ -88,23 +92,34 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def check_follows(self, before: "Header") -> None:
         """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta can't change."""
-        names = ("schema", "table_rows", "pair_rows", "half_lives_events", "hash_seed", "dense_shape")
+        names = (
+            "schema",
+            "table_rows",
+            "pair_rows",
+            "half_lives_events",
+            "hash_seed",
+            "dense_shape",
+            "table_precision",
+        )
         changed = [name for name in names if getattr(self, name) != getattr(before, name)]
         if changed or self.parent != before.version or self.base != (before.base or before.version):
             what = f"has another {' and '.join(changed)} than" if changed else "does not change"
             raise CheckpointError(f"checkpoint: delta {self.version} {what} version {before.version}")
 
 
-def row_numbers(rows_U: torch.Tensor, table_rows: int) -> torch.Tensor:
-    """Rows of a table as they are stored: in 32 bits where that will do."""
-    return rows_U.to(torch.int32) if table_rows <= 2**31 else rows_U
+def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
+    """The bytes of a checkpoint, tables as exact as `header.table_precision` says."""
+    return pack_as(header, encode(tensors, header.table_precision))
 
 
-def pack(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
-    """The bytes of a checkpoint."""
+def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
+    """The same for a file with another typed header (a learner's snapshot): every tensor as it is."""
     text = msgspec.json.encode(header)
-    body = b"".join([_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, tensors_only(tensors)])
-    return body + hashlib.sha256(body).digest()
+    parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, tensors_only(tensors)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return b"".join([*parts, digest.digest()])
 
 
 def tensors_only(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -114,11 +129,15 @@ def tensors_only(tensors: dict[str, torch.Tensor]) -> bytes:
 
 def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
     """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was packed."""
-    return unpack_as(data, Header)
+    header, stored = unpack_as(data, Header)
+    try:
+        return header, decode(stored)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint: tables are unreadable: {error}") from error
 
 
 def unpack_as(data: bytes, header_type: type[H]) -> tuple[H, dict[str, torch.Tensor]]:
-    """Like `unpack`, for a file with another typed header (a learner's snapshot)."""
+    """Like `unpack`, for what `pack_as` made."""
     header, at = _open(data, header_type)
     try:
         return header, load(bytes(data[at:-_DIGEST_BYTES]))

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as fn
 
 from model.branch import Branch
-from model.checkpoint import row_numbers
 from model.embeddings import EmbeddingTables
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
@@ -251,9 +250,9 @@ class Learner:
         scale = self.numerics.scale()
         network, parameters = self._published()
         tensors = {
-            "embedding.rows": row_numbers(rows["embedding"], len(self.tables.weight_RD)),
+            "embedding.rows": rows["embedding"],
             "embedding.values": self.tables.weight_RD[rows["embedding"]],
-            "linear.rows": row_numbers(rows["linear"], len(self.linear.evidence_R2K)),
+            "linear.rows": rows["linear"],
             "linear.values": self.linear.evidence_R2K[rows["linear"]],
             "linear.prior": self.linear.prior_SK(),
             "numerics.moments": scale.moments_2N,

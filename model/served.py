@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from model.checkpoint import CheckpointError, Header, row_numbers
+from model.checkpoint import CheckpointError, Header
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Export
 from model.features import Encoder, EventBatch, Features, Schema
@@ -88,7 +88,7 @@ class ServedModel:
         tensors = dict(self.rest)
         for name, table in self.tables.items():
             rows = table.flatten(1).any(1).nonzero().squeeze(1)
-            tensors |= {f"{name}.rows": row_numbers(rows, len(table)), f"{name}.values": table[rows]}
+            tensors |= {f"{name}.rows": rows, f"{name}.values": table[rows]}
         return tensors
 
     def experts(self, features: Features) -> np.ndarray:

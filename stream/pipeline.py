@@ -12,10 +12,9 @@ restart seeks to them. To save:
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from pruning.policy import Move
-from serving.errors import StoreUnavailable
 from serving.store import CheckpointStore
 from stream.broker import DeadLetters, EventSource
 from stream.config import Config
@@ -23,13 +22,13 @@ from stream.connection import ensure_topic
 from stream.errors import BrokerError
 from stream.events import EventDecoder
 from stream.intake import Intake, Received
+from stream.publisher import Publisher
 from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
 from stream.telemetry import Telemetry
-from stream.trainer import Step, Trainer
+from stream.trainer import Publication, Step, Trainer
 
 log = logging.getLogger("niwaki")
 
-_RETRY_S = 1.0
 _LAG_EVERY_S = 1.0
 
 
@@ -60,23 +59,28 @@ class Pipeline:
             max_batch_age_s=training.max_batch_age_s,
             on_reject=lambda reject: telemetry.rejected(reject.rule, reject.events),
         )
-        self.publication = trainer.follow(training.publish_every_events)
-        self.version = 0
-        """The last version published."""
-        self._base = 0
-        """The last version published in full."""
+        self.publisher = Publisher(trainer, trainer.follow(training.publish_every_events), store, telemetry)
         self._positions = Positions()
         self._saved_s, self._save_next = time.monotonic(), False
-        self._lag_after_s = self._publish_after_s = 0.0
+        self._lag_after_s = 0.0
+
+    @property
+    def publication(self) -> Publication:
+        """The series that is published."""
+        return self.publisher.publication
+
+    @property
+    def version(self) -> int:
+        """The last version that the store is known to have taken."""
+        return self.publisher.version
 
     def resume(self) -> None:
         """Continue from the snapshot if there is one."""
         snapshot = load_snapshot(self._snapshot, self.trainer, self.publication, self.source.topic)
         if snapshot:
-            self._positions, self.version = snapshot.positions, snapshot.version
+            self._positions = snapshot.positions
             log.info("resumed at event %d, offsets %s", self.trainer.events, self._positions.offsets)
-        pointer = self.store.head()
-        self.version = max(self.version, pointer.version if pointer else 0)
+        self.publisher.resume(snapshot.version if snapshot else 0)
         self.intake.resume(self._positions)
         self.telemetry.phase(self.trainer.policy.phase)
 
@@ -89,8 +93,11 @@ class Pipeline:
                 self._observe(received, step)
                 self._publish_if_due(step)
                 self._on_step(step)
+            self.publisher.settle(wait=False)
             self._observe_lag()
-        self._publish()
+        if self.trainer.events:
+            self.publisher.publish(self._positions.offsets)
+            self.publisher.settle()
         self._save()
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
 
@@ -100,46 +107,11 @@ class Pipeline:
 
     def _publish_if_due(self, step: Step) -> None:
         self._save_next |= step.move is Move.CUT
-        if self.publication.due(step) and time.monotonic() >= self._publish_after_s:
-            self._publish()
+        if self.publisher.publish_if_due(step, self._positions.offsets):
             self._save_if_due()
 
-    def _publish(self) -> None:
-        """Hand the store a new version, a delta where it has what that changes. A store that is away costs freshness,
-        never events: it is tried again a little later, in full, since nobody knows what has arrived."""
-        if not self.trainer.events:
-            return
-        version, base = self.version + 1, 0 if self.publication.full_due else self._base
-        header, data = self.trainer.checkpoint(
-            self.publication,
-            version=version,
-            parent=self.version,
-            base=base,
-            offsets={str(partition): offset for partition, offset in self._positions.offsets.items()},
-            created_s=time.time(),
-        )
-        try:
-            if not self.store.publish(header, data):
-                pointer = self.store.head()
-                log.warning("version %d does not follow on what is published; going on in full from there", version)
-                self.version = max(version, pointer.version if pointer else 0)
-                self.publication.want_full()
-                return
-        except StoreUnavailable as error:
-            self.publication.want_full()
-            self.telemetry.publication_failed()
-            self._publish_after_s = time.monotonic() + _RETRY_S
-            log.warning("version %d was not published: %s", version, error)
-            return
-        self.version, self._base = version, base or version
-        self.publication.refresh()
-        self.telemetry.published(version, len(data), dense_bytes=header.dense_bytes, created_s=header.created_s)
-        self.telemetry.sparsity(
-            header.sparsity_by_layer, multiply_adds_ratio=header.multiply_adds / header.dense_multiply_adds
-        )
-
     def _save_if_due(self) -> None:
-        """Only after a publication: what is served is then what the learner has, and the snapshot need not hold both."""
+        """Only after a publication: what is served is then what the learner has, so the snapshot need not hold both."""
         if self._save_next or time.monotonic() - self._saved_s >= self._snapshot.every_s:
             self._save()
 
@@ -202,7 +174,7 @@ def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step:
             DeadLetters(config.kafka) as dead_letters,
             CheckpointStore(config.redis) as store,
         ):
-            yield Pipeline(
+            pipeline = Pipeline(
                 source=source,
                 decoder=EventDecoder(schema, max_event_bytes=config.kafka.max_event_bytes),
                 dead_letters=dead_letters,
@@ -212,5 +184,7 @@ def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step:
                 snapshot=config.snapshot,
                 on_step=on_step,
             )
+            with closing(pipeline.publisher):
+                yield pipeline
     finally:
         telemetry.stop()

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from river import base
 
-from model.checkpoint import pack, unpack_as
+from model.checkpoint import pack_as, unpack_as
 from model.features import FeatureError, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnerState
 
@@ -92,7 +92,7 @@ class RiverClassifier(base.MiniBatchClassifier):
             events=self._events,
             first=self._first,
         )
-        return pack(header, tensors)
+        return pack_as(header, tensors)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RiverClassifier":

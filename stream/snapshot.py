@@ -1,19 +1,17 @@
 """The learner's snapshot on disk: model, phase, detectors and Kafka positions in one file.
 
 In: a trainer, its publication and the positions after its last batch. Out: a file that a restart continues from, event
-for event. The
-file is written beside its name, synced and renamed, so that a crash at any moment leaves the one before. It holds no
-pickle.
+for event. The file is written beside its name, synced and renamed, so that a crash at any moment leaves the one before.
+It holds no pickle.
 """
 
 import os
 from pathlib import Path
 
 import msgspec
-
 import torch
 
-from model.checkpoint import CheckpointError, pack, unpack_as
+from model.checkpoint import CheckpointError, pack_as, unpack_as
 from model.features import Schema
 from model.learner import LearnerConfig
 from stream.errors import ConfigError
@@ -71,7 +69,7 @@ def save_snapshot(
     directory.mkdir(parents=True, exist_ok=True)
     path, unfinished = directory / "snapshot.niwaki", directory / "snapshot.unfinished"
     with open(unfinished, "wb") as file:
-        file.write(pack(header, tensors))
+        file.write(pack_as(header, tensors))
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)
@@ -86,9 +84,9 @@ def save_snapshot(
 def load_snapshot(
     config: SnapshotConfig, trainer: Trainer, publication: Publication, topic: str
 ) -> SnapshotHeader | None:
-    """Bring `trainer` and its `publication` to where the snapshot was taken; None if there is none. Raises `ConfigError`
-    if it belongs to another schema, model or topic, or is damaged: going on without it would forget or repeat events,
-    so a person must decide."""
+    """Bring `trainer` and its `publication` to where the snapshot was taken; None if there is none. Raises
+    `ConfigError` if it belongs to another schema, model or topic, or is damaged: going on without it would forget or
+    repeat events, so a person must decide."""
     path = Path(config.directory) / "snapshot.niwaki"
     try:
         data = path.read_bytes()

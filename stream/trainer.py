@@ -12,12 +12,13 @@ import msgspec
 import numpy as np
 import torch
 
-from model.checkpoint import Header, pack
+from model.checkpoint import Header
 from model.evaluation import WindowedEvaluation
 from model.exports import Export
 from model.features import EventBatch, Features, Schema
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
+from model.table_codes import Precision, rounded
 from pruning.baselines import policy_for
 from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
@@ -36,6 +37,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     full_every_publications: int = 50
     """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly pruned network is
     published in full. A scorer that begins has a full one and its deltas to fetch."""
+    table_precision: Precision = "float32"
+    """How exactly the rows of tables are published: float32, float16 or int8. The trainer's own count of served
+    predictions includes what that costs."""
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
     threads: int = 1
@@ -86,6 +90,7 @@ class Publication:
         self.mixture = learner.config.mixture()
         self.count = 0
         self._full_every, self._full_in = config.full_every_publications, 0
+        self._precision = config.table_precision
         self._prepared: Prepared | None = None
         self._learner = learner
         self._changes = learner.follow()
@@ -146,7 +151,8 @@ class Publication:
         """Take over what the learner publishes now."""
         if self._prepared is None or self._prepared.events != self._learner.events:
             self.prepare(full=False)
-        self._served.apply(self._prepared.export)
+        shape, tensors = self._prepared.export
+        self._served.apply(Export(shape, rounded(tensors, self._precision)))
         self._full_in = self._full_every - 1 if self._prepared.full else self._full_in - 1
         self._prepared = None
         self._changes.clear()
@@ -246,8 +252,8 @@ class Trainer:
         base: int = 0,
         offsets: dict[str, int],
         created_s: float,
-    ) -> tuple[Header, bytes]:
-        """What to publish now: a full sparse checkpoint, mixed as `publication` has learned to.
+    ) -> tuple[Header, dict[str, torch.Tensor]]:
+        """What to publish now, ready to be packed: a full sparse checkpoint, mixed as `publication` has learned to.
 
         `base`: make it a delta to the version before, which goes back to the full one `base`.
         """
@@ -261,6 +267,7 @@ class Trainer:
             pair_rows=learner.encoder.pair_rows,
             half_lives_events=learner.config.half_lives_events,
             hash_seed=learner.config.hash_seed,
+            table_precision=self.config.table_precision,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,
             phase=self.policy.phase,
@@ -275,7 +282,7 @@ class Trainer:
             evaluation=self.prequential.last,
             dense_bytes=learner.dense_bytes,
         )
-        return header, pack(header, export.tensors)
+        return header, export.tensors
 
     def state(self) -> tuple[TrainerState, dict[str, torch.Tensor]]:
         """Everything that the rest of the stream depends on, for a snapshot."""

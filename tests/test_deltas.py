@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import SCHEMA, SMALL, click_events, differing
 
-from model.checkpoint import unpack
+from model.checkpoint import pack, unpack
 from model.exports import Export
 from model.served import ServedModel
+from model.table_codes import Precision
 from pruning.policy import PruningConfig
 from serving.versions import Checkpoint, Versions
 from stream.drift import DriftConfig
@@ -59,8 +60,9 @@ def state(model: ServedModel) -> dict[str, torch.Tensor]:
 class World:
     """One trainer that publishes, and three scorers that follow with less and less zeal."""
 
-    def __init__(self) -> None:
-        self.trainer = Trainer(SCHEMA, SMALL, PruningConfig(policy="dense"), DriftConfig(), TrainingConfig())
+    def __init__(self, precision: Precision = "float32") -> None:
+        training = TrainingConfig(table_precision=precision)
+        self.trainer = Trainer(SCHEMA, SMALL, PruningConfig(policy="dense"), DriftConfig(), training)
         self.publication, self.published = self.trainer.follow(64), []
         self.eager, self.lazy = Follower(), Follower()
         self.base = 0
@@ -86,13 +88,13 @@ class World:
         version = len(self.published) + 1
         base = 0 if full or not self.published else self.base
         about = {"version": version, "parent": version - 1, "offsets": {}, "created_s": 1.0}
-        checkpoint = unpack(self.trainer.checkpoint(self.publication, base=base, **about)[1])
+        checkpoint = unpack(pack(*self.trainer.checkpoint(self.publication, base=base, **about)))
         if lost:
             return
         self.publication.refresh()
         self.published.append(checkpoint)
         self.base = base or version
-        whole = ServedModel.from_checkpoint(*unpack(self.trainer.checkpoint(self.publication, **about)[1]))
+        whole = ServedModel.from_checkpoint(*unpack(pack(*self.trainer.checkpoint(self.publication, **about))))
         self.publication.refresh()
         self.eager.follow(self.published)
         late = Follower()
@@ -122,25 +124,28 @@ STEPS = st.lists(
 )
 
 
-def follow_through(steps: list[tuple]) -> None:
-    world = World()
+PRECISIONS = st.sampled_from(["float32", "float32", "float16", "int8"])
+
+
+def follow_through(steps: list[tuple], precision: Precision) -> None:
+    world = World(precision)
     world.learn(32)
     for name, *arguments in steps:
         getattr(world, name)(*arguments)
         world.eager.check()
 
 
-@given(STEPS)
+@given(STEPS, PRECISIONS)
 @settings(max_examples=40)
-def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps):
-    follow_through(steps)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps, precision):
+    follow_through(steps, precision)
 
 
 @pytest.mark.slow
-@given(STEPS)
+@given(STEPS, PRECISIONS)
 @settings(max_examples=3000)
-def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps):
-    follow_through(steps)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps, precision):
+    follow_through(steps, precision)
 
 
 @pytest.mark.slow

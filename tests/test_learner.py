@@ -199,7 +199,8 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
         step = trainer.step(click_events(4096).slice(start, start + 64))
         if publication.due(step):
             publication.refresh()
-    header, data = trainer.checkpoint(publication, version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
+    header, tensors = trainer.checkpoint(publication, version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
+    data = pack(header, tensors)
     served = ServedModel.from_checkpoint(*unpack(data))
     batch = click_events(500, seed=9)
     features = trainer.learner.encoder.encode(batch)
@@ -213,7 +214,7 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
 def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
-    _, data = trainer.checkpoint(trainer.follow(640), version=1, parent=0, offsets={}, created_s=1.0)
+    data = pack(*trainer.checkpoint(trainer.follow(640), version=1, parent=0, offsets={}, created_s=1.0))
     for at in [*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1]:
         damaged = bytearray(data)
         damaged[at] ^= 1
@@ -228,7 +229,7 @@ def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
     publication = trainer.follow(640)
-    header, tensors = unpack(trainer.checkpoint(publication, version=1, parent=0, offsets={}, created_s=1.0)[1])
+    header, tensors = trainer.checkpoint(publication, version=1, parent=0, offsets={}, created_s=1.0)
     wrong = {"network.top.0.weight": torch.zeros(3, 3), "mixture": torch.zeros(1)}
     wrong |= {"linear.rows": tensors["linear.rows"] + 10**7, "embedding.rows": tensors["embedding.rows"].float()}
     for name, tensor in wrong.items():

@@ -88,6 +88,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pipeline.publisher.close()
         self.source.close()
         self.dead_letters.close()
         self.store.close()
@@ -259,17 +260,18 @@ def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_ver
     produce(kafka, json_messages(events.slice(0, 4000)) + json_messages(click_events(4000, seed=1, flipped=True)))
     with Scorer.from_redis(store.url, store.name) as scorer, Running(*setting) as running:
         learner, checked = running.trainer.learner, []
-        publish = running.store.publish
+        publisher = running.pipeline.publisher
+        publish = publisher.publish
 
-        def publish_and_compare(header, data):
-            published = publish(header, data)
-            assert scorer.wait(header.version, 30)
+        def publish_and_compare(offsets):
+            publish(offsets)
+            publisher.settle()
+            assert scorer.wait(publisher.version, 30)
             weights = running.pipeline.publication.mixture.weights
             logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
             checked.append(float(np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max()))
-            return published
 
-        running.store.publish = publish_and_compare
+        publisher.publish = publish_and_compare
         running.pipeline.run(never, limit_events=8000)
         header = scorer.model.header
         assert running.trainer.policy.state.cycle >= 2, "no newly pruned network after the drift"
@@ -314,6 +316,34 @@ def test_while_redis_is_away_learning_goes_on_and_the_next_version_is_published_
         assert attempts[0] == attempts[1] == 1
         assert running.store.head().version == running.pipeline.version >= 1
         assert running.telemetry.registry.get_sample_value("niwaki_publication_failures_total") == 1
+
+
+@pytest.mark.parametrize("fails", [1, 3, 4])
+def test_what_was_on_its_way_when_redis_went_away_is_in_the_next_version(setting, fails):
+    """Redis goes away after the loop has gone on: the scorer ends where the trainer does all the same."""
+    from serving.errors import StoreUnavailable
+
+    produce(setting[0], json_messages(click_events(3000)))
+    scored = click_events(200, seed=3)
+    with Scorer.from_redis(setting[1].url, setting[1].name) as scorer, Running(*setting) as running:
+        publisher, publish, kinds = running.pipeline.publisher, running.store.publish, []
+
+        def sometimes_away(header, data):
+            kinds.append("full" if not header.base else "delta")
+            if len(kinds) == fails:
+                raise StoreUnavailable("away")
+            return publish(header, data)
+
+        running.store.publish = sometimes_away
+        publisher._retry_s = 0.0
+        running.pipeline.run(never, limit_events=3000)
+        assert scorer.wait(publisher.version, 30)
+        learner, weights = running.trainer.learner, publisher.publication.mixture.weights
+        logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
+        assert np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max() <= 1e-6
+        served = publisher.publication._served
+        assert scorer.score_batch(scored).tolist() == served.predict(scored).tolist()
+    assert kinds[fails] == "full" and "delta" in kinds[fails + 1 :]
 
 
 def test_a_snapshot_of_another_schema_or_a_damaged_one_is_refused_rather_than_ignored(setting):

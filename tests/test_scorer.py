@@ -149,7 +149,7 @@ def of_another_version(data: bytes) -> bytes:
         (lambda data: b"", "too short"),
         (lambda data: b"PK" + data[2:], "not one"),
         (not_finite, "not finite"),
-        (of_another_type, "must be rows of a table"),
+        (of_another_type, "rows must be unsigned"),
         (without_a_tensor, "tensor mixture"),
         (of_another_version, "its header says version 77"),
     ],
