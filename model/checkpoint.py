@@ -67,6 +67,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     phase: str
     """Phase of the trainer: dense, pruning or sparse."""
     policy: str
+    budget: float | None = None
+    """Share of the dense multiply-adds that a pruned network may take, 0..1: as set, or as chosen last. None: not
+    told, in checkpoints of before."""
     multiply_adds: int
     """Multiply-adds of one prediction with this network."""
     dense_multiply_adds: int

@@ -28,6 +28,7 @@ from model.numerics import Numerics
 from pruning.auxiliary import AuxiliaryMasks
 from pruning.baselines import MagnitudeMasks, exchange, uniform_widths
 from pruning.compaction import compact, expand
+from pruning.policy import Comparison
 from pruning.units import UnitGroup
 
 _RATE_EVENTS = 128
@@ -48,8 +49,11 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sparse: bool
     masks: str | None
     """Kind of the masks that are being learned; None: none are."""
+    unpruned: bool = False
+    """There is a network that goes on as the one that is being pruned would have."""
     candidate_loss: float
     lead_loss: float
+    unpruned_loss: float = 0.0
     dense_steps: float
     sparse_steps: float
     mask_steps: int
@@ -95,6 +99,8 @@ class Learner:
         self.sparse: Branch | None = None
         self.kept: dict[str, torch.Tensor] = {}
         self.masks: AuxiliaryMasks | MagnitudeMasks | None = None
+        self.unpruned: Branch | None = None
+        """What the dense branch would be without its masks: a yardstick that leaves the tables alone."""
         self.mixture = config.mixture()
         """Mixes the experts of the lead as it is now, without any delay."""
         self.dense_cost = network.cost.total({})
@@ -102,7 +108,7 @@ class Learner:
         """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
         network."""
         self.events = 0
-        self._losses = np.zeros(2)  # of the network that is being pruned, and of the lead beside it
+        self._losses = np.zeros(3)  # of the network that is being pruned, and beside it of the lead and of `unpruned`
         if narrow_ratio is not None:
             widths = uniform_widths(network.groups, network.cost, narrow_ratio)
             narrow = network.narrowed(widths)
@@ -116,11 +122,10 @@ class Learner:
         return self.sparse or self.dense
 
     @property
-    def behind_ratio(self) -> float | None:
-        """How much more log loss the network that is being pruned has had lately than the lead, as a share; None: there
-        are not two of them."""
-        candidate, lead = self._losses
-        return float(candidate / lead - 1) if self.masks and self.sparse and lead else None
+    def comparison(self) -> Comparison:
+        """How the network that is being pruned has predicted lately, beside those that it has to match."""
+        candidate, *others = self._losses.tolist()
+        return Comparison(*(candidate / other - 1 if self.masks and other else None for other in others))
 
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
@@ -143,7 +148,11 @@ class Learner:
         masks = self.masks.masks(events) if self.masks and branches else None
         deep = {
             branch: deep_logits(
-                branch.network, branch.parameters, inputs, vectors_BFD, masks if branch is self.dense else None
+                branch.network,
+                branch.parameters,
+                inputs,
+                vectors_BFD.detach() if branch is self.unpruned else vectors_BFD,
+                masks if branch is self.dense else None,
             )
             for branch in branches
         }
@@ -161,15 +170,14 @@ class Learner:
         if branches and self.schema.fields and self.config.embedding_dim:
             changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * events)
         for branch in branches:
-            ratio = 1.0 if branch is self.dense else self.config.narrow_rate_ratio
+            ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
             branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio)
             self.learned_multiply_adds += events * branch.network.cost.total({})
         if masks is not None:
             self.masks.update(masks, target_ratio, self.dense.weights())
-            if self.sparse:
-                self._losses += (np.array([float(one.detach()) for one in losses]) - self._losses) * min(
-                    events / _COMPARED_EVENTS, 1.0
-                )
+            of = {branch: float(loss.detach()) for branch, loss in zip(branches, losses, strict=True)}
+            latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.unpruned)]
+            self._losses += (np.array(latest) - self._losses) * min(events / _COMPARED_EVENTS, 1.0)
         self.numerics.update(features.numerics_BN)
         self.mixture.update(experts_BE, labels_B)
         for follower in self._followers:
@@ -186,13 +194,18 @@ class Learner:
             deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF))
             return mix(self.mixture.weights if weights is None else weights, _side_by_side(inputs.linear_BK, deep_B))
 
-    def prune(self, kind: str = "auxiliary") -> None:
-        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude."""
+    def prune(self, kind: str = "auxiliary", beside_unpruned: bool = False) -> None:
+        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude. `beside_unpruned`: a copy of it
+        learns on without them until the cut."""
         network = self.dense.network
         if kind == "magnitude":
             self.masks = MagnitudeMasks(network.groups, network.cost)
         else:
             self.masks = AuxiliaryMasks(network.groups, network.cost, self.config.auxiliary)
+        if beside_unpruned:
+            weights, first, second = self.dense.parts()
+            copied = {name: tensor.clone() for name, tensor in weights.items()}
+            self.unpruned = Branch(network, copied).restore(first, second, self.dense.steps)
         self._losses[:] = 0
 
     def cut(self, stays_dense: bool = False) -> None:
@@ -202,7 +215,7 @@ class Learner:
         weights, first, second = (compact(part, groups, kept) for part in self.dense.parts())
         network = self.dense.network.narrowed({name: len(index) for name, index in kept.items()})
         self.sparse = Branch(network, weights).restore(first, second, self.dense.steps)
-        self.kept, self.masks, self.dense_live = kept, None, stays_dense
+        self.kept, self.masks, self.unpruned, self.dense_live = kept, None, None, stays_dense
 
     def regrow(self) -> None:
         """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
@@ -295,7 +308,7 @@ class Learner:
         }
         tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
         tensors |= {f"mixture.{name}": torch.from_numpy(array) for name, array in self.mixture.state().items()}
-        for branch_name, branch in (("dense", self.dense), ("sparse", self.sparse)):
+        for branch_name, branch in (("dense", self.dense), ("sparse", self.sparse), ("unpruned", self.unpruned)):
             if branch:
                 for part_name, part in zip(_PARTS, branch.parts(), strict=True):
                     tensors |= {f"{branch_name}.{part_name}.{name}": tensor.clone() for name, tensor in part.items()}
@@ -306,8 +319,10 @@ class Learner:
             dense_live=self.dense_live,
             sparse=self.sparse is not None,
             masks=self.masks.kind if self.masks else None,
+            unpruned=self.unpruned is not None,
             candidate_loss=float(self._losses[0]),
             lead_loss=float(self._losses[1]),
+            unpruned_loss=float(self._losses[2]),
             dense_steps=self.dense.steps,
             sparse_steps=self.sparse.steps if self.sparse else 0.0,
             mask_steps=self.masks.steps if self.masks else 0,
@@ -339,7 +354,9 @@ class Learner:
         if state.masks:
             self.prune(state.masks)
             self.masks.restore(_named(tensors, "masks."), state.mask_steps)
-        self._losses[:] = state.candidate_loss, state.lead_loss
+        if state.unpruned:
+            self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
+        self._losses[:] = state.candidate_loss, state.lead_loss, state.unpruned_loss
         self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
 
     def _assemble(self, features: Features) -> Inputs:
@@ -350,6 +367,8 @@ class Learner:
             yield self.dense
         if self.sparse:
             yield self.sparse
+        if self.unpruned:
+            yield self.unpruned
 
     def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
         """The lead's network and weights, with what the masks of a first pruning have removed already cut out."""

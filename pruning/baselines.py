@@ -13,6 +13,7 @@ import torch
 from pruning.policy import (
     Adaptive,
     AdaptiveLive,
+    Comparison,
     Move,
     Periodic,
     Phase,
@@ -42,7 +43,7 @@ class Rigl(Policy):
 
     narrow_from_the_start = True
 
-    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
         if events - self.state.since_event < self.config.period_events / 10:
             return Move.STAY
         return self._enter(Phase.SPARSE, events, Move.REWIRE)

@@ -8,11 +8,14 @@ dense and sparse phases: Peste et al., AC/DC (arXiv:2106.12379). What a user wou
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 
 PolicyName = Literal["dense", "small", "static", "magnitude", "rigl", "periodic", "adaptive", "adaptive-live"]
+_LEAST_BUDGET = 0.02
+"""The smallest budget that `auto` tries."""
+_FIXED_BUDGET = ("small", "magnitude", "rigl")
 
 
 class Phase(StrEnum):
@@ -41,8 +44,13 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     warm-up. magnitude: the same by the size of weights, each layer alike. rigl: narrow from the start, the weakest
     units exchanged at intervals. periodic: dense all along, a sparse network cut from it at intervals. adaptive:
     regrown and pruned anew after each drift. adaptive-live: the same, and dense all along."""
-    budget: float = 0.1
-    """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]."""
+    budget: float | Literal["auto"] = 0.1
+    """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]. "auto": the least, down to 0.02,
+    at which the network that is being pruned predicts as well as one beside it that is not (not for small, magnitude
+    and rigl); a pruning phase then costs twice as much."""
+    auto_tolerance_ratio: float = 0.001
+    """budget = "auto": how much more log loss than unpruned is still as well, which is the same share of normalized
+    entropy, 0..1."""
     warmup_events: int = 40_000
     """Length of the first dense phase, events."""
     regrowth_events: int = 5_000
@@ -70,7 +78,10 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if self.policy not in get_args(PolicyName):
             raise ValueError(f"pruning.policy must be one of {', '.join(get_args(PolicyName))}, got {self.policy!r}")
-        if not 0 < self.budget <= 1:
+        if self.budget == "auto":
+            if self.policy in _FIXED_BUDGET:
+                raise ValueError(f"pruning.budget must be a number for the policy {self.policy}, got 'auto'")
+        elif not 0 < self.budget <= 1:
             raise ValueError(f"pruning.budget must be in (0, 1], got {self.budget}")
         least = {"warmup_events": 1, "regrowth_events": 1, "pruning_events": 1, "longest_wait_events": 0}
         least |= {"boost": 1, "boost_events": 1, "period_events": 10}
@@ -81,7 +92,7 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ValueError(f"pruning.remembered_ratio must be in (0, 1], got {self.remembered_ratio}")
         if not 0 <= self.settle_ratio < 1:
             raise ValueError(f"pruning.settle_ratio must be in [0, 1), got {self.settle_ratio}")
-        for name in ("tolerance_ratio", "exchange_ratio"):
+        for name in ("auto_tolerance_ratio", "tolerance_ratio", "exchange_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"pruning.{name} must be in [0, 1], got {getattr(self, name)}")
 
@@ -98,6 +109,19 @@ class PolicyState(msgspec.Struct, kw_only=True):
     """Index of the event at which the latest drift was detected."""
     forced: int = 0
     """How many networks took over though they predicted worse, since the wait was at its bound."""
+    chosen_ratio: float = 1.0
+    """budget = "auto": share of the dense multiply-adds allowed at present."""
+    steered_event: int = 0
+    """Events at which that share was last changed."""
+
+
+class Comparison(NamedTuple):
+    """How the network that is being pruned has predicted lately; None: there is nothing to compare with."""
+
+    behind_served_ratio: float | None = None
+    """How much more log loss it has had than the served one, as a share."""
+    behind_unpruned_ratio: float | None = None
+    """How much more than the same network left unpruned."""
 
 
 class Policy:
@@ -125,12 +149,19 @@ class Policy:
     def phase(self) -> Phase:
         return self.state.phase
 
-    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
-        """The move due after `events` learned in all; the phase follows it.
+    @property
+    def budget(self) -> float:
+        """Share of the dense multiply-adds that the sparse network may take: as set, or as chosen last."""
+        return self.state.chosen_ratio if self.config.budget == "auto" else self.config.budget
 
-        `drifted`: a detector fired since the last call. `behind_ratio`: how much more log loss the network that is
-        being pruned has had lately than the served one, as a share; None: there is nothing to compare.
-        """
+    @property
+    def needs_unpruned(self) -> bool:
+        """Whether `decide` must be told how the network would do unpruned."""
+        return self.config.budget == "auto"
+
+    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
+        """The move due after `events` learned in all; the phase follows it. `drifted`: a detector fired since the last
+        call."""
         return Move.STAY
 
     def target_ratio(self, events: int) -> float:
@@ -138,37 +169,64 @@ class Policy:
         (arXiv:1710.01878)."""
         if self.phase is not Phase.PRUNING:
             return 1.0
-        length = self.config.pruning_events * (1 - self.config.settle_ratio)
-        done = min((events - self.state.since_event) / length, 1.0)
-        return self.config.budget + (1 - self.config.budget) * (1 - done) ** 3
+        if self.config.budget == "auto":
+            return self.state.chosen_ratio
+        done = min((events - self.state.since_event) / self._falling_events, 1.0)
+        return self.budget + (1 - self.budget) * (1 - done) ** 3
 
     def boost(self, events: int) -> float:
         """Factor on the network's learning rate after `events`."""
         return 1.0
 
+    @property
+    def _falling_events(self) -> float:
+        """The part of a pruning phase in which the target falls."""
+        return self.config.pruning_events * (1 - self.config.settle_ratio)
+
     def _enter(self, phase: Phase, events: int, move: Move) -> Move:
         self.state.phase, self.state.since_event = phase, events
+        if move is Move.PRUNE:
+            self.state.chosen_ratio, self.state.steered_event = 1.0, events
         return move
 
 
 class Static(Policy):
     """Pruned once after the warm-up, then sparse for ever."""
 
-    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
         if self.phase is Phase.SPARSE:
             return self._when_sparse(events, drifted)
         elapsed = events - self.state.since_event
         dense_events = self.config.regrowth_events if self.state.cycle else self.config.warmup_events
         if self.phase is Phase.DENSE and elapsed >= dense_events:
             return self._enter(Phase.PRUNING, events, Move.PRUNE)
-        if self.phase is Phase.PRUNING and elapsed >= self.config.pruning_events:
-            worse = behind_ratio is not None and behind_ratio > self.config.tolerance_ratio
-            if worse and elapsed < self.config.pruning_events + self.config.longest_wait_events:
-                return Move.STAY
-            self.state.forced += worse
-            self.state.cycle += 1
-            return self._enter(Phase.SPARSE, events, Move.CUT)
+        if self.phase is Phase.PRUNING:
+            if self.config.budget == "auto":
+                self._steer(events, comparison.behind_unpruned_ratio or 0.0)
+            if elapsed >= self.config.pruning_events:
+                return self._hand_over(events, elapsed, comparison)
         return Move.STAY
+
+    def _hand_over(self, events: int, elapsed: int, comparison: Comparison) -> Move:
+        """Cut, unless the new network predicts worse and there is time left to wait."""
+        bounds = (self.config.tolerance_ratio, self.config.auto_tolerance_ratio)
+        worse = any(ratio is not None and ratio > bound for ratio, bound in zip(comparison, bounds, strict=True))
+        if worse and elapsed < self.config.pruning_events + self.config.longest_wait_events:
+            return Move.STAY
+        self.state.forced += worse
+        self.state.cycle += 1
+        return self._enter(Phase.SPARSE, events, Move.CUT)
+
+    def _steer(self, events: int, behind_unpruned_ratio: float) -> None:
+        """Let the share fall, at a speed that would take it down to the least budget by the end of the schedule, as
+        long as the pruned network is within the tolerance, and rise at the same speed while it is not."""
+        state, falling = self.state, self._falling_events
+        factor = _LEAST_BUDGET ** ((events - state.steered_event) / falling)
+        if behind_unpruned_ratio > self.config.auto_tolerance_ratio:
+            state.chosen_ratio = min(state.chosen_ratio / factor, 1.0)
+        elif events - state.since_event <= falling:
+            state.chosen_ratio = max(state.chosen_ratio * factor, _LEAST_BUDGET)
+        state.steered_event = events
 
     def _when_sparse(self, events: int, drifted: bool) -> Move:
         return Move.STAY
@@ -179,10 +237,10 @@ class Adaptive(Static):
 
     adapts = True
 
-    def decide(self, events: int, drifted: bool, behind_ratio: float | None = None) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
         if drifted:
             self.state.drifted_at = events
-        return super().decide(events, drifted, behind_ratio)
+        return super().decide(events, drifted, comparison)
 
     def boost(self, events: int) -> float:
         if self.state.drifted_at is None:

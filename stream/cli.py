@@ -228,7 +228,7 @@ def backtest(
     config: ConfigOption = None,
     policy: Annotated[str, typer.Option(help="Policies to compare, separated by commas.")] = "dense,static,adaptive",
     budget: Annotated[
-        float | None, typer.Option(help="Share of the dense multiply-adds, instead of the config's.")
+        str | None, typer.Option(help='Share of the dense multiply-adds, or "auto", instead of the config\'s.')
     ] = None,
     publish_every: Annotated[
         str, typer.Option(help="Events between publications; several, separated by commas.")
@@ -257,11 +257,13 @@ def backtest(
     if seed is not None:
         model = msgspec.structs.replace(model, seed=seed)
     if budget is not None:
-        pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=budget))
+        given = budget if budget == "auto" else _checked("--budget", lambda: float(budget))
+        pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=given))
     policies = policy.split(",")
     for one in policies:
         if one not in get_args(PolicyName):
             raise ConfigError("--policy", f"must be of {', '.join(get_args(PolicyName))}", one)
+        _checked("--policy", lambda name=one: msgspec.structs.replace(pruning, policy=name))
     torch.set_num_threads(settings.training.threads)
     with progress("backtest") as advance:
         result = run(

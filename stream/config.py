@@ -178,9 +178,12 @@ def _explained(
     if kind := re.fullmatch(r"Expected `([^`]+)`(.*), got .*", text):
         words = [_WORDS.get(word, word) for word in kind[1].split(" | ") if word != "null"]
         return ConfigError(field, f"must be {' or '.join(words)}{kind[2]}", *_value_at(tree, key))
-    options = [value for one in _alternatives(_type_at(known, key)) for value in getattr(one, "values", ())]
+    kinds = _alternatives(_type_at(known, key))
+    options = [value for one in kinds for value in getattr(one, "values", ())]
     if options and text.startswith("Invalid enum value"):
-        return ConfigError(field, f"must be one of {', '.join(map(str, options))}", *_value_at(tree, key))
+        words = [_WORDS[name] for one in kinds if (name := type(one).__name__.removesuffix("Type").lower()) in _WORDS]
+        rule = " or ".join([*words, f"one of {', '.join(map(str, options))}"])
+        return ConfigError(field, f"must be {rule}", *_value_at(tree, key))
     return ConfigError(field, text)
 
 

@@ -23,8 +23,8 @@ class History:
         self.drifts: list[dict[str, Any]] = []
         """By detected drift: what `stream.drift.Drift` says."""
         self.prunings: list[dict[str, Any]] = []
-        """By newly pruned network: the event at which it was cut, what it kept, and how many so far took over though
-        they predicted worse, since the wait was at its bound."""
+        """By newly pruned network: the event at which it was cut, the budget, what it kept, and how many so far took
+        over though they predicted worse, since the wait was at its bound."""
 
     def record(self, step: Step) -> None:
         """Take in one step."""
@@ -35,7 +35,7 @@ class History:
         if step.move is Move.CUT:
             kept = {name: len(index) for name, index in learner.kept.items()}
             row = {"event": trainer.events, "kept": kept, "multiply_adds": learner.multiply_adds}
-            self.prunings.append(row | {"forced": trainer.policy.state.forced})
+            self.prunings.append(row | {"budget": trainer.policy.budget, "forced": trainer.policy.state.forced})
         if trainer.prequential.completed > self._windows:
             self._windows = trainer.prequential.completed
             self.windows.append(

@@ -151,7 +151,16 @@ class Pipeline:
         if step.move is Move.REGROW:
             telemetry.regrown()
         elif step.move is Move.CUT:
-            telemetry.pruned()
+            telemetry.pruned(forced=step.forced)
+            learner, budget = trainer.learner, trainer.policy.budget
+            log.info(
+                "cut to %.2f %% of the dense multiply-adds, budget %.2f %%%s",
+                100 * learner.multiply_adds / learner.dense_cost,
+                100 * budget,
+                ", chosen" if trainer.policy.config.budget == "auto" else "",
+            )
+            if step.forced:
+                log.warning("the network cut at event %d predicts worse: its wait was at its bound", trainer.events)
 
     def _observe_lag(self) -> None:
         if time.monotonic() >= self._lag_after_s:

@@ -97,7 +97,9 @@ class Publisher:
         self._trusted, self.version, self._base = True, version, header.base or version
         telemetry.published(version, size_bytes, dense_bytes=header.dense_bytes, created_s=header.created_s)
         telemetry.sparsity(
-            header.sparsity_by_layer, multiply_adds_ratio=header.multiply_adds / header.dense_multiply_adds
+            header.sparsity_by_layer,
+            multiply_adds_ratio=header.multiply_adds / header.dense_multiply_adds,
+            budget_ratio=header.budget,
         )
         return True
 

@@ -69,9 +69,11 @@ class Telemetry:
         self._phase = self._gauge("niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase")
         self._drifts = self._counter("niwaki_drifts", "Drifts noticed.", "detector", "signal")
         self._prunings = self._counter("niwaki_prunings", "Networks cut.")
+        self._forced = self._counter("niwaki_forced_handovers", "Networks that took over though they predicted worse.")
         self._regrowths = self._counter("niwaki_regrowths", "Regrowths of the dense network.")
         self._sparsity = self._gauge("niwaki_sparsity_ratio", "Share of a layer's units cut away.", "layer")
         self._kept = self._gauge("niwaki_multiply_adds_ratio", "Multiply-adds of the network, as a share of dense.")
+        self._budget = self._gauge("niwaki_budget_ratio", "Share of the dense multiply-adds allowed: set, or chosen.")
 
         self._version = self._gauge("niwaki_published_version", "Version of the last published checkpoint.")
         self._bytes = self._gauge("niwaki_published_bytes", "Size of the last published checkpoint.")
@@ -124,19 +126,21 @@ class Telemetry:
         """A detector fired."""
         self._drifts.labels(self._bounded("detector", detector), self._bounded("signal", signal)).inc()
 
-    def pruned(self) -> None:
-        """A sparse network was cut out."""
+    def pruned(self, *, forced: bool) -> None:
+        """A sparse network was cut out. `forced`: it predicts worse, but its wait was at its bound."""
         self._prunings.inc()
+        self._forced.inc(forced)
 
     def regrown(self) -> None:
         """The dense network is live again."""
         self._regrowths.inc()
 
-    def sparsity(self, by_layer: Mapping[str, float], *, multiply_adds_ratio: float) -> None:
-        """What the network to be published lacks, by layer, and what it costs as a share of dense."""
+    def sparsity(self, by_layer: Mapping[str, float], *, multiply_adds_ratio: float, budget_ratio: float) -> None:
+        """What the network to be published lacks, by layer, what it costs as a share of dense, and what it may."""
         for layer, ratio in by_layer.items():
             self._sparsity.labels(self._bounded("layer", layer)).set(ratio)
         self._kept.set(multiply_adds_ratio)
+        self._budget.set(budget_ratio)
 
     def published(self, version: int, size_bytes: int, *, dense_bytes: int, created_s: float) -> None:
         """The store took a checkpoint."""

@@ -66,6 +66,8 @@ class Step(NamedTuple):
     """The phase after the move."""
     seconds: float
     """Time that it took."""
+    forced: bool
+    """The network that was just cut took over though it predicts worse: the wait was at its bound."""
 
 
 class Prepared(NamedTuple):
@@ -234,14 +236,16 @@ class Trainer:
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         signals = self.signals.compute(features, batch.labels_B, logits_B, losses_B)
         drifts = self.monitor.update(signals, first_event, batch.times_s_B)
-        move = policy.decide(self.events, bool(drifts), learner.behind_ratio)
+        forced = policy.state.forced
+        move = policy.decide(self.events, bool(drifts), learner.comparison)
+        forced = policy.state.forced > forced
         if drifts and policy.adapts:
             learner.tables.quicken(policy.config.remembered_ratio)
         if move is Move.REWIRE:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
-        return Step(len(batch), losses_B, drifts, move, self.policy.phase, time.perf_counter() - started_s)
+        return Step(len(batch), losses_B, drifts, move, policy.phase, time.perf_counter() - started_s, forced)
 
     def checkpoint(
         self,
@@ -272,6 +276,7 @@ class Trainer:
             dense_shape=learner.dense.network.shape,
             phase=self.policy.phase,
             policy=self.policy.config.policy,
+            budget=self.policy.budget,
             multiply_adds=learner.multiply_adds,
             dense_multiply_adds=learner.dense_cost,
             sparsity_by_layer=learner.sparsity_by_layer(),
@@ -312,7 +317,7 @@ class Trainer:
 
     def _make(self, move: Move) -> None:
         if move is Move.PRUNE:
-            self.learner.prune(self.policy.masks)
+            self.learner.prune(self.policy.masks, self.policy.needs_unpruned)
         elif move is Move.CUT:
             self.learner.cut(self.policy.stays_dense)
             self.monitor.reset()  # the loss jumps with the network: that is no drift

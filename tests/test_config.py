@@ -90,7 +90,7 @@ def test_names_that_a_cluster_sets_for_services_are_not_overrides(load):
     ("toml", "message"),
     [
         ("[pruning]\nbudget = 2", "pruning.budget: must be in (0, 1], got 2.0"),
-        ("[pruning]\nbudget = 'a tenth'", "pruning.budget: must be a number, got 'a tenth'"),
+        ("[pruning]\nbudget = 'a tenth'", "pruning.budget: must be a number or one of auto, got 'a tenth'"),
         (
             "[pruning]\npolicy = 'lazy'",
             "pruning.policy: must be one of adaptive, adaptive-live, dense, magnitude, periodic, rigl, small, static, "
@@ -124,7 +124,7 @@ def test_each_mistake_is_one_line_with_key_rule_and_value(load, toml, message):
     ("name", "text", "message"),
     [
         ("NIWAKI_PRUNING__BUDGET", "2", "NIWAKI_PRUNING__BUDGET: must be in (0, 1], got 2.0"),
-        ("NIWAKI_PRUNING__BUDGET", "a tenth", "NIWAKI_PRUNING__BUDGET: must be a number, got 'a tenth'"),
+        ("NIWAKI_PRUNING__BUDGET", "a tenth", "NIWAKI_PRUNING__BUDGET: must be a number or one of auto, got 'a tenth'"),
         ("NIWAKI_PRUNING__BUDGT", "0.2", "NIWAKI_PRUNING__BUDGT: is not a known key; did you mean pruning.budget?"),
         ("NIWAKI_PRUNING__BUDGET__X", "0.2", "NIWAKI_PRUNING__BUDGET__X: budget is not a table"),
         ("NIWAKI_PRUNNING__BUDGET", "0.2", "NIWAKI_PRUNNING__BUDGET: is not a known key; did you mean pruning?"),

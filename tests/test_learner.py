@@ -16,6 +16,7 @@ from model.served import ServedModel
 from pruning.baselines import POLICIES
 from pruning.policy import PruningConfig
 from stream.drift import DetectorConfig, DriftConfig
+from stream.history import History
 from stream.trainer import Trainer, TrainingConfig
 
 
@@ -125,10 +126,10 @@ def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one
     assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_policy(policy):
+@pytest.mark.parametrize("pruning", [*({"policy": name} for name in POLICIES), {"budget": "auto"}], ids=str)
+def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_policy(pruning):
     events = EventBatch.concat([click_events(3200), click_events(2560, seed=1, flipped=True)])
-    whole = small_trainer(policy=policy)
+    whole = small_trainer(**pruning)
     phases, states = [], []
     for start in range(0, len(events), 64):
         state, tensors = whole.state()
@@ -139,7 +140,7 @@ def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_poli
         whole.step(events.slice(start, start + 64))
     expected = whole.state()
     for at, state, tensors in states:
-        second = small_trainer(policy=policy)
+        second = small_trainer(**pruning)
         second.restore(state, tensors)
         run(second, events.slice(at, len(events)))
         actual = second.state()
@@ -160,6 +161,25 @@ def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
     assert learner.multiply_adds <= (1.0 if policy == "dense" else 0.3) * learner.dense_cost
     assert all(sparsity < 1 for sparsity in learner.sparsity_by_layer().values())
     assert publication.evaluation.total.normalized_entropy < 1.05
+
+
+def test_an_automatic_budget_prunes_beside_an_unpruned_network_and_is_told_in_header_and_history():
+    trainer = small_trainer(budget="auto", pruning_events=2048)
+    publication = trainer.follow(512)
+    history = History(trainer, publication)
+    steps = run(trainer, click_events(2000))
+    assert trainer.learner.masks and trainer.learner.unpruned
+    learned = trainer.learner.learned_multiply_adds
+    history.record(steps[-1])
+    run(trainer, click_events(64, seed=1))
+    assert trainer.learner.learned_multiply_adds - learned == 2 * 64 * trainer.learner.dense_cost
+    for step in run(trainer, click_events(4000, seed=2)):
+        history.record(step)
+    chosen = trainer.policy.budget
+    assert trainer.learner.unpruned is None and 0.02 <= chosen < 1
+    assert chosen - 0.02 <= trainer.learner.multiply_adds / trainer.learner.dense_cost <= chosen
+    header, _ = trainer.checkpoint(publication, version=1, parent=0, offsets={}, created_s=0.0)
+    assert header.budget == history.prunings[0]["budget"] == chosen
 
 
 def test_quickened_tables_take_larger_steps_and_forget_no_row():

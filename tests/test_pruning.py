@@ -11,7 +11,7 @@ from model.network import Network, NetworkShape
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
 from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for, uniform_widths
 from pruning.compaction import compact, expand
-from pruning.policy import Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
+from pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
 
 NETWORK = Network(
     NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot")
@@ -165,9 +165,38 @@ def test_a_network_that_predicts_worse_takes_over_only_when_it_no_longer_does_or
     config = PruningConfig(warmup_events=100, pruning_events=30, tolerance_ratio=0.01, longest_wait_events=50)
     for behind_ratio, cut_at, forced in ((0.005, 130, 0), (0.02, 180, 1), (None, 130, 0)):
         policy = policy_for(config)
-        moves = [(at, policy.decide(at, False, behind_ratio)) for at in range(10, 400, 10)]
+        moves = [(at, policy.decide(at, False, Comparison(behind_ratio))) for at in range(10, 400, 10)]
         assert [at for at, move in moves if move is Move.CUT] == [cut_at]
         assert policy.state.forced == forced
+
+
+@pytest.mark.parametrize("enough", [0.02, 0.1, 0.4, 1.0])
+def test_an_automatic_budget_is_the_least_that_predicts_as_well_as_no_pruning(enough):
+    policy = policy_for(PruningConfig(budget="auto", warmup_events=100, pruning_events=1000, longest_wait_events=1000))
+    worse = False
+    for at in range(10, 3000, 10):
+        move = policy.decide(at, False, Comparison(None, 0.01 if worse else 0.0))
+        if move is Move.CUT:
+            break
+        worse = policy.target_ratio(at) < enough
+    assert move is Move.CUT and not policy.state.forced
+    assert enough <= policy.budget <= 1.15 * enough
+
+
+def test_an_automatic_budget_starts_from_dense_at_each_pruning_and_is_bounded():
+    policy = policy_for(PruningConfig(budget="auto", warmup_events=100, regrowth_events=50, pruning_events=100))
+    budgets = []
+    for at in range(10, 1000, 10):
+        move = policy.decide(at, at == 500, Comparison(None, 0.0))
+        assert 0.02 <= policy.target_ratio(at) <= 1
+        budgets += [policy.budget] if move in (Move.PRUNE, Move.CUT) else []
+    assert budgets == pytest.approx([1.0, 0.02, 1.0, 0.02])
+
+
+@pytest.mark.parametrize("policy", ["small", "magnitude", "rigl"])
+def test_a_policy_that_needs_a_number_refuses_an_automatic_budget(policy):
+    with pytest.raises(ValueError, match=f"pruning.budget.*{policy}"):
+        PruningConfig(policy=policy, budget="auto")
 
 
 def test_periodic_prunes_anew_at_equal_intervals_and_stays_dense():

@@ -56,9 +56,9 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.evaluated("served", SUMMARY)
     telemetry.phase("sparse")
     telemetry.drift("ADWIN", "log_loss")
-    telemetry.pruned()
+    telemetry.pruned(forced=True)
     telemetry.regrown()
-    telemetry.sparsity({"top.0": 0.9, "top.1": 0.8}, multiply_adds_ratio=0.1)
+    telemetry.sparsity({"top.0": 0.9, "top.1": 0.8}, multiply_adds_ratio=0.1, budget_ratio=0.12)
     telemetry.published(7, 5_000, dense_bytes=40_000, created_s=970.0)
     telemetry.publication_failed()
     telemetry.saved(900.0)
@@ -84,10 +84,12 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_phase{phase="sparse"}': 1,
         'niwaki_drifts_total{detector="ADWIN",signal="log_loss"}': 1,
         "niwaki_prunings_total": 1,
+        "niwaki_forced_handovers_total": 1,
         "niwaki_regrowths_total": 1,
         'niwaki_sparsity_ratio{layer="top.0"}': 0.9,
         'niwaki_sparsity_ratio{layer="top.1"}': 0.8,
         "niwaki_multiply_adds_ratio": 0.1,
+        "niwaki_budget_ratio": 0.12,
         "niwaki_published_version": 7,
         "niwaki_published_bytes": 5_000,
         "niwaki_dense_bytes": 40_000,
@@ -137,7 +139,7 @@ def test_label_values_are_bounded_and_no_event_is_lost(telemetry):
 
 def test_two_trainers_in_one_process_do_not_mix(telemetry):
     other = Telemetry()
-    telemetry.pruned()
+    telemetry.pruned(forced=True)
     assert samples(other)["niwaki_prunings_total"] == 0
 
 
