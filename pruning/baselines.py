@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pruning.policy import (
+    ALONE,
     Adaptive,
     AdaptiveLive,
     Comparison,
@@ -43,7 +44,7 @@ class Rigl(Policy):
 
     narrow_from_the_start = True
 
-    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
         if events - self.state.since_event < self.config.period_events / 10:
             return Move.STAY
         return self._enter(Phase.SPARSE, events, Move.REWIRE)

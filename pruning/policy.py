@@ -124,6 +124,9 @@ class Comparison(NamedTuple):
     """How much more than the same network left unpruned."""
 
 
+ALONE = Comparison()
+
+
 class Policy:
     """The protocol that every policy follows, and the one that never prunes.
 
@@ -159,7 +162,7 @@ class Policy:
         """Whether `decide` must be told how the network would do unpruned."""
         return self.config.budget == "auto"
 
-    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
         """The move due after `events` learned in all; the phase follows it. `drifted`: a detector fired since the last
         call."""
         return Move.STAY
@@ -193,7 +196,7 @@ class Policy:
 class Static(Policy):
     """Pruned once after the warm-up, then sparse for ever."""
 
-    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
         if self.phase is Phase.SPARSE:
             return self._when_sparse(events, drifted)
         elapsed = events - self.state.since_event
@@ -237,7 +240,7 @@ class Adaptive(Static):
 
     adapts = True
 
-    def decide(self, events: int, drifted: bool, comparison: Comparison = Comparison()) -> Move:
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
         if drifted:
             self.state.drifted_at = events
         return super().decide(events, drifted, comparison)

@@ -88,7 +88,10 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ("detected drifts", events_of(data["drifts"]) + _delays(true_drifts)),
         ("phases", _phases(data)),
         ("newly pruned networks at", events_of(data["prunings"])),
-        ("of these, took over at the bound of their wait", str(data["prunings"][-1]["forced"] if data["prunings"] else 0)),
+        (
+            "of these, took over at the bound of their wait",
+            str(data["prunings"][-1]["forced"] if data["prunings"] else 0),
+        ),
         ("budget", percent(data["budget"]) + (", chosen" if data["budget_chosen"] else "")),
         ("sparsity by layer", layers),
         ("multiply-adds", f"{of_dense(data, data)} of dense, {percent(average)} on average over served events"),
