@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from model import kernels
 from model.features import Encoder, Features, Schema
 from model.linear import logits
 from model.network import Network, Parameters
@@ -31,8 +32,6 @@ class Slots:
         self._first_score = self._first_pair + encoder.pair_rows
         self._first_code = self._first_score + 2 * numerics
         self.rows = self._first_code + numerics * CODES + 1
-        self._scores = self._first_score + torch.arange(2 * numerics)
-        self._codes = self._first_code + torch.arange(numerics) * CODES
         kinds = ["field"] * fields + ["pair"] * pairs + ["score"] * 2 * numerics + ["code"] * numerics + ["constant"]
         self.variance_G = [_VARIANCES[kind] for kind in kinds]
         first_code = fields + pairs + 2 * numerics
@@ -45,19 +44,20 @@ class Slots:
 
     def locate(self, features: Features, prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows int64 and values float32 of each event's slots, both (B, S)."""
-        events = len(features.rows_BF)
-        below_BN = prepared.code_BN + self._codes
-        rows = [
-            features.rows_BF,
-            features.pairs_BP + self._first_pair,
-            self._scores.expand(events, -1),
-            below_BN,
-            below_BN + 1,
-            torch.full((events, 1), self.rows - 1),
-        ]
-        ones = torch.ones(events, features.rows_BF.shape[1] + features.pairs_BP.shape[1])
-        values = [ones, prepared.scores_BM, 1 - prepared.above_BN, prepared.above_BN, torch.ones(events, 1)]
-        return torch.cat(rows, 1), torch.cat(values, 1)
+        shape = len(features.rows_BF), len(self)
+        rows_BS, values_BS = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
+        kernels.locate_slots(
+            features.rows_BF.numpy(),
+            features.pairs_BP.numpy(),
+            *(part.numpy() for part in prepared),
+            self._first_pair,
+            self._first_score,
+            self._first_code,
+            CODES,
+            rows_BS.numpy(),
+            values_BS.numpy(),
+        )
+        return rows_BS, values_BS
 
 
 class Inputs(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from model import kernels
 from model.network import NetworkShape
 
 
@@ -22,17 +23,19 @@ class Export(NamedTuple):
 class Changes:
     """Which rows of which table were learned since its reader last said that it has them."""
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[torch.Tensor]] = {"embedding": [], "linear": []}
+    def __init__(self, rows: dict[str, int]):
+        """`rows`: of each table."""
+        self._marks = {table: np.zeros(count // 64 + 1, np.uint64) for table, count in rows.items()}
+
+    def mark(self, table: str, rows_X: torch.Tensor) -> None:
+        """These rows, int64, have been learned; some perhaps more than once."""
+        kernels.mark(rows_X.numpy(), self._marks[table])
 
     def sorted(self) -> dict[str, torch.Tensor]:
         """Sorted ids of the rows, by table."""
-        nothing = torch.empty(0, dtype=torch.int64)
-        for table, rows in self.rows.items():
-            ids = np.sort(torch.cat([nothing, *rows]).numpy())  # several times as fast as `unique`
-            self.rows[table] = [torch.from_numpy(ids[np.diff(ids, prepend=-1) > 0])]
-        return {table: rows[0] for table, rows in self.rows.items()}
+        return {table: torch.from_numpy(kernels.marked(marks_W)) for table, marks_W in self._marks.items()}
 
     def clear(self) -> None:
         """Begin anew."""
-        self.rows = {table: [] for table in self.rows}
+        for marks_W in self._marks.values():
+            marks_W[:] = 0

@@ -1,9 +1,8 @@
 """From columns of events to what the network reads: table rows for categorical fields, floats for numerics.
 
 First stop after decoding in the walk. In: an `EventBatch`, typed columns that a decoder has already checked against
-the `Schema`. Out: `Features`, flat row ids and raw numerics as tensors. Hashing is vectorised over the whole batch,
-seeded by field name, and the same on every machine and in every version of this file's `HASH_VERSION`. It refuses to
-look at labels.
+the `Schema`. Out: `Features`, flat row ids and raw numerics as tensors. Hashing is seeded by field name, and the same
+on every machine and in every version of this file's `HASH_VERSION`. It refuses to look at labels.
 """
 
 import hashlib
@@ -16,6 +15,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import torch
+
+from model import kernels
 
 HASH_VERSION = 1
 TIME_FEATURES = ("hour", "weekday")
@@ -131,39 +132,42 @@ class Encoder:
         names = schema.fields
         self.pairs = tuple(itertools.combinations(range(len(names)), 2)) if pair_rows else ()
         self._seeds_F = np.array([_seed(f"{HASH_VERSION}:{seed}:{name}") for name in names], np.uint64)
-        self._pair_seeds_P1 = np.array(
-            [[_seed(f"{HASH_VERSION}:{seed}:{names[i]}:{names[j]}")] for i, j in self.pairs], np.uint64
-        ).reshape(-1, 1)
-        self._first_row_F = torch.arange(len(names)) * rows
-        self._crosses = [[schema.categorical.index(name) for name in cross] for cross in schema.crosses]
+        self._pairs_P2 = np.array(self.pairs, np.int64).reshape(-1, 2)
+        self._seeds_P = np.array(
+            [_seed(f"{HASH_VERSION}:{seed}:{names[i]}:{names[j]}") for i, j in self.pairs], np.uint64
+        )
+        self._crosses_CX = np.full((len(schema.crosses), max(map(len, schema.crosses), default=0)), -1)
+        for c, cross in enumerate(schema.crosses):
+            self._crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
+        self._times_T = np.array([TIME_FEATURES.index(name) for name in schema.time_features], np.int64)
 
     def encode(self, batch: EventBatch) -> Features:
         """The rows and numerics of `batch`."""
-        hashes_FB = self._hash(batch)
-        rows_FB = np.where(hashes_FB == 0, np.uint64(0), 1 + hashes_FB % np.uint64(self.rows - 1)).astype(np.int64)
-        rows_BF = torch.from_numpy(rows_FB.T) + self._first_row_F
-        pairs_PB = np.zeros((len(self.pairs), len(batch)), np.int64)
-        if self.pairs:
-            first, second = (list(side) for side in zip(*self.pairs, strict=True))
-            together = _mix(_mix(hashes_FB[first] ^ self._pair_seeds_P1) ^ hashes_FB[second])
-            pairs_PB = (together % np.uint64(self.pair_rows)).astype(np.int64)
+        events, columns = len(batch), len(self.schema.categorical)
+        hashes_BF = np.empty((events, len(self._seeds_F)), np.uint64)
+        rows_BF = np.empty(hashes_BF.shape, np.int64)
+        pairs_BP = np.empty((events, len(self.pairs)), np.int64)
+        if columns and events:
+            strings = pa.concat_arrays(batch.categorical)
+            valid, offsets, text = (np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers())
+            seeds_F = self._seeds_F[:columns]
+            kernels.hash_strings(valid, offsets.view(np.int32), text, strings.offset, seeds_F, hashes_BF)
+        kernels.rows_of_hashes(
+            hashes_BF,
+            self._seeds_F,
+            columns,
+            self._crosses_CX,
+            self._times_T,
+            batch.times_s_B,
+            self.rows,
+            rows_BF,
+            self._pairs_P2,
+            self._seeds_P,
+            self.pair_rows,
+            pairs_BP,
+        )
         numerics_BN = torch.from_numpy(np.ascontiguousarray(batch.numerics_BN))
-        return Features(rows_BF, torch.from_numpy(pairs_PB.T), numerics_BN)
-
-    def _hash(self, batch: EventBatch) -> np.ndarray:
-        """uint64 (F, B): of each field's value, 0 where it is missing."""
-        columns = len(self.schema.categorical)
-        hashes_FB = np.zeros((len(self._seeds_F), len(batch)), np.uint64)
-        if columns and len(batch):
-            hashes_FB[:columns] = _hash_strings(batch.categorical, self._seeds_F[:columns])
-        at = columns
-        for cross in self._crosses:
-            hashes_FB[at] = _combine(hashes_FB[cross], self._seeds_F[at])
-            at += 1
-        for name in self.schema.time_features:
-            hashes_FB[at] = _mix(_time_feature(name, batch.times_s_B) ^ self._seeds_F[at])
-            at += 1
-        return hashes_FB
+        return Features(torch.from_numpy(rows_BF), torch.from_numpy(pairs_BP), numerics_BN)
 
 
 def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: Schema, *, labelled: bool = False) -> EventBatch:
@@ -236,48 +240,3 @@ def _numeric(value: object, name: str) -> float:
 
 def _seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-def _mix(h: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every output bit."""
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.maximum(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
-
-
-def _hash_strings(columns: Sequence[pa.Array], seeds_F: np.ndarray) -> np.ndarray:
-    """uint64 (F, B): the hash of each string, eight bytes at a time for all strings at once; 0 where null."""
-    strings = pa.concat_arrays(columns)
-    length = len(strings)
-    offsets = np.frombuffer(strings.buffers()[1], np.int32)[strings.offset : strings.offset + length + 1].astype(
-        np.int64
-    )
-    text = strings.buffers()[2]
-    padded = np.zeros((text.size if text else 0) + 8, np.uint8)
-    if text:
-        padded[:-8] = np.frombuffer(text, np.uint8)
-    words = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # the eight bytes from each position on
-    left = offsets[1:] - offsets[:-1]
-    h = _mix(np.repeat(seeds_F, length // len(columns)) ^ left.astype(np.uint64))
-    at, position = np.arange(length), offsets[:-1].copy()
-    while len(at := at[left[at] > 0]):
-        beyond = np.uint64(8) * np.maximum(8 - left[at], 0).astype(np.uint64)
-        h[at] = _mix(h[at] ^ (words[position[at]] & (np.uint64(0xFFFFFFFFFFFFFFFF) >> beyond)))
-        position[at] += 8
-        left[at] -= 8
-    if strings.null_count:
-        h[strings.is_null().to_numpy(zero_copy_only=False)] = 0
-    return h.reshape(len(columns), -1)
-
-
-def _combine(hashes_KB: np.ndarray, seed: np.uint64) -> np.ndarray:
-    """One hash for K values together; 0 (missing) where any of them is missing."""
-    h = np.full(hashes_KB.shape[1], seed, np.uint64)
-    for row in hashes_KB:
-        h = _mix(h ^ row)
-    return np.where((hashes_KB == 0).any(axis=0), np.uint64(0), h)
-
-
-def _time_feature(name: str, times_s_B: np.ndarray) -> np.ndarray:
-    hours = np.floor_divide(times_s_B, 3600).astype(np.int64)
-    return (hours % 24 if name == "hour" else (hours // 24 + 4) % 7).astype(np.uint64)  # 1970-01-01 was a Thursday

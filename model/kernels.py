@@ -6,7 +6,7 @@ compiler. What was compiled is kept for the next start: in NUMBA_CACHE_DIR, besi
 whichever can be written to first. A kernel holds no lock on the interpreter, keeps nothing between two calls, and
 checks nothing: rows must lie within their table.
 
-Shapes: B events, S slots, K time scales, R rows, U different rows of a batch.
+Shapes: B events, F fields, P pairs of fields, N numerics, S slots, K time scales, R rows, U different rows of a batch.
 """
 
 import math
@@ -15,9 +15,10 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 
-def kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel(signature: str | tuple) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function for these types, now, or read it from what an earlier start has kept."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,3 +142,217 @@ def learn_linear(evidence_R2K, learned_R, now, rates_K, prior_SK, rows_BS, value
             evidence_R2K[row, 0, k] = mean * (prior + precision)
             evidence_R2K[row, 1, k] = precision
     return found, new
+
+
+@kernel("uint64(uint64)")
+def mix(h):
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return max(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
+
+
+@kernel(
+    (
+        types.Array(types.uint8, 1, "C", readonly=True),
+        types.Array(types.int32, 1, "C", readonly=True),
+        types.Array(types.uint8, 1, "C", readonly=True),
+        types.int64,
+        types.uint64[::1],
+        types.uint64[:, ::1],
+    )
+)
+def hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
+    """Of each string of an Arrow array, eight bytes at a time, beginning with its length; 0 where it is null.
+
+    `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`: the array's offset.
+    The array holds B strings of the first field, then B of the second, and so on.
+    """
+    events = len(hashes_BF)
+    for f in range(len(seeds_F)):
+        for b in range(events):
+            i = first + f * events + b
+            if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
+                hashes_BF[b, f] = 0
+                continue
+            start, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
+            h = mix(seeds_F[f] ^ np.uint64(stop - start))
+            for at in range(start, stop, 8):
+                word = np.uint64(0)
+                for j in range(min(8, stop - at)):
+                    word |= np.uint64(text[at + j]) << np.uint64(8 * j)
+                h = mix(h ^ word)
+            hashes_BF[b, f] = h
+
+
+@kernel(
+    (
+        types.uint64[:, ::1],
+        types.uint64[::1],
+        types.int64,
+        types.int64[:, ::1],
+        types.int64[::1],
+        types.Array(types.float64, 1, "C", readonly=True),
+        types.int64,
+        types.int64[:, ::1],
+        types.int64[:, ::1],
+        types.uint64[::1],
+        types.int64,
+        types.int64[:, ::1],
+    )
+)
+def rows_of_hashes(
+    hashes_BF, seeds_F, columns, crosses_CX, times_T, times_s_B, rows, rows_BF, pairs_P2, seeds_P, pair_rows, pairs_BP
+):
+    """Hash crosses and time features, the fields after the first `columns`, then find every field's and pair's row.
+
+    `crosses_CX`: the members of each cross, then -1. `times_T`: 0 for the hour, 1 for the day of the week.
+    """
+    crosses, members = crosses_CX.shape
+    for b in range(len(hashes_BF)):
+        for c in range(crosses):
+            h, missing = seeds_F[columns + c], False
+            for x in range(members):
+                member = crosses_CX[c, x]
+                if member >= 0:
+                    missing |= hashes_BF[b, member] == 0
+                    h = mix(h ^ hashes_BF[b, member])
+            hashes_BF[b, columns + c] = np.uint64(0) if missing else h
+        hours = np.int64(times_s_B[b] // 3600.0)
+        for t in range(len(times_T)):
+            value = (hours // 24 + 4) % 7 if times_T[t] else hours % 24  # 1970-01-01 was a Thursday
+            f = columns + crosses + t
+            hashes_BF[b, f] = mix(np.uint64(value) ^ seeds_F[f])
+        for f in range(len(seeds_F)):
+            h = hashes_BF[b, f]
+            row = np.int64(0) if h == 0 else np.int64(np.uint64(1) + h % np.uint64(rows - 1))
+            rows_BF[b, f] = f * rows + row
+        for p in range(len(pairs_P2)):
+            first, second = hashes_BF[b, pairs_P2[p, 0]], hashes_BF[b, pairs_P2[p, 1]]
+            pairs_BP[b, p] = np.int64(mix(mix(first ^ seeds_P[p]) ^ second) % np.uint64(pair_rows))
+
+
+@kernel("void(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], int64[:,::1], float32[:,::1])")
+def prepare_numerics(numerics_BN, moments_2N, knots_NQ, scores_BM, code_BN, above_BN):
+    """`model.numerics.prepare`."""
+    events, numerics = numerics_BN.shape
+    knots = knots_NQ.shape[1]
+    for n in range(numerics):
+        finite = 0
+        for q in range(knots):
+            finite += math.isfinite(knots_NQ[n, q])
+        for b in range(events):
+            value = numerics_BN[b, n]
+            missing = math.isnan(value)
+            scores_BM[b, numerics + n] = missing
+            scores_BM[b, n] = 0 if missing else math.asinh((value - moments_2N[0, n]) * moments_2N[1, n])
+            code_BN[b, n] = above_BN[b, n] = 0
+            if missing or not math.isfinite(knots_NQ[n, 0]):
+                continue
+            below = 0
+            for q in range(knots):
+                below += knots_NQ[n, q] <= value
+            index = max(min(below - 1, finite - 2), 0)
+            low, high = knots_NQ[n, index], knots_NQ[n, index + 1]
+            above = (value - low) / (high - low)
+            code_BN[b, n] = index + 1
+            if above > 0:
+                above_BN[b, n] = min(above, np.float32(1))
+
+
+@kernel("void(float64[:,::1], float32[:,::1])")
+def scale_numerics(moments_3N, moments_2N):
+    """`model.numerics.Numerics.scale`."""
+    for n in range(moments_3N.shape[1]):
+        count, mean, squares = moments_3N[0, n], moments_3N[1, n], moments_3N[2, n]
+        deviation = math.sqrt(squares / max(count, 1.0))
+        moments_2N[0, n] = mean
+        moments_2N[1, n] = 1 / deviation if deviation > 1e-12 * (1 + abs(mean)) else 0.0
+
+
+@kernel("void(float32[:,::1], int64, float64, float64[:,::1], float32[:,::1])")
+def take_in_numerics(numerics_BN, events, horizon, moments_3N, sample_XN):
+    """Merge a batch into running moments (count, mean, sum of squared deviations), and into the ring of the last X
+    events. `events`: how many have been taken in before. `horizon`: more than these do not count."""
+    batch, numerics = numerics_BN.shape
+    for n in range(numerics):
+        count, total = 0, 0.0
+        for b in range(batch):
+            value = numerics_BN[b, n]
+            sample_XN[(events + b) % len(sample_XN), n] = value
+            if not math.isnan(value):
+                count += 1
+                total += value
+        mean, squares = total / max(count, 1), 0.0
+        for b in range(batch):
+            value = numerics_BN[b, n]
+            if not math.isnan(value):
+                squares += (value - mean) ** 2
+        old = moments_3N[0, n]
+        together = old + count
+        shift, share = mean - moments_3N[1, n], count / max(together, 1.0)
+        fade = min(horizon / max(together, 1.0), 1.0)
+        moments_3N[0, n] = together * fade
+        moments_3N[1, n] += shift * share
+        moments_3N[2, n] = (moments_3N[2, n] + squares + shift * shift * old * share) * fade
+
+
+@kernel(
+    "void(int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1], float32[:,::1], int64, int64, int64, int64,"
+    " int64[:,::1], float32[:,::1])"
+)
+def locate_slots(
+    rows_BF, pairs_BP, scores_BM, code_BN, above_BN, first_pair, first_score, first_code, codes, rows_BS, values_BS
+):
+    """`model.experts.Slots.locate`."""
+    fields, pairs, scores, numerics = rows_BF.shape[1], pairs_BP.shape[1], scores_BM.shape[1], code_BN.shape[1]
+    for b in range(len(rows_BF)):
+        s = 0
+        for f in range(fields):
+            rows_BS[b, s], values_BS[b, s] = rows_BF[b, f], 1
+            s += 1
+        for p in range(pairs):
+            rows_BS[b, s], values_BS[b, s] = first_pair + pairs_BP[b, p], 1
+            s += 1
+        for m in range(scores):
+            rows_BS[b, s], values_BS[b, s] = first_score + m, scores_BM[b, m]
+            s += 1
+        for n in range(numerics):
+            below = first_code + n * codes + code_BN[b, n]
+            rows_BS[b, s], values_BS[b, s] = below, np.float32(1) - above_BN[b, n]
+            rows_BS[b, s + numerics], values_BS[b, s + numerics] = below + 1, above_BN[b, n]
+            s += 1
+        s += numerics
+        rows_BS[b, s], values_BS[b, s] = first_code + numerics * codes, 1
+
+
+@kernel("void(int64[::1], uint64[::1])")
+def mark(rows_X, bits_W):
+    """Set the bit of each row."""
+    for row in rows_X:
+        bits_W[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
+
+
+@kernel("int64[::1](uint64[::1])")
+def marked(bits_W):
+    """The rows whose bit is set, ascending."""
+    count = 0
+    for word in bits_W:
+        while word:
+            word &= word - np.uint64(1)
+            count += 1
+    rows_U = np.empty(count, np.int64)
+    u = 0
+    for w in range(len(bits_W)):
+        word, row = bits_W[w], 64 * w
+        while word:
+            if word & np.uint64(0xFF) == 0:
+                word >>= np.uint64(8)
+                row += 8
+                continue
+            if word & np.uint64(1):
+                rows_U[u] = row
+                u += 1
+            word >>= np.uint64(1)
+            row += 1
+    return rows_U

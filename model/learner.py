@@ -129,7 +129,7 @@ class Learner:
 
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
-        self._followers.append(Changes())
+        self._followers.append(Changes({"embedding": len(self.tables.weight_RD), "linear": self.slots.rows}))
         return self._followers[-1]
 
     def learn(
@@ -182,7 +182,7 @@ class Learner:
         self.mixture.update(experts_BE, labels_B)
         for follower in self._followers:
             for table, rows_U in changed.items():
-                follower.rows[table].append(rows_U)
+                follower.mark(table, rows_U)
         self.events += events
         return logits_B
 

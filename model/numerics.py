@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from model import kernels
+
 KNOTS = 17
 """Quantiles that a piecewise-linear code bends at."""
 CODES = KNOTS + 1
@@ -42,19 +44,16 @@ class Scale(NamedTuple):
 
 def prepare(numerics_BN: torch.Tensor, scale: Scale) -> Prepared:
     """Numerics prepared with what was known of the past."""
-    missing_BN = numerics_BN.isnan()
-    scores_BN = torch.where(missing_BN, 0.0, ((numerics_BN - scale.moments_2N[0]) * scale.moments_2N[1]).asinh())
-    values_NB = numerics_BN.nan_to_num(0.0).T.contiguous()
-    last_N1 = (scale.knots_NQ.isfinite().sum(1, keepdim=True) - 1).clamp(min=0)
-    index_NB = torch.minimum(torch.searchsorted(scale.knots_NQ, values_NB, right=True) - 1, last_N1 - 1).clamp(min=0)
-    low_NB, high_NB = scale.knots_NQ.gather(1, index_NB), scale.knots_NQ.gather(1, (index_NB + 1).clamp(max=KNOTS - 1))
-    above_BN = ((values_NB - low_NB) / (high_NB - low_NB)).clamp(0, 1).nan_to_num(0.0).T
-    known_BN = ~missing_BN & scale.knots_NQ[:, 0].isfinite()
-    return Prepared(
-        torch.cat([scores_BN, missing_BN.float()], 1),
-        torch.where(known_BN, index_NB.T + 1, 0),
-        torch.where(known_BN, above_BN, 0.0),
+    events, numerics = numerics_BN.shape
+    prepared = Prepared(
+        torch.empty(events, 2 * numerics),
+        torch.empty(events, numerics, dtype=torch.int64),
+        torch.empty(events, numerics),
     )
+    kernels.prepare_numerics(
+        numerics_BN.numpy(), scale.moments_2N.numpy(), scale.knots_NQ.numpy(), *(part.numpy() for part in prepared)
+    )
+    return prepared
 
 
 class Numerics:
@@ -68,7 +67,7 @@ class Numerics:
         """`horizon_events`: beyond it old values fade, so that a change of scale in mid-stream is followed. `codes`:
         False: there are never any knots, so every code is the first."""
         self._codes = codes
-        self.horizon_events = horizon_events
+        self._horizon_events = horizon_events
         self.moments_3N = torch.zeros(3, numerics, dtype=torch.float64)  # count, mean, sum of squared deviations
         self.knots_NQ = torch.full((numerics, KNOTS), torch.inf)
         self.sample = torch.full((_SAMPLE_EVENTS, numerics), torch.nan)
@@ -77,19 +76,17 @@ class Numerics:
 
     def scale(self) -> Scale:
         """What `prepare` needs."""
-        count, mean, squares = self.moments_3N
-        deviation = (squares / count.clamp(min=1)).sqrt()
-        known = deviation > 1e-12 * (1 + mean.abs())
-        inverse = torch.where(known, 1 / deviation.clamp(min=1e-300), 0.0)
-        return Scale(torch.stack([mean, inverse]).float(), self.knots_NQ)
+        moments_2N = torch.empty(2, self.moments_3N.shape[1])
+        kernels.scale_numerics(self.moments_3N.numpy(), moments_2N.numpy())
+        return Scale(moments_2N, self.knots_NQ)
 
     def update(self, numerics_BN: torch.Tensor) -> None:
         """Take in B events."""
         if not numerics_BN.shape[1]:
             return
-        self._update_moments(numerics_BN.double())
-        places = (self.events + torch.arange(len(numerics_BN))) % _SAMPLE_EVENTS
-        self.sample[places] = numerics_BN  # of a batch longer than the sample, some of its events
+        kernels.take_in_numerics(
+            numerics_BN.numpy(), self.events, self._horizon_events, self.moments_3N.numpy(), self.sample.numpy()
+        )
         self.events += len(numerics_BN)
         if self._codes and self.events >= self.estimate_at:
             self.estimate_at = self.events + min(3 * self.events, _LONGEST_WAIT_EVENTS)
@@ -98,27 +95,13 @@ class Numerics:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything, for a snapshot."""
         counts = torch.tensor([self.events, self.estimate_at])
-        return {"moments": self.moments_3N, "knots": self.knots_NQ, "sample": self.sample, "counts": counts}
+        return {"moments": self.moments_3N.clone(), "knots": self.knots_NQ, "sample": self.sample, "counts": counts}
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Undo `state`."""
         self.moments_3N, self.knots_NQ = tensors["moments"].clone(), tensors["knots"].clone()
         self.sample = tensors["sample"].clone()
         self.events, self.estimate_at = tensors["counts"].tolist()
-
-    def _update_moments(self, x: torch.Tensor) -> None:
-        present = ~x.isnan()
-        x = x.nan_to_num(0.0)
-        count = present.sum(0).double()
-        mean = x.sum(0) / count.clamp(min=1)
-        squares = ((x - mean).square() * present).sum(0)
-        old_count, old_mean, old_squares = self.moments_3N
-        total = old_count + count
-        shift = mean - old_mean
-        new_mean = old_mean + shift * count / total.clamp(min=1)
-        new_squares = old_squares + squares + shift.square() * old_count * count / total.clamp(min=1)
-        fade = (self.horizon_events / total.clamp(min=1)).clamp(max=1.0)
-        self.moments_3N = torch.stack([total * fade, new_mean, new_squares * fade])
 
     def _update_knots(self) -> None:
         shares = torch.linspace(0, 1, KNOTS)

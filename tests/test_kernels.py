@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import kernels
+import model
 from model.linear import BayesianLinear, contributions, logits
 
+ROOT = Path(model.__file__).resolve().parent.parent
 HALF_LIVES = [50.0, 1_000.0]
 
 
@@ -92,24 +93,21 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
     np.testing.assert_allclose(logits_BK, expected.sum(1), rtol=1e-4, atol=1e-5)
 
 
-def import_kernels(place: Path, **variables: str) -> str:
-    """What a process of its own says of the kernels in `place`: how many it compiled, how many it found compiled."""
-    code = (
-        "import kernels\n"
-        "stats = [kernel.stats for kernel in vars(kernels).values() if hasattr(kernel, 'stats')]\n"
-        "print(*(sum(sum(one[i].values()) for one in stats) for i in (1, 2)), len(stats))"
-    )
-    env = {**os.environ, "PYTHONPATH": str(place), "NUMBA_OPT": "0", **variables}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+def import_doubled(place: Path, **variables: str) -> list[str]:
+    """How often a process of its own found the kernel in `place` compiled, how often it compiled it, and 2 * 21."""
+    code = "from doubled import doubled as f; print(sum(f.stats.cache_hits.values()), len(f.stats.cache_misses), f(21))"
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{place}", **variables}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.split()
 
 
-def test_kernels_are_compiled_once_for_a_machine_or_at_each_start_where_nothing_can_be_written(tmp_path):
-    shutil.copy(kernels.__file__, tmp_path)
+def test_a_kernel_is_compiled_once_for_a_machine_or_at_each_start_where_nothing_can_be_written(tmp_path):
+    source = "from model.kernels import kernel\n@kernel('int64(int64)')\ndef doubled(x):\n    return 2 * x\n"
+    (tmp_path / "doubled.py").write_text(source)
+    assert import_doubled(tmp_path) == ["0", "1", "42"]
+    assert import_doubled(tmp_path) == ["1", "0", "42"]
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     (tmp_path / "__pycache__").write_text("in the way")
-    writable = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    hits, misses, count = map(int, import_kernels(tmp_path, **writable).split())
-    assert (hits, misses) == (0, count) and count
-    assert import_kernels(tmp_path, **writable).split() == [str(count), "0", str(count)]
-    assert import_kernels(tmp_path, NUMBA_CACHE_DIR="/dev/null/x", HOME="/dev/null/x", XDG_CACHE_HOME="/dev/null/x")
+    nowhere = {name: "/dev/null/x" for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME")}
+    assert import_doubled(tmp_path, **nowhere) == ["0", "1", "42"]
