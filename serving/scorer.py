@@ -154,7 +154,9 @@ class Scorer:
     def _fetch(self, pointer: Pointer) -> list[Checkpoint]:
         """What leads from the model that serves to `pointer`; empty where it is no longer kept."""
         if pointer.version <= self.version:
-            raise CheckpointError("not newer; was Redis emptied, or does a trainer run from an old snapshot?")
+            if not self._begins_anew(pointer):
+                raise CheckpointError("not newer; has Redis lost its last writes?")
+            log.warning("the store was emptied: going back from version %d to %d", self.version, pointer.version)
         if pointer.kind not in ("full", "delta"):
             raise CheckpointError(f"of a kind that this program does not know, {pointer.kind!r}")
         path = []
@@ -167,6 +169,12 @@ class Scorer:
                 raise CheckpointError(f"its header says version {header.version}")
             path.append((header, tensors))
         return path
+
+    def _begins_anew(self, pointer: Pointer) -> bool:
+        """Whether `pointer`, of a version that is not greater, was made after what serves, by a trainer that had to
+        begin again because the store was emptied. While the store holds what serves, it takes no lesser version."""
+        kept = {other.upload for other in self.store.versions()}
+        return pointer.created_s > self.model.header.created_s and self._held not in kept
 
     def _try_out(self, path: list[Checkpoint]) -> ServedModel:
         """The model after `path`, which has predicted once; so the first request finds it warm, too."""

@@ -243,16 +243,39 @@ def test_a_delta_that_can_not_be_predicted_with_leaves_the_one_that_serves_untou
     assert scorer.score_batch(publisher.events).tolist() == publisher.answers[2]
 
 
-def test_an_older_version_is_refused_even_when_redis_was_emptied(store, publisher, scorer_of):
-    scorer = scorer_of(store, follow=False)
-    store.publish(*publisher.checkpoint(9))
-    assert scorer.refresh()
+def empty(store: CheckpointStore) -> None:
     with redis.Redis.from_url(store.config.url) as client:
-        client.delete(f"niwaki:{{{store.name}}}:pointer")
-    for version in (5, 9):
-        client_sees = store.publish(*publisher.checkpoint(version))
-        assert client_sees and not scorer.refresh()
-    assert (scorer.version, scorer.refused) == (9, 2)
+        client.delete(*client.keys(f"niwaki:{{{store.name}}}:*"))
+
+
+@pytest.mark.parametrize("begins_at", [1, 9])
+def test_a_trainer_that_begins_again_in_an_emptied_redis_is_followed(store, publisher, scorer_of, begins_at):
+    scorer = scorer_of(store, follow=False)
+    for version, base in ((8, 0), (9, 8)):
+        store.publish(*publisher.checkpoint(version, base=base))
+        assert scorer.refresh()
+    empty(store)
+    assert not scorer.refresh() and scorer.version == 9
+    for version, base in ((begins_at, 0), (begins_at + 1, begins_at)):
+        assert store.publish(*publisher.checkpoint(version, base=base))
+        assert scorer.refresh()
+        assert scorer.score_batch(publisher.events).tolist() == publisher.answers[version]
+    assert (scorer.version, scorer.refused) == (begins_at + 1, 0)
+
+
+def test_a_redis_that_has_lost_its_last_writes_does_not_turn_a_scorer_back(store, publisher, scorer_of):
+    """As after a failover to a replica that lagged behind: its pointer was made before what serves."""
+    scorer = scorer_of(store, follow=False)
+    store.publish(*publisher.checkpoint(8))
+    with redis.Redis.from_url(store.config.url) as client:
+        before = {key: client.dump(key) for key in client.keys(f"niwaki:{{{store.name}}}:*")}
+        store.publish(*publisher.checkpoint(9))
+        assert scorer.refresh()
+        empty(store)
+        for key, value in before.items():
+            client.restore(key, 0, value)
+    assert not scorer.refresh()
+    assert (scorer.version, scorer.refused) == (9, 1)
     store.publish(*publisher.checkpoint(10))
     assert scorer.refresh()
 
