@@ -264,9 +264,9 @@ class Learner:
         network, parameters = self._published()
         tensors = {
             "embedding.rows": rows["embedding"],
-            "embedding.values": self.tables.weight_RD[rows["embedding"]],
+            "embedding.values": self.tables.weight_RD.index_select(0, rows["embedding"]),
             "linear.rows": rows["linear"],
-            "linear.values": self.linear.evidence_R2K[rows["linear"]],
+            "linear.values": self.linear.evidence_R2K.index_select(0, rows["linear"]),
             "linear.prior": self.linear.prior_SK(),
             "numerics.moments": scale.moments_2N,
             "numerics.knots": scale.knots_NQ,

@@ -28,6 +28,7 @@ class ServedModel:
 
     header: Header | None = None
     """The checkpoint's, where it came from one."""
+    _network: Network | None = None
 
     def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
         """An empty model: nothing to predict with before the first `apply`. `scales`: time scales of the linear
@@ -72,13 +73,14 @@ class ServedModel:
         """Take over an export: its rows replace ours, and the rest of it is what predicts from now on."""
         tensors = export.tensors
         for name, table in self.tables.items():
-            table[tensors[f"{name}.rows"].long()] = tensors[f"{name}.values"]
+            table.index_copy_(0, tensors[f"{name}.rows"].long(), tensors[f"{name}.values"])
         in_tables = {f"{name}.{part}" for name in self.tables for part in ("rows", "values")}
         self.rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
         self._prior_SK = tensors["linear.prior"]
         self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
         self.mixture_weights = tensors["mixture"].numpy()
-        self._network = Network(export.shape)
+        if self._network is None or self._network.shape != export.shape:
+            self._network = Network(export.shape)
         self.parameters = {
             name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")
         }
