@@ -1,9 +1,8 @@
 """Kafka, read from: `EventSource`. The rest of what others use of Kafka is imported from here, too.
 
-Partitions are assigned by rank and read from the offsets that the caller gives; what is committed to Kafka only feeds
-lag dashboards. A broker that is away costs time, never a position: `EventSource.poll` keeps its place, says so once,
-and comes back with backoff. Lag is reckoned from the high watermark of fetches, since some brokers answer ListOffsets
-with the base offset of the last batch.
+Partitions are assigned by rank and read from the offsets that the caller gives. A broker that is away costs time, never
+a position: `EventSource.poll` keeps its place, says so once, and comes back with backoff. Lag is reckoned from the high
+watermark of fetches, since some brokers answer ListOffsets with the base offset of the last batch.
 """
 
 import logging
@@ -17,7 +16,6 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from stream.connection import (
     REQUEST_MS,
-    Committer,
     KafkaConfig,
     Record,
     asking,
@@ -61,7 +59,6 @@ class EventSource:
         self._lost_s: float | None = None
         self._ahead_s: float | None = None
         self._retry_s = self._backoff_s = 0.0
-        self._committer = Committer(config) if config.group_id else None
         try:
             self._assign(partitions_of(config, self.topic, config.connect_timeout_s))
             self.seek({})
@@ -115,14 +112,15 @@ class EventSource:
             time.sleep(timeout_s)
         return records
 
+    @property
+    def ends(self) -> dict[int, int]:
+        """By partition, the offset after its last message, as of the last fetch; those not fetched from yet are left
+        out."""
+        return dict(self._highwater)
+
     def lag(self) -> dict[int, int]:
         """By partition, messages not polled yet, as of the last fetch; partitions not fetched from yet are left out."""
-        return {p: max(0, high - self._next[p]) for p, high in self._highwater.items()}
-
-    def commit(self, offsets: Mapping[int, int]) -> None:
-        """Show dashboards how far we are. Returns at once; a commit that fails is logged and forgotten."""
-        if self._committer:
-            self._committer.commit(offsets)
+        return {p: max(0, end - self._next[p]) for p, end in self._highwater.items()}
 
     def pause(self) -> None:
         """Have `poll` return nothing, for back-pressure, while the connection stays alive."""
@@ -137,9 +135,7 @@ class EventSource:
             self._consumer.resume(*map(self._at, self._next))
 
     def close(self) -> None:
-        """Send the last commit and disconnect."""
-        if self._committer:
-            self._committer.close()
+        """Disconnect."""
         self._disconnect()
 
     def __enter__(self) -> Self:

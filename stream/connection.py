@@ -62,6 +62,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """This trainer's number among `world_size`: partition p is ours when p % world_size == rank."""
     world_size: int = 1
     """Number of trainers that share the topic's partitions, >= 1."""
+    reader: Literal["process", "inline"] = "process"
+    """Where messages are polled and decoded: in a process of their own beside the learner, or between its batches."""
     max_poll_messages: int = 8192
     """Messages taken at once, >= 1."""
     max_event_bytes: int = 1_000_000

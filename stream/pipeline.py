@@ -12,17 +12,20 @@ restart seeks to them. To save:
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
+from model.features import Schema
 from pruning.policy import Move
 from serving.store import CheckpointStore
 from stream.broker import DeadLetters, EventSource
 from stream.config import Config
-from stream.connection import ensure_topic
+from stream.connection import Committer, KafkaConfig, ensure_topic
 from stream.errors import BrokerError
 from stream.events import EventDecoder
 from stream.intake import Intake, Received
 from stream.publisher import Publisher
+from stream.reader import Reader, Reading, Reads
+from stream.reader_process import ReaderProcess
 from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
 from stream.telemetry import Telemetry
 from stream.trainer import Publication, Step, Trainer
@@ -38,26 +41,26 @@ class Pipeline:
     def __init__(
         self,
         *,
-        source: EventSource,
-        decoder: EventDecoder,
+        reader: Reads,
         dead_letters: DeadLetters,
         trainer: Trainer,
         store: CheckpointStore,
         telemetry: Telemetry,
         snapshot: SnapshotConfig,
+        committer: Committer | None = None,
         on_step: Callable[[Step], None] = lambda step: None,
     ):
-        """`on_step` is called after each batch, for a progress bar or a history."""
-        self.source, self.trainer, self.store, self.telemetry = source, trainer, store, telemetry
-        self._dead_letters, self._snapshot, self._on_step = dead_letters, snapshot, on_step
+        """`committer`: shows dashboards how far the stream has been saved. `on_step` is called after each batch, for a
+        progress bar or a history."""
+        self.trainer, self.store, self.telemetry, self._topic = trainer, store, telemetry, reader.topic
+        self._dead_letters, self._snapshot, self._committer, self._on_step = dead_letters, snapshot, committer, on_step
         training = trainer.config
         self.intake = Intake(
-            source,
-            decoder,
+            reader,
             dead_letters,
             batch_events=training.batch_events,
             max_batch_age_s=training.max_batch_age_s,
-            on_reject=lambda reject: telemetry.rejected(reject.rule, reject.events),
+            on_reading=self._observe_reading,
         )
         self.publisher = Publisher(trainer, trainer.follow(training.publish_every_events), store, telemetry)
         self._positions = Positions()
@@ -76,7 +79,7 @@ class Pipeline:
 
     def resume(self) -> None:
         """Continue from the snapshot if there is one."""
-        snapshot = load_snapshot(self._snapshot, self.trainer, self.publication, self.source.topic)
+        snapshot = load_snapshot(self._snapshot, self.trainer, self.publication, self._topic)
         if snapshot:
             self._positions = snapshot.positions
             log.info("resumed at event %d, offsets %s", self.trainer.events, self._positions.offsets)
@@ -124,10 +127,16 @@ class Pipeline:
             log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
             return
         save_snapshot(  # 2
-            self._snapshot, self.trainer, self.publication, self.source.topic, self._positions, self.version
+            self._snapshot, self.trainer, self.publication, self._topic, self._positions, self.version
         )
-        self.source.commit(self._positions.offsets)  # 3
+        if self._committer:
+            self._committer.commit(self._positions.offsets)  # 3
         self.telemetry.saved(time.time())
+
+    def _observe_reading(self, reading: Reading) -> None:
+        self.telemetry.polled(reading.messages, reading.size_bytes)
+        for _, reject in reading.rejects:
+            self.telemetry.rejected(reject.rule, reject.events)
 
     def _observe(self, received: Received, step: Step) -> None:
         trainer, telemetry = self.trainer, self.telemetry
@@ -164,7 +173,7 @@ class Pipeline:
 
     def _observe_lag(self) -> None:
         if time.monotonic() >= self._lag_after_s:
-            self.telemetry.lag(self.source.lag())
+            self.telemetry.lag(self.intake.lag())
             self._lag_after_s = time.monotonic() + _LAG_EVERY_S
 
 
@@ -177,23 +186,25 @@ def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step:
     for topic in (config.kafka.topic, config.kafka.dead_letters):
         ensure_topic(config.kafka, topic)
     log.info("metrics at http://%s:%d/metrics", config.telemetry.host, telemetry.start(config.telemetry))
-    try:
-        with (
-            EventSource(config.kafka) as source,
-            DeadLetters(config.kafka) as dead_letters,
-            CheckpointStore(config.redis) as store,
-        ):
-            pipeline = Pipeline(
-                source=source,
-                decoder=EventDecoder(schema, max_event_bytes=config.kafka.max_event_bytes),
-                dead_letters=dead_letters,
-                trainer=trainer,
-                store=store,
-                telemetry=telemetry,
-                snapshot=config.snapshot,
-                on_step=on_step,
-            )
-            with closing(pipeline.publisher):
-                yield pipeline
-    finally:
-        telemetry.stop()
+    with ExitStack() as stack:
+        stack.callback(telemetry.stop)
+        committer = stack.enter_context(closing(Committer(config.kafka))) if config.kafka.group_id else None
+        pipeline = Pipeline(
+            reader=stack.enter_context(closing(new_reader(config.kafka, schema))),
+            dead_letters=stack.enter_context(DeadLetters(config.kafka)),
+            trainer=trainer,
+            store=stack.enter_context(CheckpointStore(config.redis)),
+            telemetry=telemetry,
+            snapshot=config.snapshot,
+            committer=committer,
+            on_step=on_step,
+        )
+        stack.enter_context(closing(pipeline.publisher))
+        yield pipeline
+
+
+def new_reader(config: KafkaConfig, schema: Schema) -> Reads:
+    """What reads the topic, as `config.reader` says."""
+    if config.reader == "process":
+        return ReaderProcess(config, schema)
+    return Reader(EventSource(config), EventDecoder(schema, max_event_bytes=config.max_event_bytes))

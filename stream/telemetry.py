@@ -52,7 +52,9 @@ class Telemetry:
 
         self._events = self._counter("niwaki_events", "Events by what became of them.", "outcome")
         self._rejected = self._counter("niwaki_rejected_events", "Dead-lettered events by the rule they broke.", "rule")
-        self._lag = self._gauge("niwaki_lag_events", "Events in the topic that have not been polled yet.", "partition")
+        self._lag = self._gauge("niwaki_lag_events", "Messages in the topic that are in no batch yet.", "partition")
+        self._messages = self._counter("niwaki_polled_messages", "Messages polled.")
+        self._polled_bytes = self._counter("niwaki_polled_bytes", "Bytes of the messages polled.")
         self._learning = self._counter("niwaki_learning_seconds", "Time spent on learning, the rest is waiting.")
         self._age("niwaki_event_age_seconds", "Age of the last learned event.", lambda: self._event_time_s)
 
@@ -98,6 +100,11 @@ class Telemetry:
         """Events were dead-lettered because of `rule`."""
         self._events.labels("rejected").inc(events)
         self._rejected.labels(self._bounded("rule", rule)).inc(events)
+
+    def polled(self, messages: int, size_bytes: int) -> None:
+        """A poll brought messages, of so many bytes together."""
+        self._messages.inc(messages)
+        self._polled_bytes.inc(size_bytes)
 
     def lag(self, events_by_partition: Mapping[int, int]) -> None:
         """How far behind the end of each partition the trainer is."""

@@ -13,12 +13,11 @@ from model.features import EventBatch
 from pruning.policy import PruningConfig
 from serving.scorer import Scorer
 from serving.store import CheckpointStore, StoreConfig
-from stream.broker import EventSource
 from stream.connection import KafkaConfig, ensure_topic
 from stream.drift import DetectorConfig, DriftConfig
 from stream.errors import BrokerError, ConfigError
-from stream.events import EventDecoder, encode_arrow, encode_json
-from stream.pipeline import Pipeline
+from stream.events import encode_arrow, encode_json
+from stream.pipeline import Pipeline, new_reader
 from stream.recording import batch_to_table
 from stream.sink import DeadLetters, EventSink
 from stream.snapshot import SnapshotConfig
@@ -65,11 +64,10 @@ class Running:
     """The parts of one trainer over the session's servers; each instance is a process that may die."""
 
     def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
-        self.source, self.dead_letters = EventSource(kafka), DeadLetters(kafka)
+        self.reader, self.dead_letters = new_reader(kafka, SCHEMA), DeadLetters(kafka)
         self.store, self.telemetry = CheckpointStore(store), Telemetry()
         self.pipeline = Pipeline(
-            source=self.source,
-            decoder=EventDecoder(SCHEMA),
+            reader=self.reader,
             dead_letters=self.dead_letters,
             trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
             store=self.store,
@@ -89,7 +87,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.pipeline.publisher.close()
-        self.source.close()
+        self.reader.close()
         self.dead_letters.close()
         self.store.close()
 
