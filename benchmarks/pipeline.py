@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -35,6 +35,7 @@ from stream.drift import DriftConfig, DriftMonitor
 from stream.events import EventDecoder, encode_json, table_to_batch
 from stream.local import embedded_kafka, embedded_redis
 from stream.pipeline import Pipeline
+from stream.reader import Reader
 from stream.sink import DeadLetters, EventSink
 from stream.snapshot import SnapshotConfig
 from stream.synthetic import SCHEMA, SyntheticConfig, generate
@@ -101,8 +102,7 @@ class Loop:
         self._last_step_s = 0.0
         name = f"loop-{trainer.policy.phase}"
         self.pipeline = Pipeline(
-            source=stack.enter_context(EventSource(config)),
-            decoder=EventDecoder(SCHEMA, max_event_bytes=config.max_event_bytes),
+            reader=stack.enter_context(closing(Reader(EventSource(config), EventDecoder(SCHEMA)))),
             dead_letters=stack.enter_context(DeadLetters(config)),
             trainer=trainer,
             store=stack.enter_context(CheckpointStore(StoreConfig(url=redis_url, name=name))),

@@ -99,7 +99,7 @@ class EventDecoder:
             raise EventError("json", f"value: must be a JSON object, got {shorten(row)}")
         try:
             event = msgspec.convert(row, self._row_type)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair in a key
             self._check(row)
             raise EventError("column", str(error)) from error
         if event.f0 != event.f0 or b"\\u" in value:  # a label that is NaN; half of a surrogate pair

@@ -1,12 +1,12 @@
 """A `Reader` in a process of its own, so that polling and decoding, which are Python, cost the learner nothing.
 
-In: the settings and offsets to begin at, as JSON on the process's standard input. Out: frames on its standard output, in
-order: readings, where the topic ends, lines of its log, and what it failed of. A frame is two lengths, a MessagePack
+In: the settings and offsets to begin at, as JSON on the process's standard input. Out: frames on its standard output,
+in order: readings, where the topic ends, lines of its log, and what it failed of. A frame is two lengths, a MessagePack
 head, and for a reading its columns as raw buffers and Arrow IPC.
 
 It reads ahead until `_AHEAD` readings wait, then pauses the partitions and goes on polling, so that connections live.
-It holds nothing that a crash could lose: positions are counted where events are learned. It ends when it is told to, and
-when nobody reads it any more; a learner whose reader ends gets a `NiwakiError`.
+It holds nothing that a crash could lose: positions are counted where events are learned. It ends when it is told to,
+and when nobody reads it any more; a learner whose reader ends gets a `NiwakiError`.
 """
 
 import logging
@@ -265,9 +265,7 @@ def _columns(reading: Reading, ends: Mapping[int, int]) -> tuple[_Columns, list[
     strings = columns.serialize().to_pybytes() if batch.categorical else b""
     arrays = (reading.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN)
     rejects = [(record, reject._replace(reason=_valid(reject.reason))) for record, reject in reading.rejects]
-    head = _Columns(
-        len(batch), len(strings), rejects, reading.polled, reading.messages, reading.size_bytes, dict(ends)
-    )
+    head = _Columns(len(batch), len(strings), rejects, reading.polled, reading.messages, reading.size_bytes, dict(ends))
     return head, [strings, *(array.tobytes() for array in arrays)]
 
 

@@ -1,6 +1,8 @@
 """The loop over a real Kafka and a real Redis: every event changes the model exactly once, whatever breaks."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -15,7 +17,7 @@ from serving.scorer import Scorer
 from serving.store import CheckpointStore, StoreConfig
 from stream.connection import KafkaConfig, ensure_topic
 from stream.drift import DetectorConfig, DriftConfig
-from stream.errors import BrokerError, ConfigError
+from stream.errors import BrokerError, ConfigError, NiwakiError
 from stream.events import encode_arrow, encode_json
 from stream.pipeline import Pipeline, new_reader
 from stream.recording import batch_to_table
@@ -94,8 +96,8 @@ class Running:
 
 @pytest.fixture
 def setting(kafka_config, redis_url, key_prefix, tmp_path):
-    """(Kafka, Redis, folder) of one trainer, with its topics."""
-    kafka = kafka_config()
+    """(Kafka, Redis, folder) of one trainer, with its topics. It reads inline, which starts faster."""
+    kafka = kafka_config(reader="inline")
     ensure_topic(kafka, kafka.topic)
     ensure_topic(kafka, kafka.dead_letters)
     return kafka, StoreConfig(url=redis_url, name=key_prefix()), tmp_path
@@ -137,8 +139,14 @@ class Crash(BaseException):
     """Ends a run the hard way: nothing is saved after it."""
 
 
-@pytest.mark.parametrize("arrow", [False, True])
-def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setting, arrow):
+def reading(setting, reader: str):
+    """The same setting with another reader."""
+    return msgspec.structs.replace(setting[0], reader=reader), *setting[1:]
+
+
+@pytest.mark.parametrize(("arrow", "reader"), [(False, "inline"), (False, "process"), (True, "process")])
+def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setting, arrow, reader):
+    setting = reading(setting, reader)
     events = click_events(4000)
     produce(setting[0], encode_arrow(batch_to_table(events, SCHEMA), 150) if arrow else json_messages(events))
     with Running(*setting) as first:  # ends in the middle of an Arrow message: 1,000 is no multiple of 150
@@ -162,7 +170,7 @@ def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setti
 def test_events_of_several_partitions_are_each_learned_once_across_restarts(
     kafka_config, redis_url, key_prefix, tmp_path
 ):
-    kafka = kafka_config()
+    kafka = kafka_config(reader="inline")
     ensure_topic(kafka, kafka.topic, partitions=3)
     ensure_topic(kafka, kafka.dead_letters)
     produce(kafka, json_messages(click_events(3000)))
@@ -177,7 +185,9 @@ def test_events_of_several_partitions_are_each_learned_once_across_restarts(
     assert labels == click_events(3000).labels_B.sum()
 
 
-def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_learned(setting):
+@pytest.mark.parametrize("reader", ["inline", "process"])
+def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_learned(setting, reader):
+    setting = reading(setting, reader)
     kafka, store, directory = setting
     good = json_messages(click_events(640))
     row = json.loads(good[0])
@@ -188,6 +198,7 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
         json.dumps(row | {"user": 1.5}).encode(): "user",
         json.dumps(row | {"colour": "red"}).encode(): "colour",
         json.dumps(row | {"label": float("nan")}).encode(): "label",
+        json.dumps(row | {"\ud83d": 1}).encode(): "column",
         json.dumps(row | {"user": "x" * 2_000_000}).encode(): "bytes",
     }
     produce(kafka, [*good[:100], *poison, *good[100:]])
@@ -245,11 +256,28 @@ def test_while_dead_letters_cannot_be_delivered_no_snapshot_says_that_they_were_
     assert len(dead_letters(kafka, 1)) == 1
 
 
-def test_a_quiet_topic_is_learned_from_without_waiting_for_a_full_batch(setting):
+@pytest.mark.parametrize("reader", ["inline", "process"])
+def test_a_quiet_topic_is_learned_from_without_waiting_for_a_full_batch(setting, reader):
+    setting = reading(setting, reader)
     produce(setting[0], json_messages(click_events(10)))
     with Running(*setting, max_batch_age_s=0.05) as running:
         running.pipeline.run(lambda: running.trainer.events == 10)
         assert running.trainer.events == 10
+
+
+def test_a_trainer_whose_reader_dies_says_so_and_the_next_one_goes_on_from_its_snapshot(setting):
+    setting = reading(setting, "process")
+    events = click_events(2048)
+    produce(setting[0], json_messages(events))
+    with Running(*setting) as first:
+        first.pipeline.run(never, limit_events=1024)
+        os.kill(first.reader.pid, signal.SIGKILL)
+        with pytest.raises(NiwakiError, match="the process that reads events-.* was ended by SIGKILL"):
+            first.pipeline.run(never)
+    with Running(*setting) as second:
+        assert second.trainer.events == 1024
+        second.pipeline.run(never, limit_events=2048)
+        assert_same(second.trainer, uninterrupted(events))
 
 
 def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_version(setting):

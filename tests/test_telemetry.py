@@ -52,6 +52,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.learned(128, seconds=0.25, event_time_s=990.0)
     telemetry.rejected("label must be a number")
     telemetry.lag({0: 12, 1: 30})
+    telemetry.polled(130, 84_000)
     telemetry.evaluated("learning", SUMMARY)
     telemetry.evaluated("served", SUMMARY)
     telemetry.phase("sparse")
@@ -72,6 +73,8 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_rejected_events_total{rule="label must be a number"}': 1,
         'niwaki_lag_events{partition="0"}': 12,
         'niwaki_lag_events{partition="1"}': 30,
+        "niwaki_polled_messages_total": 130,
+        "niwaki_polled_bytes_total": 84_000,
         "niwaki_learning_seconds_total": 0.25,
         "niwaki_event_age_seconds": 10,
         **{f'niwaki_log_loss_nats{{series="{series}"}}': 0.4 for series in ("learning", "served")},
