@@ -275,7 +275,7 @@ def test_a_trainer_whose_reader_dies_says_so_and_the_next_one_goes_on_from_its_s
         with pytest.raises(NiwakiError, match="the process that reads events-.* was ended by SIGKILL"):
             first.pipeline.run(never)
     with Running(*setting) as second:
-        assert second.trainer.events == 1024
+        assert 1024 <= second.trainer.events <= first.trainer.events
         second.pipeline.run(never, limit_events=2048)
         assert_same(second.trainer, uninterrupted(events))
 
