@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Spread, at_least, at_most, main, paired
+from model.encoder import Features
 from model.exports import Export
-from model.features import Features
 from model.learner import Learner, LearnerConfig
 from model.network import Network
 from model.served import ServedModel

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from model import kernels
-from model.features import Encoder, Features, Schema
+from model.encoder import Encoder, Features
+from model.features import Schema
 from model.linear import logits
 from model.network import Network, Parameters
 from model.numerics import CODES, Prepared, Scale, prepare

@@ -17,9 +17,10 @@ import torch.nn.functional as fn
 
 from model.branch import Branch
 from model.embeddings import EmbeddingTables
+from model.encoder import Features
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
-from model.features import Features, Schema
+from model.features import Schema
 from model.learner_config import LearnerConfig
 from model.linear import BayesianLinear
 from model.mixture import mix

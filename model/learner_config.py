@@ -2,7 +2,8 @@
 
 import msgspec
 
-from model.features import Encoder, Schema
+from model.encoder import Encoder
+from model.features import Schema
 from model.mixture import Mixture
 from pruning.auxiliary import AuxiliaryConfig
 

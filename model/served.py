@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from model.checkpoint import CheckpointError, Header
+from model.encoder import Encoder, Features
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Export
-from model.features import Encoder, EventBatch, Features, Schema
+from model.features import EventBatch, Schema
 from model.linear import contributions, lazy_zeros
 from model.mixture import mix
 from model.network import Network, NetworkShape

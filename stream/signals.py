@@ -10,7 +10,8 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from model.features import Features, Schema
+from model.encoder import Features
+from model.features import Schema
 from stream.errors import ConfigError
 
 SIGNALS = {

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from model.checkpoint import Header
+from model.encoder import Features
 from model.evaluation import WindowedEvaluation
 from model.exports import Export
-from model.features import EventBatch, Features, Schema
+from model.features import EventBatch, Schema
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
 from model.table_codes import Precision, rounded

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams import SCHEMA, click_events
 
-from model.features import Encoder, EventBatch, FeatureError, Schema, rows_to_batch
+from model.encoder import Encoder
+from model.features import EventBatch, FeatureError, Schema, rows_to_batch
 
 GOLDEN = [
     [847440, 1160318, 2895171],

@@ -114,6 +114,12 @@ def test_import_niwaki_loads_no_heavy_library():
     assert done.stdout.split(maxsplit=1) == [niwaki.__version__, "[]\n"], done.stderr
 
 
+def test_what_reads_beside_the_learner_loads_nothing_that_learns():
+    heavy = ("torch", "numba", "redis", "river")
+    done = python(f"import stream.reader_process, sys; print([m for m in {heavy} if m in sys.modules])")
+    assert done.stdout == "[]\n", done.stderr
+
+
 @pytest.mark.parametrize("name", niwaki.__all__)
 def test_each_public_name_is_there(name):
     assert getattr(niwaki, name)

@@ -8,8 +8,9 @@ import torch
 from streams import SCHEMA, SMALL, click_events, differing
 
 from model.checkpoint import CheckpointError, pack, read_header, unpack
+from model.encoder import Features
 from model.evaluation import Evaluation
-from model.features import EventBatch, Features, Schema, rows_to_batch
+from model.features import EventBatch, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnError
 from model.numerics import KNOTS, Numerics, prepare
 from model.served import ServedModel

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.encoder import Encoder
 from model.evaluation import binary_entropy, log_losses
-from model.features import Encoder
 from stream.drift import DetectorConfig, DriftConfig, DriftMonitor
 from stream.drift_plan import plan_drifts
 from stream.errors import ConfigError
