@@ -72,12 +72,12 @@ def _claim(beside: str, top: tuple[int, ...]) -> str:
 def _compare(top: tuple[int, ...], sparsity: float, candidates: int, rounds: int) -> list[dict[str, Any]]:
     """The compact network beside each of the others."""
     learner, features = _learner(top, candidates)
-    dense = _served(learner, learner.dense.network, learner.dense.weights())
+    dense = _served(learner, learner.dense.network, learner.dense.parameters)
     narrow = _narrowed(learner.dense.network, sparsity)
     slices = {name: tuple(slice(0, size) for size in shape) for name, shape in narrow.shapes.items()}
-    weights = {name: t[slices[name]].clone() for name, t in learner.dense.weights().items()}
+    weights = {name: t[slices[name]].clone() for name, t in learner.dense.parameters.items()}
     compact = _served(learner, narrow, weights)
-    masked = {name: torch.zeros_like(t) for name, t in learner.dense.weights().items()}
+    masked = {name: torch.zeros_like(t) for name, t in learner.dense.parameters.items()}
     for name, tensor in masked.items():
         tensor[slices[name]] = weights[name]
     others: dict[str, Callable[[], Any]] = {

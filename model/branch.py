@@ -1,48 +1,62 @@
 """One network that learns: its parameters, and Adam's moments beside them.
 
-The dense and the sparse branch of a learner are each one of these, at their own widths.
+The dense and the sparse branch of a learner are each one of these, at their own widths. Parameters, gradients and
+moments each lie in one flat buffer, so that a step is one pass over them.
 """
+
+import math
+from collections.abc import Mapping
 
 import torch
 
+from model import layers
 from model.network import Network
+from model.passes import Passes
+
+_ALIGNED = 16
+"""Each parameter begins at a multiple of so many floats: a cache line."""
 
 
 class Branch:
     """One network with its parameters and Adam (Kingma & Ba, arXiv:1412.6980)."""
 
-    def __init__(self, network: Network, parameters: dict[str, torch.Tensor]):
-        self.network = network
-        self.parameters = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
-        self.optimizer = torch.optim.Adam(list(self.parameters.values()), fused=True)
+    def __init__(self, network: Network, parameters: Mapping[str, torch.Tensor]):
+        """`parameters` are copied."""
+        self.network, self.steps = network, 0.0
+        """`steps`: optimizer steps taken."""
+        self._flat, self.parameters = _flat(network.shapes)
+        self._flat_gradient, self.gradients = _flat(network.shapes)
+        self._flat_first, self._first = _flat(network.shapes)
+        self._flat_second, self._second = _flat(network.shapes)
+        self.passes = Passes(network, self.parameters, self.gradients)
+        for name, parameter in self.parameters.items():
+            parameter.copy_(parameters[name])
 
-    def step(self, rate: float) -> None:
-        """One optimizer step on the gradients at hand, which are cleared."""
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self, rate: float, events: int) -> None:
+        """One optimizer step on the gradient of the mean loss; `gradients` are those of the sum over `events`."""
+        self.steps += 1
+        buffers = (self._flat, self._flat_gradient, self._flat_first, self._flat_second)
+        layers.adam(*(buffer.numpy() for buffer in buffers), 1 / events, rate, self.steps)
 
     def parts(self) -> tuple[dict[str, torch.Tensor], ...]:
-        """The parameters, and Adam's two moments, each by name."""
-        return self.weights(), self.moments("exp_avg"), self.moments("exp_avg_sq")
+        """The parameters, and Adam's two moments, each by name; views."""
+        return self.parameters, self._first, self._second
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The parameters, without their gradients."""
-        return {name: tensor.detach() for name, tensor in self.parameters.items()}
-
-    def moments(self, key: str) -> dict[str, torch.Tensor]:
-        """One of Adam's moments ("exp_avg", "exp_avg_sq") by parameter; zeros before the first step."""
-        state = self.optimizer.state
-        return {name: state[p][key] if p in state else torch.zeros_like(p) for name, p in self.parameters.items()}
-
-    @property
-    def steps(self) -> float:
-        """Optimizer steps taken."""
-        return max((float(state["step"]) for state in self.optimizer.state.values()), default=0.0)
-
-    def restore(self, first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], steps: float) -> "Branch":
+    def restore(self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], steps: float) -> "Branch":
         """Set Adam's moments and step count."""
-        for name, parameter in self.parameters.items():
-            state = {"step": torch.tensor(steps), "exp_avg": first[name].clone(), "exp_avg_sq": second[name].clone()}
-            self.optimizer.state[parameter] = state
+        for moments, given in ((self._first, first), (self._second, second)):
+            for name, moment in moments.items():
+                moment.copy_(given[name])
+        self.steps = steps
         return self
+
+
+def _flat(shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A buffer of zeros, and a view of each shape into it, by name."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    buffer = torch.zeros(sum(-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()))
+    views, at = {}, 0
+    for name, shape in shapes.items():
+        views[name] = buffer[at : at + sizes[name]].view(shape)
+        at += -(-sizes[name] // _ALIGNED) * _ALIGNED
+    return buffer, views

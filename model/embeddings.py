@@ -2,12 +2,12 @@
 
 In: flat row ids. Out: the rows themselves, for the network to differentiate through; `update` then takes their
 gradient. Rows start at zero, so a row never touched need not be stored, published or sent. Gradients of one id are
-summed over the batch, so a rare id is not slowed down by averaging. Measured: as fast as FBGEMM's fused CPU tables at
-these sizes, in plain torch.
+summed over the batch, so a rare id is not slowed down by averaging.
 """
 
 import torch
 
+from model import layers
 from model.linear import lazy_zeros
 
 
@@ -21,26 +21,23 @@ class EmbeddingTables:
         self.touched_rows = 0
         """How many rows `touched` would name."""
         self._rate = rate
+        self._looked_up_BFD = torch.empty(0, 0, embedding_dim)
 
     def lookup(self, rows_BF: torch.Tensor) -> torch.Tensor:
-        """(B, F, D): the rows, a copy."""
-        return self.weight_RD[rows_BF]
+        """(B, F, D): the rows, a copy that is valid until the next lookup."""
+        if self._looked_up_BFD.shape[:2] != rows_BF.shape:
+            self._looked_up_BFD = torch.empty(*rows_BF.shape, self.weight_RD.shape[1])
+        layers.take_rows(self.weight_RD.numpy(), rows_BF.contiguous().numpy(), self._looked_up_BFD.numpy())
+        return self._looked_up_BFD
 
-    def update(self, rows_BF: torch.Tensor, gradient_BFD: torch.Tensor) -> torch.Tensor:
-        """One step against the gradient of the summed loss in what `lookup` returned; the sorted ids of the rows,
-        (U,)."""
-        rows_U, place_BF = torch.unique(rows_BF, return_inverse=True)
-        width = self.weight_RD.shape[1]
-        gradient_XD = gradient_BFD.reshape(-1, width)
-        gradient_UD = torch.zeros(len(rows_U), width).index_add_(0, place_BF.view(-1), gradient_XD)
-        # Squares of each event's own gradient: the step does not depend on how events are cut into batches.
-        before_U = self.squares_R[rows_U]
-        squares_U = before_U.index_add(0, place_BF.view(-1), gradient_XD.square().mean(1))
-        self.touched_rows += int((squares_U > 0).sum() - (before_U > 0).sum())
-        self.squares_R[rows_U] = squares_U
-        gradient_UD *= (self._rate / (squares_U + 1e-2).sqrt())[:, None]
-        self.weight_RD.index_add_(0, rows_U, gradient_UD, alpha=-1)
-        return rows_U
+    def update(self, rows_BF: torch.Tensor, gradient_BVD: torch.Tensor) -> torch.Tensor:
+        """One step against the gradient of the summed loss in what `lookup` returned, the first F of the V vectors of
+        `gradient_BVD`; the ids of the rows, as often as they occur."""
+        rows_BF = rows_BF.contiguous()
+        self.touched_rows += layers.learn_rows(
+            self.weight_RD.numpy(), self.squares_R.numpy(), rows_BF.numpy(), gradient_BVD.numpy(), self._rate
+        )
+        return rows_BF.flatten()
 
     def quicken(self, ratio: float) -> None:
         """Keep only `ratio` of the squared gradients so far, (0, 1]: the world has changed, and steps grow again."""

@@ -84,14 +84,6 @@ def assemble(
     return Inputs(features.rows_BF, prepared.scores_BM, rows_BS, values_BS, said_BS, linear_BK)
 
 
-def deep_logits(
-    network: Network,
-    parameters: Parameters,
-    inputs: Inputs,
-    vectors_BFD: torch.Tensor,
-    masks: Parameters | None = None,
-) -> torch.Tensor:
+def deep_logits(network: Network, parameters: Parameters, inputs: Inputs, vectors_BFD: torch.Tensor) -> torch.Tensor:
     """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not differentiated."""
-    return inputs.linear_BK[:, 0] + network.correction(
-        parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS, masks
-    )
+    return inputs.linear_BK[:, 0] + network.correction(parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS)

@@ -8,7 +8,7 @@ tables. The linear expert beside them is small, and never pruned.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import numpy as np
@@ -28,9 +28,8 @@ from model.network import Network, NetworkShape
 from model.numerics import Numerics
 from pruning.auxiliary import AuxiliaryMasks
 from pruning.baselines import MagnitudeMasks, exchange, uniform_widths
-from pruning.compaction import compact, expand
+from pruning.compaction import compact, expand, silence
 from pruning.policy import Comparison
-from pruning.units import UnitGroup
 
 _RATE_EVENTS = 128
 _PARTS = ("weight", "first", "second")
@@ -144,39 +143,25 @@ class Learner:
         events = len(labels_B)
         labels = torch.from_numpy(labels_B)
         inputs = self._assemble(features)
-        vectors_BFD = self.tables.lookup(features.rows_BF).requires_grad_()
         branches = list(self._live()) if self.config.network_rate else []
-        masks = self.masks.masks(events) if self.masks and branches else None
-        deep = {
-            branch: deep_logits(
-                branch.network,
-                branch.parameters,
-                inputs,
-                vectors_BFD.detach() if branch is self.unpruned else vectors_BFD,
-                masks if branch is self.dense else None,
-            )
-            for branch in branches
-        }
+        masks = self.masks.masks() if self.masks and branches else None
+        vectors_BFD = self.tables.lookup(features.rows_BF) if branches else None
+        deep = {branch: self._deep(branch, inputs, vectors_BFD, masks) for branch in branches}
         lead_B = deep.get(self.lead, inputs.linear_BK[:, 0])
-        losses = [fn.binary_cross_entropy_with_logits(logits, labels) for logits in deep.values() or [lead_B]]
-        loss = sum(losses)
-        if not torch.isfinite(loss):
+        losses = [fn.binary_cross_entropy_with_logits(logits, labels).item() for logits in deep.values() or [lead_B]]
+        if not math.isfinite(sum(losses)):
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
-        experts_BE = _side_by_side(inputs.linear_BK, lead_B.detach())
+        experts_BE = _side_by_side(inputs.linear_BK, lead_B)
         logits_B = mix(self.mixture.weights, experts_BE)
 
-        if branches:
-            loss.backward()
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
-        if branches and self.schema.fields and self.config.embedding_dim:
-            changed["embedding"] = self.tables.update(features.rows_BF, vectors_BFD.grad * events)
-        for branch in branches:
-            ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
-            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio)
-            self.learned_multiply_adds += events * branch.network.cost.total({})
-        if masks is not None:
-            self.masks.update(masks, target_ratio, self.dense.weights())
-            of = {branch: float(loss.detach()) for branch, loss in zip(branches, losses, strict=True)}
+        if branches:
+            gradient_BVD = self._learn_branches(deep, labels, boost)
+            if self.schema.fields and self.config.embedding_dim:
+                changed["embedding"] = self.tables.update(features.rows_BF, gradient_BVD)
+        if masks:
+            self.masks.update(self.dense.passes.mask_gradients(), target_ratio, self.dense.parameters)
+            of = dict(zip(branches, losses, strict=True))
             latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.unpruned)]
             self._losses += (np.array(latest) - self._losses) * min(events / _COMPARED_EVENTS, 1.0)
         self.numerics.update(features.numerics_BN)
@@ -186,6 +171,28 @@ class Learner:
                 follower.mark(table, rows_U)
         self.events += events
         return logits_B
+
+    def _deep(
+        self, branch: Branch, inputs: Inputs, vectors_BFD: torch.Tensor, masks: Mapping[str, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """(B,): what a branch predicts. As `deep_logits`, kept for the backward pass."""
+        masks = masks if branch is self.dense else None
+        correction_B = branch.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS, masks)
+        return inputs.linear_BK[:, 0] + correction_B
+
+    def _learn_branches(self, deep: Mapping[Branch, torch.Tensor], labels: torch.Tensor, boost: float) -> torch.Tensor:
+        """One step of each branch from what it predicted; (B, V, D), the sum of their gradients in the vectors, but of
+        `unpruned`, which only looks on."""
+        events = len(labels)
+        gradients = {branch: branch.passes.backward(logits.sigmoid() - labels) for branch, logits in deep.items()}
+        for branch in deep:
+            ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
+            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio, events)
+            self.learned_multiply_adds += events * branch.network.cost.total({})
+        first, *others = (gradient for branch, gradient in gradients.items() if branch is not self.unpruned)
+        for other in others:
+            first += other
+        return first
 
     def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the lead's own."""
@@ -205,8 +212,7 @@ class Learner:
             self.masks = AuxiliaryMasks(network.groups, network.cost, self.config.auxiliary)
         if beside_unpruned:
             weights, first, second = self.dense.parts()
-            copied = {name: tensor.clone() for name, tensor in weights.items()}
-            self.unpruned = Branch(network, copied).restore(first, second, self.dense.steps)
+            self.unpruned = Branch(network, weights).restore(first, second, self.dense.steps)
         self._losses[:] = 0
 
     def cut(self, stays_dense: bool = False) -> None:
@@ -230,7 +236,7 @@ class Learner:
         network, groups = self.dense.network, self.dense.network.groups
         # Seeded by the place in the stream: a restart regrows the very same units.
         fresh = network.initial(torch.Generator().manual_seed(self.config.seed * 2**32 + self.events))
-        _silence(groups, fresh, self.kept)
+        silence(fresh, groups, self.kept)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
         weights, first, second = (
             expand(part, store, groups, self.kept)
@@ -245,12 +251,11 @@ class Learner:
         groups, live = self.dense.network.groups, self.dense_live
         self.regrow()
         inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF)
-        network, weights, before = self.dense.network, self.dense.weights(), self.kept
-        deep_B = deep_logits(network, self.dense.parameters, inputs, vectors_BFD)
-        fn.binary_cross_entropy_with_logits(deep_B, torch.from_numpy(labels_B)).backward()
-        gradients = {name: parameter.grad for name, parameter in self.dense.parameters.items()}
+        network, before = self.dense.network, self.kept
+        deep_B = self._deep(self.dense, inputs, vectors_BFD, None)
+        self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
+        weights, gradients = self.dense.parameters, self.dense.gradients
         self.kept = {g.name: exchange(g, before[g.name], weights, gradients, ratio) for g in groups}
-        self.dense.optimizer.zero_grad(set_to_none=True)
         weights, first, second = (compact(part, groups, self.kept) for part in self.dense.parts())
         narrow = network.narrowed({name: len(index) for name, index in self.kept.items()})
         self.sparse, self.dense_live = Branch(narrow, weights).restore(first, second, self.dense.steps), live
@@ -374,10 +379,10 @@ class Learner:
     def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
         """The lead's network and weights, with what the masks of a first pruning have removed already cut out."""
         if self.sparse or not self.masks:
-            return self.lead.network, self.lead.weights()
+            return self.lead.network, self.lead.parameters
         network, kept = self.dense.network, self.masks.kept()
         narrowed = network.narrowed({name: len(index) for name, index in kept.items()})
-        return narrowed, compact(self.dense.weights(), network.groups, kept)
+        return narrowed, compact(self.dense.parameters, network.groups, kept)
 
 
 def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
@@ -386,11 +391,3 @@ def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _silence(groups: Sequence[UnitGroup], weights: dict[str, torch.Tensor], kept: dict[str, torch.Tensor]) -> None:
-    """Set the outgoing weights of all units outside `kept` to zero, in place."""
-    for group in groups:
-        outgoing = group.slices[-1]
-        gone = torch.ones(group.size, dtype=torch.bool).index_fill(0, kept[group.name], False).nonzero().squeeze(1)
-        weights[outgoing.parameter].index_fill_(outgoing.dim, gone + outgoing.offset, 0.0)

@@ -44,10 +44,12 @@ class Network:
 
     def __init__(self, shape: NetworkShape):
         self.shape = shape
-        vectors = shape.fields + (1 if shape.bottom else 0) if shape.embedding_dim else 0
+        self.vectors = vectors = shape.fields + (1 if shape.bottom else 0) if shape.embedding_dim else 0
         pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
-        self.pairs = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0)
-        self._dots = len(self.pairs[0]) > 0
+        self.pair_count = pairs
+        above, right = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0).long()
+        self.pairs = above * vectors + right
+        """Where each pair of vectors lies in a flat matrix of all their dot products."""
         bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.bottom else ()
         top = (vectors * shape.embedding_dim + pairs + shape.numerics + shape.slots, *shape.top, 1)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -96,16 +98,18 @@ class Network:
         slots_BS: torch.Tensor,
         masks: Parameters | None = None,
     ) -> torch.Tensor:
-        """(B,): what is to be added to the linear logit. `masks`: by group, (B, H) factors on its units'
-        activations."""
+        """(B,): what is to be added to the linear logit. `masks`: by group, factors on its units' activations.
+
+        For who only predicts, and the definition of what `model.passes` computes and differentiates.
+        """
         vectors_BVD = vectors_BFD
         if self.shape.bottom:
             dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
             vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
         inputs = [vectors_BVD.flatten(1), numerics_BM, slots_BS]
-        if self._dots:
+        if self.pair_count:
             dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-            inputs.append(dots_BVV[:, self.pairs[0], self.pairs[1]])
+            inputs.append(dots_BVV.flatten(1).index_select(1, self.pairs))
         return self._mlp("top", len(self.shape.top), parameters, torch.cat(inputs, 1), masks).squeeze(1)
 
     def _mlp(

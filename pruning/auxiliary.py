@@ -7,12 +7,14 @@ that the multiply-adds under the masks follow a schedule down to the budget: not
 anywhere.
 """
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 import torch
 
-from pruning.units import Cost, UnitGroup
+from pruning.units import Cost, MaskGradient, UnitGroup
 
 
 class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,27 +40,25 @@ class AuxiliaryMasks:
         self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
         self.steps = 0
 
-    def masks(self, events: int) -> dict[str, torch.Tensor]:
-        """Masks for a forward pass over B = `events`: 0/1, (B, size) by group, leaves whose gradient `update` reads.
-
-        One row an event, so that the backward pass leaves each event's own dL/dm_j: their mean is the first-order
-        importance, their mean square the Fisher information.
-        """
-        return {name: alive.float().expand(events, -1).clone().requires_grad_() for name, alive in self.alive.items()}
+    def masks(self) -> dict[str, torch.Tensor]:
+        """0/1 as float32, (size,) by group."""
+        return {name: alive.float() for name, alive in self.alive.items()}
 
     def update(
-        self, masks: dict[str, torch.Tensor], target_ratio: float, weights: dict[str, torch.Tensor] | None = None
+        self,
+        gradients: Mapping[str, MaskGradient],
+        target_ratio: float,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Learn from the gradients of a mean loss in `masks`, then let multiply-adds fall to `target_ratio` of dense
-        (0..1]. `weights` are not read: importance is a matter of gradients here."""
+        """Learn from the gradients in the masks, then let multiply-adds fall to `target_ratio` of dense (0..1].
+        `weights` are not read: importance is a matter of gradients here."""
         self.steps += 1
         rate = max(1 / self.config.horizon_steps, 1 / self.steps)
-        for name, mask in masks.items():
-            gradients_BU = mask.grad * len(mask)
+        for name, (mean_U, square_U) in gradients.items():
             # L(without) - L(with), to second order around the mask as it stands; curvature: the Fisher information
-            curvature = self.config.curvature * gradients_BU.square().mean(0)
-            worth = -gradients_BU.mean(0) + torch.where(self.alive[name], curvature, -curvature)
-            self._importance[name].lerp_(worth, rate)
+            curvature_U = self.config.curvature * square_U
+            worth_U = torch.where(self.alive[name], curvature_U, -curvature_U) - mean_U
+            self._importance[name].lerp_(worth_U, rate)
         self._solve(target_ratio)
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -67,7 +67,7 @@ class AuxiliaryMasks:
 
     def ratio(self) -> float:
         """Multiply-adds under the masks, as a share of dense."""
-        return self.cost.total(self._counts(self.alive)) / self._dense
+        return self.cost.total(self._counts()) / self._dense
 
     def state(self) -> dict[str, torch.Tensor]:
         """Importance and liveness by group, for a snapshot."""
@@ -83,25 +83,23 @@ class AuxiliaryMasks:
 
     def _solve(self, target_ratio: float) -> None:
         """Bisect lambda: the smallest price of a multiply-add at which the units worth it fit the target."""
-        prices = self.cost.marginal(self._counts(self.alive))
+        prices = self.cost.marginal(self._counts())
         value = {name: worth / prices[name] for name, worth in self._importance.items()}
-        floors = {name: v.topk(min(self.config.min_units, len(v))).indices for name, v in value.items()}
-        every = torch.cat(list(value.values())).sort().values
-        low, high = -1, len(every)  # keep all .. keep none
-        alive = self._above(value, floors, float("-inf"))
-        if self.cost.total(self._counts(alive)) > target_ratio * self._dense:
-            while high - low > 1:
-                middle = (low + high) // 2
-                alive = self._above(value, floors, every[middle].item())
-                fits = self.cost.total(self._counts(alive)) <= target_ratio * self._dense
-                low, high = (low, middle) if fits else (middle, high)
-            alive = self._above(value, floors, every[high].item() if high < len(every) else float("inf"))
-        self.alive = alive
+        ordered = {name: np.sort(v.numpy()) for name, v in value.items()}
+        least = {name: min(self.config.min_units, len(v)) for name, v in value.items()}
 
-    @staticmethod
-    def _above(value: dict, floors: dict, price: float) -> dict[str, torch.Tensor]:
-        return {name: (v > price).index_fill(0, floors[name], True) for name, v in value.items()}
+        def fits(price: float) -> bool:
+            dearer = {name: len(v) - int(np.searchsorted(v, np.float32(price), "right")) for name, v in ordered.items()}
+            counts = {name: max(count, least[name]) for name, count in dearer.items()}
+            return self.cost.total(counts) <= target_ratio * self._dense
 
-    @staticmethod
-    def _counts(alive: dict[str, torch.Tensor]) -> dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in alive.items()}
+        price = float("-inf")
+        if not fits(price):
+            every = np.sort(np.concatenate(list(ordered.values())))
+            place = bisect.bisect_left(every, True, key=fits)  # the dearer, the fewer
+            price = float(every[place]) if place < len(every) else float("inf")
+        for name, v in value.items():
+            self.alive[name] = (v > price).index_fill(0, v.topk(least[name]).indices, True)
+
+    def _counts(self) -> dict[str, int]:
+        return {name: int(alive.sum()) for name, alive in self.alive.items()}

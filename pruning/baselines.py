@@ -23,7 +23,7 @@ from pruning.policy import (
     PruningConfig,
     Static,
 )
-from pruning.units import Cost, UnitGroup
+from pruning.units import Cost, MaskGradient, UnitGroup
 
 
 class Small(Policy):
@@ -100,12 +100,15 @@ class MagnitudeMasks:
         self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
         self.steps = 0
 
-    def masks(self, events: int) -> dict[str, torch.Tensor]:
-        """0/1, (B, size) by group."""
-        return {name: alive.float().expand(events, -1) for name, alive in self.alive.items()}
+    def masks(self) -> dict[str, torch.Tensor]:
+        """0/1 as float32, (size,) by group."""
+        return {name: alive.float() for name, alive in self.alive.items()}
 
-    def update(self, masks: dict[str, torch.Tensor], target_ratio: float, weights: Mapping[str, torch.Tensor]) -> None:
-        """Let multiply-adds fall to `target_ratio` of dense (0..1], by the size of `weights`."""
+    def update(
+        self, gradients: Mapping[str, MaskGradient], target_ratio: float, weights: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Let multiply-adds fall to `target_ratio` of dense (0..1], by the size of `weights`; `gradients` are not
+        read."""
         self.steps += 1
         widths = uniform_widths(self.groups, self.cost, target_ratio)
         for group in self.groups:

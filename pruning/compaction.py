@@ -1,7 +1,7 @@
 """Full <-> compact tensors: the surviving units are cut out, and later put back into their places.
 
 Works on any mapping from parameter name to tensor, so the same two functions serve weights and optimizer state.
-Neither changes its inputs. They decide nothing: which units survive is the caller's.
+They do not change their inputs. They decide nothing: which units survive is the caller's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,14 @@ def expand(compacted: Tensors, dormant: Tensors, groups: Sequence[UnitGroup], ke
         result[name] = tensor.clone()
         result[name][torch.meshgrid(*places[name], indexing="ij")] = compacted[name]
     return result
+
+
+def silence(tensors: Tensors, groups: Sequence[UnitGroup], kept: Kept) -> None:
+    """Set the outgoing weights of all units outside `kept` to zero, in place."""
+    for group in groups:
+        outgoing = group.slices[-1]
+        gone = torch.ones(group.size, dtype=torch.bool).index_fill(0, kept[group.name], False).nonzero().squeeze(1)
+        tensors[outgoing.parameter].index_fill_(outgoing.dim, gone + outgoing.offset, 0.0)
 
 
 def _places(

@@ -8,6 +8,8 @@ multiply-adds of one prediction, from the shapes of the matrices alone.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
 Shapes = Mapping[str, tuple[int, ...]]
 Alive = Mapping[str, int]
 
@@ -26,6 +28,14 @@ class UnitGroup(NamedTuple):
     name: str
     size: int
     slices: tuple[Slice, ...]
+
+
+class MaskGradient(NamedTuple):
+    """What a batch says of the masks of a group's units: of each event's own gradient in them, (size,)."""
+
+    mean_U: torch.Tensor
+    square_U: torch.Tensor
+    """Mean of the squares."""
 
 
 class Cost:

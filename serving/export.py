@@ -119,11 +119,11 @@ def _onnx(model: ServedModel) -> bytes:
     flat = node("Reshape", "flat", vectors, constant("flat_shape", [-1, count * shape.embedding_dim]))
     parts = [flat, "numerics", said]
     pairs = Network(shape).pairs
-    if len(pairs[0]):
+    if len(pairs):
         turned = node("Transpose", "turned", vectors, perm=[0, 2, 1])
         dots = node("MatMul", "dots", vectors, turned)
         flat_dots = node("Reshape", "flat_dots", dots, constant("dots_shape", [-1, count * count]))
-        places = constant("pairs", (pairs[0] * count + pairs[1]).numpy())
+        places = constant("pairs", pairs.numpy())
         parts.append(node("Gather", "pair_dots", flat_dots, places, axis=1))
     correction = mlp("top", len(shape.top), node("Concat", "top_inputs", *parts, axis=1))
     linear = node("ReduceSum", "linear", "contributions", constant("slots_axis", [1]), keepdims=0)

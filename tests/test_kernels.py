@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
+from model.embeddings import EmbeddingTables
 from model.linear import BayesianLinear, contributions, logits
 
 ROOT = Path(model.__file__).resolve().parent.parent
@@ -91,6 +92,27 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
     said_BS, logits_BK = logits(linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS)))
     assert said_BS.equal(each[:, :, 0])
     np.testing.assert_allclose(logits_BK, expected.sum(1), rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 12), st.sampled_from([1, 4, 16]))
+@settings(deadline=None, max_examples=50)
+def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(seed, fields, events, width):
+    rng = np.random.default_rng(seed)
+    tables = EmbeddingTables(20, width, rate=0.05)
+    weight_RD, squares_R = np.zeros((20, width)), np.zeros(20)
+    for _ in range(4):
+        rows_BF = rng.integers(0, 20, (events, fields))
+        gradient_BVD = rng.normal(size=(events, fields + 1, width)).astype(np.float32)  # one vector is no field's
+        assert np.array_equal(tables.lookup(torch.from_numpy(rows_BF)), tables.weight_RD.numpy()[rows_BF])
+        ids = tables.update(torch.from_numpy(rows_BF), torch.from_numpy(gradient_BVD))
+        assert set(ids.tolist()) == set(rows_BF.flat)
+        sums_RD, gradient_BFD = np.zeros((20, width)), gradient_BVD[:, :fields].astype(np.float64)
+        np.add.at(sums_RD, rows_BF, gradient_BFD)
+        np.add.at(squares_R, rows_BF, np.square(gradient_BFD).mean(2))
+        weight_RD -= 0.05 * sums_RD / np.sqrt(squares_R + 1e-2)[:, None]
+        np.testing.assert_allclose(tables.weight_RD, weight_RD, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(tables.squares_R, squares_R, rtol=1e-4)
+    assert tables.touched_rows == len(tables.touched()) == np.count_nonzero(squares_R)
 
 
 def import_doubled(place: Path, **variables: str) -> list[str]:

@@ -87,11 +87,11 @@ def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_surviv
     learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
     features = learner.encoder.encode(click_events(100, seed=2))
     before = learner.predict(features)
-    moments = learner.dense.moments("exp_avg_sq")["top.1.weight"]
+    moments = learner.dense.parts()[2]["top.1.weight"].clone()
     learner.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
     expected = moments[learner.kept["top.1"]][:, learner.kept["top.0"]]
-    assert torch.equal(learner.sparse.moments("exp_avg_sq")["top.1.weight"], expected)
+    assert torch.equal(learner.sparse.parts()[2]["top.1.weight"], expected)
     assert learner.multiply_adds <= 0.3 * learner.dense_cost
 
 
@@ -107,13 +107,13 @@ def test_regrown_units_are_fresh_and_have_no_say_so_that_predictions_do_not_jump
     learner.regrow()
     kept = torch.zeros(learner.dense.network.shapes["top.1.weight"], dtype=torch.bool)
     kept[torch.meshgrid(learner.kept["top.1"], learner.kept["top.0"], indexing="ij")] = True
-    weights, moments = learner.dense.weights()["top.1.weight"], learner.dense.moments("exp_avg")["top.1.weight"]
+    weights, moments = learner.dense.parameters["top.1.weight"], learner.dense.parts()[1]["top.1.weight"]
     assert not moments[~kept].any() and weights[:, learner.kept["top.0"]].all()
     sparse, learner.sparse = learner.sparse, None  # so that the dense branch leads
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
     learner.sparse = sparse
-    assert torch.equal(weights[kept], learner.sparse.weights()["top.1.weight"].flatten())
-    assert torch.equal(moments[kept], learner.sparse.moments("exp_avg")["top.1.weight"].flatten())
+    assert torch.equal(weights[kept], learner.sparse.parameters["top.1.weight"].flatten())
+    assert torch.equal(moments[kept], learner.sparse.parts()[1]["top.1.weight"].flatten())
 
 
 def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one_is_served():

@@ -12,6 +12,7 @@ from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
 from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for, uniform_widths
 from pruning.compaction import compact, expand
 from pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
+from pruning.units import MaskGradient
 
 NETWORK = Network(
     NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot")
@@ -37,7 +38,7 @@ def kept_units(draw):
 @given(kept_units())
 @settings(deadline=None, max_examples=50)
 def test_a_compact_network_predicts_what_the_masked_one_does(kept):
-    masks = {g.name: torch.zeros(20, g.size).index_fill(1, kept[g.name], 1.0) for g in NETWORK.groups}
+    masks = {g.name: torch.zeros(g.size).index_fill(0, kept[g.name], 1.0) for g in NETWORK.groups}
     masked = NETWORK.correction(PARAMETERS, *INPUTS, masks)
     narrow = NETWORK.narrowed({name: len(index) for name, index in kept.items()})
     compacted = compact(PARAMETERS, NETWORK.groups, kept)
@@ -69,6 +70,18 @@ def test_the_cost_of_survivors_is_the_cost_of_the_network_cut_from_them(kept):
         assert NETWORK.cost.total(more) - NETWORK.cost.total(alive) == price
 
 
+def gradients_of(auxiliary: AuxiliaryMasks, value: float) -> dict[str, MaskGradient]:
+    """As if every event had this gradient in every mask."""
+    sizes = {group.name: torch.ones(group.size) for group in auxiliary.groups}
+    return {name: MaskGradient(ones * value, ones * value**2) for name, ones in sizes.items()}
+
+
+def random_gradients(auxiliary: AuxiliaryMasks, generator: torch.Generator) -> dict[str, MaskGradient]:
+    """Of eight events."""
+    by_event = {group.name: 8 * torch.randn(8, group.size, generator=generator) for group in auxiliary.groups}
+    return {name: MaskGradient(g_BU.mean(0), g_BU.square().mean(0)) for name, g_BU in by_event.items()}
+
+
 @given(st.floats(0.05, 1.0), st.integers(0, 2**32 - 1))
 @settings(deadline=None, max_examples=30)
 def test_masks_meet_the_target_as_closely_as_whole_units_allow_and_no_layer_dies(target, seed):
@@ -78,10 +91,7 @@ def test_masks_meet_the_target_as_closely_as_whole_units_allow_and_no_layer_dies
     auxiliary = AuxiliaryMasks(wide.groups, wide.cost, AuxiliaryConfig(min_units=1))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(3):
-        masks = auxiliary.masks(8)
-        for mask in masks.values():
-            mask.grad = torch.randn(mask.shape, generator=generator)
-        auxiliary.update(masks, target)
+        auxiliary.update(random_gradients(auxiliary, generator), target)
     counts = {name: len(index) for name, index in auxiliary.kept().items()}
     dearest = max(wide.cost.marginal({}).values()) / wide.cost.total({})
     assert auxiliary.ratio() <= target
@@ -93,11 +103,9 @@ def test_a_unit_whose_absence_hurts_outlives_one_that_does_nothing():
     auxiliary = AuxiliaryMasks(NETWORK.groups, NETWORK.cost, AuxiliaryConfig(min_units=1))
     useful = torch.arange(0, 16, 2)
     for _ in range(5):
-        masks = auxiliary.masks(8)
-        for mask in masks.values():
-            mask.grad = torch.zeros_like(mask)
-        masks["top.0"].grad[:, useful] = -0.1
-        auxiliary.update(masks, 0.6)
+        gradients = gradients_of(auxiliary, 0.0)
+        gradients["top.0"].mean_U[useful] = -0.8
+        auxiliary.update(gradients, 0.6)
     assert set(useful.tolist()) <= set(auxiliary.kept()["top.0"].tolist())
     assert not auxiliary.alive["top.0"].all()
 
@@ -106,11 +114,10 @@ def test_a_pruned_unit_comes_back_when_its_gradient_asks_for_it():
     auxiliary = AuxiliaryMasks(NETWORK.groups, NETWORK.cost, AuxiliaryConfig(min_units=1, horizon_steps=2))
     for favoured in ([0, 1, 2], [8, 9, 10]):
         for _ in range(20):
-            masks = auxiliary.masks(8)
-            for mask in masks.values():
-                mask.grad = torch.full_like(mask, 0.01)
-            masks["top.1"].grad[:, favoured] = -0.05
-            auxiliary.update(masks, 0.5)
+            gradients = gradients_of(auxiliary, 0.08)
+            gradients["top.1"].mean_U[favoured] = -0.4
+            gradients["top.1"].square_U[favoured] = 0.16
+            auxiliary.update(gradients, 0.5)
         assert auxiliary.alive["top.1"][favoured].all()
 
 
@@ -239,7 +246,7 @@ def test_magnitude_masks_keep_the_largest_units_and_what_is_gone_stays_gone():
     masks = MagnitudeMasks(NETWORK.groups, NETWORK.cost)
     before = None
     for target in (0.8, 0.5, 0.3):
-        masks.update(masks.masks(4), target, PARAMETERS)
+        masks.update({}, target, PARAMETERS)
         kept = masks.kept()
         assert NETWORK.cost.total({name: len(index) for name, index in kept.items()}) <= target * NETWORK.cost.total({})
         for group in NETWORK.groups:
@@ -280,9 +287,6 @@ def test_the_default_widths_meet_every_budget_within_one_point_and_no_layer_dies
     auxiliary = AuxiliaryMasks(network.groups, network.cost)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        masks = auxiliary.masks(8)
-        for mask in masks.values():
-            mask.grad = torch.randn(mask.shape, generator=generator)
-        auxiliary.update(masks, budget)
+        auxiliary.update(random_gradients(auxiliary, generator), budget)
     assert budget - 0.01 < auxiliary.ratio() <= budget
     assert all(len(index) >= auxiliary.config.min_units for index in auxiliary.kept().values())

@@ -1,0 +1,148 @@
+"""The forward and the backward pass of the deep expert, written out: what learning spends most of its time on.
+
+In: the inputs of a batch, then the error of each event's logit. Out: the logits' corrections, then the gradients of
+the *summed* loss in every parameter, in the embeddings, and in masks where there are any. `model.network` says what is
+computed; `Network.correction` is the same function for those who only predict. The compact network of the sparse
+phase, the dense one, and the dense one under masks are this one code at different widths, and nothing is touched but
+what they hold.
+
+Buffers are kept while batches are of one size. Masks are straight-through: a unit that is masked away still learns
+what it would be worth, but nothing flows through it.
+
+Shapes: as in `model.network`; I inputs of an MLP, O outputs, P dot products.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from model import layers
+from model.network import Network, Parameters
+from pruning.units import MaskGradient
+
+Masks = Mapping[str, torch.Tensor]
+"""By group: float32 (H,), 0 or 1."""
+
+
+class Passes:
+    """Both passes of one network, over parameters and gradients that somebody else owns."""
+
+    def __init__(self, network: Network, parameters: Parameters, gradients: Parameters):
+        """`gradients`: of the shapes of `parameters`; overwritten by each backward pass."""
+        shape = network.shape
+        self._shape = shape
+        self._bottom = _Mlp("bottom", len(shape.bottom), parameters, gradients) if shape.bottom else None
+        self._top = _Mlp("top", len(shape.top), parameters, gradients)
+        self._fields = shape.fields * shape.embedding_dim
+        self._vectors = network.vectors * shape.embedding_dim
+        self._dots = self._vectors + shape.numerics + shape.slots  # the first of the top's inputs that is a dot product
+        self._pairs = network.pair_count
+        self._events = -1
+
+    def forward(
+        self, vectors_BFD: torch.Tensor, numerics_BM: torch.Tensor, slots_BS: torch.Tensor, masks: Masks | None = None
+    ) -> torch.Tensor:
+        """(B,): what is to be added to the linear logit. Valid until the next pass, as all that is returned here."""
+        self._reserve(len(numerics_BM))
+        numerics, slots = self._vectors + self._shape.numerics, self._dots
+        self._x_BI[:, : self._fields] = vectors_BFD.flatten(1)
+        self._x_BI[:, self._vectors : numerics] = numerics_BM
+        self._x_BI[:, numerics:slots] = slots_BS
+        if self._bottom:
+            self._bottom.forward(numerics_BM, self._dense_BD, masks)
+        if self._pairs:
+            torch.bmm(self._vectors_BVD, self._vectors_BVD.transpose(1, 2), out=self._dots_BVV)
+            layers.take_pairs(self._dots_BVV.numpy(), self._x_BI.numpy()[:, self._dots :])
+        return self._top.forward(self._x_BI, self._correction_B1, masks).squeeze(1)
+
+    def backward(self, errors_B: torch.Tensor) -> torch.Tensor:
+        """(B, V, D): the gradient in the vectors of the interaction, those of the fields first. All other gradients are
+        where the parameters' are. `errors_B`: dL/dlogit of each event."""
+        first_BH = self._top.backward(self._x_BI, errors_B[:, None])
+        weight_HI = self._top.first_weight
+        if self._vectors:
+            torch.mm(first_BH, weight_HI[:, : self._vectors], out=self._errors_BVD.flatten(1))
+        if self._pairs:
+            torch.mm(first_BH, weight_HI[:, self._dots :], out=self._errors_BP)
+            layers.spread_pairs(self._errors_BP.numpy(), self._dots_BVV.numpy())
+            self._errors_BVD.baddbmm_(self._dots_BVV, self._vectors_BVD)
+        if self._bottom:
+            self._bottom.backward(self._x_BI[:, self._vectors : self._vectors + self._shape.numerics],
+                                  self._errors_BVD[:, -1])  # fmt: skip
+        return self._errors_BVD
+
+    def mask_gradients(self) -> dict[str, MaskGradient]:
+        """By group: what the last backward pass says of its units."""
+        return (self._bottom.mask_gradients if self._bottom else {}) | self._top.mask_gradients
+
+    def _reserve(self, events: int) -> None:
+        if events == self._events:
+            return
+        self._events, shape = events, self._shape
+        self._x_BI = torch.empty(events, self._dots + self._pairs)
+        self._correction_B1 = torch.empty(events, 1)
+        if self._vectors:
+            self._vectors_BVD = self._x_BI[:, : self._vectors].unflatten(1, (-1, shape.embedding_dim))
+            self._dense_BD = self._x_BI[:, self._fields : self._vectors]
+        self._errors_BVD = torch.empty(events, self._vectors // max(shape.embedding_dim, 1), shape.embedding_dim)
+        self._errors_BP = torch.empty(events, self._pairs)
+        vectors = self._errors_BVD.shape[1] if self._pairs else 0
+        self._dots_BVV = torch.empty(events, vectors, vectors)
+
+
+class _Mlp:
+    """Rectified layers, and a linear one at the end."""
+
+    def __init__(self, name: str, hidden: int, parameters: Parameters, gradients: Parameters):
+        names = [f"{name}.{i}" for i in range(hidden + 1)]
+        self._names = names[:-1]
+        self._weights, self._biases, self._weight_gradients, self._bias_gradients = (
+            [tensors[f"{layer}.{part}"] for layer in names]
+            for tensors in (parameters, gradients)
+            for part in ("weight", "bias")
+        )
+        self.first_weight = self._weights[0]
+        self.mask_gradients: dict[str, MaskGradient] = {}
+        self._active: list[torch.Tensor] = []
+        self._masks: Masks | None = None
+
+    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+        self._reserve(len(x_BI), masks)
+        for i, name in enumerate(self._names):
+            torch.mm(x_BI, self._weights[i].T, out=self._active[i])
+            layers.rectify(self._active[i].numpy(), self._biases[i].numpy())
+            if masks:
+                layers.mask(self._active[i].numpy(), masks[name].numpy(), self._passed[i].numpy())
+            x_BI = self._passed[i]
+        return torch.addmm(self._biases[-1], x_BI, self._weights[-1].T, out=out_BO)
+
+    def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> torch.Tensor:
+        """The gradient in the sums of the first hidden layer. `x_BI`: as in the forward pass."""
+        torch.sum(errors_BO, 0, out=self._bias_gradients[-1])
+        for i in reversed(range(len(self._names))):
+            torch.mm(errors_BO.T, self._passed[i], out=self._weight_gradients[i + 1])
+            torch.mm(errors_BO, self._weights[i + 1], out=self._errors[i])
+            errors_BO, active = self._errors[i], self._active[i].numpy()
+            if self._masks:
+                name, gradient = self._names[i], self.mask_gradients[self._names[i]]
+                layers.mask_backward(errors_BO.numpy(), active, self._masks[name].numpy(),
+                                     gradient.mean_U.numpy(), gradient.square_U.numpy())  # fmt: skip
+            layers.rectify_backward(errors_BO.numpy(), active, self._bias_gradients[i].numpy())
+        torch.mm(errors_BO.T, x_BI, out=self._weight_gradients[0])
+        return errors_BO
+
+    def _reserve(self, events: int, masks: Masks | None) -> None:
+        """Buffers by hidden layer: what its units say, what a mask lets through of it, and the gradient there."""
+        if not self._active or len(self._active[0]) != events:
+            widths = [len(bias) for bias in self._biases[:-1]]
+            self._active, self._errors = ([torch.empty(events, width) for width in widths] for _ in range(2))
+            self._passed = self._active
+        self._masks = masks
+        if not masks:
+            self._passed = self._active
+        elif self._passed is self._active:
+            self._passed = [torch.empty_like(active) for active in self._active]
+            self.mask_gradients = {
+                name: MaskGradient(torch.empty(active.shape[1]), torch.empty(active.shape[1]))
+                for name, active in zip(self._names, self._active, strict=True)
+            }

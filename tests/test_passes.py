@@ -1,0 +1,79 @@
+"""The hand-written passes against the network's definition and torch's own gradients, on any shape."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.branch import Branch
+from model.network import Network, NetworkShape
+
+
+@st.composite
+def shapes(draw):
+    """Any network: with and without embeddings, fields, numerics, a bottom MLP, dot products."""
+    dim, numerics = draw(st.sampled_from([0, 1, 4, 5])), draw(st.sampled_from([0, 3]))
+    return NetworkShape(
+        fields=draw(st.integers(0, 4)),
+        numerics=numerics,
+        slots=draw(st.integers(1, 7)),
+        embedding_dim=dim,
+        bottom=draw(st.sampled_from([(), (6,), (5, 7)])) if dim and numerics else (),
+        top=draw(st.sampled_from([(9,), (8, 6), (3, 17, 2)])),
+        interaction=draw(st.sampled_from(["dot", "none"])),
+    )
+
+
+def branch_of(shape: NetworkShape, generator: torch.Generator) -> Branch:
+    network = Network(shape)
+    return Branch(network, {name: torch.randn(s, generator=generator) for name, s in network.shapes.items()})
+
+
+def inputs_of(shape: NetworkShape, events: int, generator: torch.Generator) -> list[torch.Tensor]:
+    widths = [(shape.fields, shape.embedding_dim), (shape.numerics,), (shape.slots,)]
+    return [torch.randn(events, *width, generator=generator) for width in widths]
+
+
+@given(shapes(), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=60)
+def test_values_and_gradients_are_those_of_the_definition(shape, events, masked, seed):
+    generator = torch.Generator().manual_seed(seed)
+    branch = branch_of(shape, generator)
+    alive = {g.name: torch.rand(g.size, generator=generator).round() for g in branch.network.groups} if masked else None
+    for _ in range(2):  # the second time in buffers that are no longer fresh
+        inputs, errors_B = inputs_of(shape, events, generator), torch.randn(events, generator=generator)
+        correction_B = branch.passes.forward(*inputs, alive).clone()
+        gradient_BVD = branch.passes.backward(errors_B)
+
+        parameters = {name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()}
+        vectors_BFD = inputs[0].requires_grad_()
+        masks = {name: m.expand(events, -1).clone().requires_grad_() for name, m in alive.items()} if masked else None
+        expected_B = branch.network.correction(parameters, *inputs, masks)
+        (expected_B * errors_B).sum().backward()
+        torch.testing.assert_close(correction_B, expected_B.detach(), rtol=1e-4, atol=1e-4)
+        for name, gradient in branch.gradients.items():
+            torch.testing.assert_close(gradient, parameters[name].grad, rtol=1e-4, atol=1e-4)
+        if vectors_BFD.numel():
+            torch.testing.assert_close(gradient_BVD[:, : shape.fields], vectors_BFD.grad, rtol=1e-4, atol=1e-4)
+        for name, (mean_U, square_U) in branch.passes.mask_gradients().items() if masked else ():
+            torch.testing.assert_close(mean_U, masks[name].grad.mean(0), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(square_U, masks[name].grad.square().mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_that_of_adam_on_the_mean_loss():
+    shape = NetworkShape(fields=2, numerics=3, slots=4, embedding_dim=4, bottom=(5,), top=(8, 6), interaction="dot")
+    generator = torch.Generator().manual_seed(0)
+    branch = branch_of(shape, generator)
+    parameters = {name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()}
+    optimizer = torch.optim.Adam(parameters.values())
+    for rate, events in ((1e-3, 20), (3e-3, 7), (1e-3, 20)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        branch.passes.forward(*inputs_of(shape, events, generator))
+        branch.passes.backward(torch.randn(events, generator=generator))
+        for name, parameter in parameters.items():
+            parameter.grad = branch.gradients[name] / events
+        branch.step(rate, events)
+        optimizer.step()
+    for name, parameter in branch.parameters.items():
+        torch.testing.assert_close(parameter, parameters[name].detach(), rtol=1e-5, atol=1e-7)
+    assert branch.steps == 3
