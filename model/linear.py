@@ -22,6 +22,7 @@ import torch
 from model import kernels
 
 _LOG_S_RANGE = (-12.0, math.log(2.0))
+_CACHE_LINE_BYTES = 64
 _FIRST_EVENTS = 2_000
 """Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
 
@@ -98,8 +99,12 @@ class BayesianLinear:
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
-    """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every page)."""
-    return torch.from_numpy(np.zeros(shape, dtype))
+    """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every page). They begin where
+    a line of the processor's cache does, so that a row of 32 or 64 bytes costs one line, not two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _CACHE_LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE_BYTES
+    return torch.from_numpy(memory[start : start + size].view(dtype).reshape(shape))
 
 
 def contributions(
