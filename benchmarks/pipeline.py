@@ -159,7 +159,7 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
         times["learn"] += watch.lap()
         losses_B = trainer.prequential.update(logits_B, batch.labels_B)
         times["score"] += watch.lap()
-        signals = trainer.signals.compute(features, batch.labels_B, logits_B, losses_B)
+        signals = trainer.signals.compute(features, batch, trainer.learner.experts_BE, logits_B, losses_B)
         monitor.update(signals, trainer.events - len(batch), batch.times_s_B)
         times["detect"] += watch.lap()
         if trainer.events - published_at >= publication.every_events:

@@ -107,6 +107,8 @@ class Learner:
         self.learned_multiply_adds = 0.0
         """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
         network."""
+        self.experts_BE = np.empty((0, len(config.half_lives_events) + 1), np.float32)
+        """Logits that the experts of the lead had of the batch learned last, before it was learned."""
         self.events = 0
         self._losses = np.zeros(3)  # of the network that is being pruned, and beside it of the lead and of `unpruned`
         if narrow_ratio is not None:
@@ -170,6 +172,7 @@ class Learner:
             for table, rows_U in changed.items():
                 follower.mark(table, rows_U)
         self.events += events
+        self.experts_BE = experts_BE
         return logits_B
 
     def _deep(

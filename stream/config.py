@@ -22,7 +22,7 @@ from model.learner import LearnerConfig
 from pruning.policy import PruningConfig
 from serving.server import ServeConfig
 from serving.store import StoreConfig
-from stream.connection import KafkaConfig
+from stream.connection import KafkaConfig, is_topic
 from stream.drift import DriftConfig
 from stream.errors import ConfigError
 from stream.snapshot import SnapshotConfig
@@ -54,6 +54,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     serve: ServeConfig = ServeConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    def __post_init__(self) -> None:
+        topic, others = self.drift.topic, (self.kafka.topic, self.kafka.dead_letters)
+        if topic and (topic in others or not is_topic(topic)):
+            raise ConfigError("drift.topic", f"must be the name of another topic than {' and '.join(others)}", topic)
 
     def events_schema(self) -> Schema:
         """The schema, for those who read events."""

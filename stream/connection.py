@@ -129,6 +129,11 @@ class Record(NamedTuple):
     value: bytes | None
 
 
+def is_topic(name: str) -> bool:
+    """Whether a topic may be called so."""
+    return bool(_TOPIC.fullmatch(name))
+
+
 def connect(kind: type[_Client], config: KafkaConfig, **settings: Any) -> _Client:
     """A client that a broker has answered. Waits for one, and says so; `BrokerError` after `connect_timeout_s`."""
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):

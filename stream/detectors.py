@@ -31,11 +31,11 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     detector: str = "PageHinkley"
     """Any class of `river.drift` or `river.drift.binary`. HDDMA and HDDMW are 10 times slower than the others, KSWIN
     500 times."""
-    signal: str = "excess_loss"
+    signal: str = "staleness"
     """One of those in `stream.signals`. Detectors of `river.drift.binary` need one of zeros and ones: label."""
     direction: Literal["up", "down", "both"] | None = None
-    """Changes of the mean that count. None: up for log_loss and excess_loss, which fall whenever the model learns, and
-    for unseen and stability; else both."""
+    """Changes of the mean that count. None: up for staleness, excess_loss and log_loss, which fall whenever the model
+    learns, and for unseen and stability; else both."""
     parameters: dict[str, bool | int | float | str | None] = {}
     """Parameters of the River class; those left out are River's defaults, but `seed`, which is 0. The threshold of
     PageHinkley is calibrated unless it stands here."""
@@ -51,7 +51,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def counts(self) -> Literal["up", "down", "both"]:
         """The direction, resolved: up, down or both."""
-        rising = ("log_loss", "excess_loss", "unseen", "stability")
+        rising = ("staleness", "log_loss", "excess_loss", "unseen", "stability")
         return self.direction or ("up" if self.signal.partition(":")[0] in rising else "both")
 
     @property
@@ -80,6 +80,51 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         except (ValueError, TypeError, OverflowError) as error:
             rule = f"River's {self.detector} refuses them ({error})"
             raise ConfigError("drift.detectors.parameters", rule, self.parameters) from error
+
+
+def next_change(
+    detector: base.DriftDetector | base.BinaryDriftDetector, values: list[float], start: int = 0
+) -> int | None:
+    """Let it read `values` from `start` on until it notices a change: the index of that; None: it has read them all."""
+    if type(detector) is drift.PageHinkley:
+        return _page_hinkley(detector, values, start)
+    update = detector.update
+    for index in range(start, len(values)):
+        update(values[index])
+        if detector.drift_detected:
+            return index
+    return None
+
+
+def _page_hinkley(detector: drift.PageHinkley, values: list[float], start: int) -> int | None:
+    """River's own `update`, value by value and bit for bit, without the calls: several times as fast."""
+    if detector.drift_detected:
+        detector._reset()
+    mean, threshold, alpha, delta = detector._x_mean, detector.threshold, detector.alpha, detector.delta
+    events, center, least = mean.n, mean._mean, detector.min_instances
+    increase, decrease = detector._sum_increase, detector._sum_decrease
+    lowest, highest = detector._min_increase, detector._max_decrease
+    up, down = (math.inf if detector.mode == way else threshold for way in ("down", "up"))
+    found = None
+    for index in range(start, len(values)):
+        value = values[index]
+        events += 1.0
+        center += 1.0 / events * (value - center)
+        deviation = value - center
+        increase = alpha * increase + deviation - delta
+        decrease = alpha * decrease + deviation + delta
+        if increase < lowest:
+            lowest = increase
+        if decrease > highest:
+            highest = decrease
+        if (increase - lowest > up or highest - decrease > down) and events >= least:
+            found = index
+            break
+    mean.n, mean._mean = events, center
+    detector._sum_increase, detector._sum_decrease = increase, decrease
+    detector._min_increase, detector._max_decrease = lowest, highest
+    detector._drift_detected = found is not None
+    return found
 
 
 def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 from stream.detectors import DetectorConfig
 from stream.drift_watch import Change, Watch
 from stream.errors import ConfigError
+from stream.signals import OF_THE_NETWORK
 
 log = logging.getLogger("niwaki")
 
@@ -28,8 +29,11 @@ log = logging.getLogger("niwaki")
 class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is watched, and when not (the `[drift]` section)."""
 
-    detectors: tuple[DetectorConfig, ...] = msgspec.field(default_factory=lambda: (DetectorConfig(),))
-    """Any number of detectors."""
+    detectors: tuple[DetectorConfig, ...] = (DetectorConfig(), DetectorConfig(signal="adjusted_label"))
+    """Any number of detectors. The first of the default ones sees when what has been learned no longer holds, the
+    second small steps of the click rate, which the model learns away before they show elsewhere."""
+    topic: str = ""
+    """Kafka topic to which each drift is written, one JSON object with the fields of `Drift`; "": none."""
     agree: Literal["any", "all"] | int = "any"
     """How many of them must notice for a drift: any one, all, or at least so many, 1 .. the number of detectors."""
     within_events: int = 2_000
@@ -98,82 +102,94 @@ class DriftMonitor:
         self.config = config
         calibrated = sum(one.calibrated for one in config.detectors)
         expected_events = config.expected_events_between_false_alarms * calibrated  # together they keep to it
-        self._watches = [Watch(one, expected_events, config.calibration_events) for one in config.detectors]
-        self._quiet_left_events = config.quiet_events
+        self._watches = [
+            Watch(one, expected_events, config.calibration_events, config.quiet_events) for one in config.detectors
+        ]
         self._votes: dict[int, Drift] = {}
         self._watched_events = self._drifts = 0
 
     def update(self, signals: Mapping[str, np.ndarray], first_event: int, times_s_B: np.ndarray) -> list[Drift]:
         """Read the signals, (B,) each, of the events from `first_event` on, and their times; new drifts in order.
+        A detector whose signal is not among them waits.
 
         Where several detectors must agree, each has a `Drift` of its own, at the event where it noticed.
         """
-        for signal in {watch.config.signal for watch in self._watches}:
-            if not np.isfinite(signals[signal]).all():
+        for signal, values_B in signals.items():
+            if not np.isfinite(values_B).all():
                 raise ValueError(f"signal {signal} is not finite in the batch from event {first_event} on")
+        reading = [(place, one) for place, one in enumerate(self._watches) if one.config.signal in signals]
+        for watch in self._watches:
+            if watch.config.signal not in signals:
+                watch.wait(len(times_s_B))
         drifts: list[Drift] = []
         start, size = 0, len(times_s_B)
-        while True:
-            skipped = min(self._quiet_left_events, size - start)
-            self._quiet_left_events -= skipped
-            start += skipped
-            if start == size:
-                return drifts
-            stop = min([size, *(start + room for watch in self._watches if (room := watch.settle()))])
+        while reading and start < size:
+            stop = min([size, *(start + room for _, watch in reading if (room := watch.settle()))])
+            watching = [watch for _, watch in reading if watch.watching]
             noticed = [
                 (start + index, place, change)
-                for place, watch in enumerate(self._watches)
-                for index, change in watch.read(signals[watch.config.signal][start:stop].tolist())
+                for place, watch in reading
+                for index, change in watch.read(signals[watch.config.signal][start:stop])
             ]
             at = self._agreed(noticed, first_event, times_s_B)
             stop = stop if at is None else at + 1
-            if all(watch.watching for watch in self._watches):
-                self._watched_events += stop - start
+            self._watched_events += (stop - start) * bool(watching)
+            for watch in watching:
+                watch.watched_events += stop - start
             if at is not None:
                 drifts += sorted(self._votes.values(), key=lambda vote: vote.event)
                 self._drifts += 1
+                for place in self._votes:
+                    self._watches[place].alarms += 1
                 self.reset()  # what was read or noticed beyond that event lies in the quiet period
+                for watch in self._watches:
+                    if watch.config.signal not in signals:
+                        watch.wait(size - stop)
             start = stop
+        return drifts
 
-    def reset(self, hold_events: int | None = None) -> None:
-        """Forget everything but the noise of the stream, and read nothing for `hold_events` (None: `quiet_events`):
-        the loss is about to jump."""
-        self._quiet_left_events = self.config.quiet_events if hold_events is None else hold_events
-        self._votes = {}
-        for watch in self._watches:
+    def reset(self, hold_events: int | None = None, *, exchanged: bool = False) -> None:
+        """Forget everything but the noise of the stream, and read nothing for `hold_events` (None: `quiet_events`).
+        `exchanged`: another network predicts from now on, whose loss is another; what does not depend on it goes on."""
+        for place, watch in enumerate(self._watches):
+            if exchanged and watch.config.signal not in OF_THE_NETWORK:
+                continue
+            self._votes.pop(place, None)
+            watch.quiet_left_events = self.config.quiet_events if hold_events is None else hold_events
             watch.reset()
 
     def achieved(self) -> dict[str, Any]:
-        """What was asked for and what came of it: expected events between false alarms, the events watched, the drifts
-        noticed in them (false ones and true ones), and what each calibrated detector was set to."""
+        """What was asked for and what came of it: expected events between false alarms, the events in which at least
+        one detector watched, the drifts noticed in them (false ones and true ones), and the same of each detector with
+        what calibration has set it to."""
         return {
             "expected_events_between_false_alarms": self.config.expected_events_between_false_alarms,
             "watched_events": self._watched_events,
             "drifts": self._drifts,
-            "detectors": [watch.calibration() for watch in self._watches if watch.levels],
+            "detectors": [watch.achieved() for watch in self._watches],
         }
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that later drifts depend on, as one array of bytes."""
-        watches = [[_key(watch.config), watch.state()] for watch in self._watches]
+        watches = [[_key(watch.config), watch.quiet_left_events, watch.state()] for watch in self._watches]
         votes = [[place, list(vote)] for place, vote in self._votes.items()]
-        state = {"river": version("river"), "quiet": self._quiet_left_events, "watches": watches, "votes": votes}
+        state = {"river": version("river"), "watches": watches, "votes": votes}
         state["counts"] = [self._watched_events, self._drifts]
         return {"detectors": np.frombuffer(msgspec.msgpack.encode(state), np.uint8).copy()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Go on exactly where `state` was taken."""
         state = msgspec.msgpack.decode(arrays["detectors"].tobytes())
-        self._quiet_left_events = state["quiet"]
         self._watched_events, self._drifts = state["counts"]
-        kept = dict(state["watches"]) if state["river"] == version("river") else {}
+        kept = {key: one for key, *one in state["watches"]}
         for watch in self._watches:
             watch.reset()
-            if _key(watch.config) in kept:
-                watch.restore(kept[_key(watch.config)])
+            watch.quiet_left_events, detector = kept.get(_key(watch.config), (self.config.quiet_events, None))
+            if detector and state["river"] == version("river"):
+                watch.restore(detector)
             else:
                 log.warning("the snapshot has no %s on %s for this River: it begins anew", *watch.name)
-        if [key for key, _ in state["watches"]] == [_key(watch.config) for watch in self._watches]:
+        if [key for key, *_ in state["watches"]] == [_key(watch.config) for watch in self._watches]:
             self._votes = {place: Drift(*vote) for place, vote in state["votes"]}
 
     def _agreed(self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray) -> int | None:

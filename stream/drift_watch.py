@@ -2,19 +2,19 @@
 
 In: values of one signal, in order. Out: changes, each with its size, how far that can be trusted, and whether it came
 at once. The first `calibration_events` that it reads, and those after each reset, are the calm stretch that its
-sensitivity follows from; before the first of them is over it notices nothing. After a reset the first 4,096 events say
-what the mean is now: compared with a mean of fewer, noise would look like drift.
+sensitivity follows from; before the first of them is over it notices nothing. After a reset the first 8,192 events say
+what mean and spread are now: compared with a mean of fewer, noise would look like drift.
 """
 
 import logging
 import math
 from collections import deque
-from itertools import accumulate
+from statistics import median_low
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.detectors import DetectorConfig
+from stream.detectors import DetectorConfig, next_change
 from stream.drift_calibration import SLACK, cusum_threshold
 from stream.drift_state import freeze, thaw
 
@@ -23,7 +23,8 @@ log = logging.getLogger("niwaki")
 _RECENT_EVENTS = 4_096  # how far back a change that was just noticed may have begun
 _LEAST_EVENTS = 64  # and how far back at least: a few outliers are not a change
 _ABRUPT_EVENTS = 1_000
-_BASE_EVENTS = 4_096  # that a mean is taken of before a calibrated detector compares with it
+_BASE_EVENTS = 8_192  # that mean and spread are taken of before a calibrated detector compares with them
+_KEPT_HEIGHTS = 5  # calibrations that the present threshold is a median of
 _PIECES = 16  # of a stretch, to see how far its mean can be trusted
 
 
@@ -46,14 +47,21 @@ class Change(NamedTuple):
 class Watch:
     """A detector, and the sums that say by how much its signal has changed."""
 
-    def __init__(self, config: DetectorConfig, expected_events: int, calibration_events: int):
-        """`expected_events`: between false alarms, to calibrate to; 0: not calibrated."""
+    def __init__(self, config: DetectorConfig, expected_events: int, calibration_events: int, quiet_events: int):
+        """`expected_events`: between false alarms, to calibrate to; 0: not calibrated. `quiet_events`: that it does
+        not read at first."""
         self.config = config
         self.name = (config.detector, config.signal)
         self.levels: dict[str, float] = {}
         """The parameters found by calibration."""
-        self._expected_events = expected_events if config.calibrated else 0
-        self._calibration_events = calibration_events if self._expected_events else 0
+        self.quiet_left_events = quiet_events
+        self.watched_events = 0
+        """Those in which it could notice something."""
+        self.alarms = 0
+        """Drifts that it had a part in."""
+        self.expected_events = expected_events if config.calibrated else 0
+        self._calibration_events = calibration_events if self.expected_events else 0
+        self._heights: list[float] = []
         self.reset()
 
     def reset(self) -> None:
@@ -67,23 +75,34 @@ class Watch:
     @property
     def watching(self) -> bool:
         """Whether it can notice anything yet."""
-        return not self._expected_events or (bool(self.levels) and not self._base_left_events)
+        calibrated = not self.expected_events or (bool(self.levels) and not self._base_left_events)
+        return calibrated and not self.quiet_left_events
 
     def settle(self) -> int | None:
-        """Calibrate if the calm stretch is complete. How many events it may read until there is something to settle
-        again; None: any."""
+        """Calibrate if a stretch is complete. How many events it may read until there is something to settle again;
+        None: any."""
         if self._calm and not self._calm_left_events:
             self._calibrate(np.concatenate(self._calm).astype(np.float64))
             self._calm = []
-        return min(filter(None, (self._calm_left_events, self._base_left_events)), default=None)
+        lefts = (
+            (self.quiet_left_events,) if self.quiet_left_events else (self._calm_left_events, self._base_left_events)
+        )
+        return min(filter(None, lefts), default=None)
 
-    def read(self, values: list[float]) -> list[tuple[int, Change]]:
-        """Read on, and return the changes that count, each with its index."""
-        start, changes = 0, []
+    def wait(self, events: int) -> None:
+        """Let events pass unread."""
+        self.quiet_left_events = max(self.quiet_left_events - events, 0)
+
+    def read(self, values_B: np.ndarray) -> list[tuple[int, Change]]:
+        """Read on, at most as many as `settle` allows, and return the changes that count, each with its index."""
+        if self.quiet_left_events:
+            self.wait(len(values_B))
+            return []
+        start, changes, values = 0, [], values_B.tolist()
         while start < len(values):
-            at = self._next_change(values, start) if self.watching else None
+            at = next_change(self._detector, values, start) if self.watching else None
             stop = len(values) if at is None else at + 1
-            self._take(values[start:stop])
+            self._take(values_B[start:stop], values[start:stop])
             if at is not None:
                 change = self._measure()
                 self._clear()  # as River's detectors do after a change
@@ -92,9 +111,16 @@ class Watch:
             start = stop
         return changes
 
-    def calibration(self) -> dict[str, Any]:
-        """What it was set to."""
-        return {"detector": self.config.detector, "signal": self.config.signal} | self.levels
+    def achieved(self) -> dict[str, Any]:
+        """What was asked of it and what came of it; `parameters` are those found by calibration."""
+        return {
+            "detector": self.config.detector,
+            "signal": self.config.signal,
+            "expected_events_between_false_alarms": self.expected_events or None,
+            "watched_events": self.watched_events,
+            "drifts": self.alarms,
+            "parameters": self.levels,
+        }
 
     def state(self) -> dict[str, Any]:
         """Everything, for a snapshot."""
@@ -104,11 +130,14 @@ class Watch:
             "recent": np.array(self._recent).tobytes(),
             "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
             "levels": self.levels,
+            "heights": self._heights,
+            "counts": [self.watched_events, self.alarms],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo `state`."""
-        self.levels = state["levels"]
+        self.levels, self._heights = state["levels"], state["heights"]
+        self.watched_events, self.alarms = state["counts"]
         self.reset()
         thaw(self._detector, state["detector"])
         self._events, self._total, self._squares = state["sums"]
@@ -120,42 +149,49 @@ class Watch:
         self._events, self._total, self._squares = 0, 0.0, 0.0
         self._recent: deque[float] = deque(maxlen=_RECENT_EVENTS)
 
-    def _next_change(self, values: list[float], start: int) -> int | None:
-        detector, update = self._detector, self._detector.update
-        for index in range(start, len(values)):
-            update(values[index])
-            if detector.drift_detected:
-                return index
-        return None
-
-    def _take(self, values: list[float]) -> None:
+    def _take(self, values_B: np.ndarray, values: list[float]) -> None:
         self._events += len(values)
-        # one after the other, so that sums do not depend on where a batch ends (numpy's and Python's own do)
-        self._total = deque(accumulate(values, initial=self._total), maxlen=1)[0]
-        self._squares = deque(accumulate((value * value for value in values), initial=self._squares), maxlen=1)[0]
+        # `cumsum` adds one after the other, so sums do not depend on where a batch ends (those of `sum` do)
+        self._total = float(np.cumsum(np.append(self._total, values_B))[-1])
+        self._squares = float(np.cumsum(np.append(self._squares, values_B * values_B))[-1])
         self._recent.extend(values)
         if self._calm_left_events:
-            self._calm.append(np.array(values, np.float32))
+            self._calm.append(values_B.astype(np.float32))
             self._calm_left_events -= len(values)
         if self._base_left_events:
             self._begin_with(values)
             self._base_left_events -= len(values)
+            if not self._base_left_events:
+                self._set(self._deviation)
+
+    @property
+    def _deviation(self) -> float:
+        """Standard deviation since the last reset."""
+        return math.sqrt(max(self._squares / self._events - (self._total / self._events) ** 2, 0.0))
 
     def _calibrate(self, calm_E: np.ndarray) -> None:
-        """Be as sensitive as the stretch that has just been read allows."""
+        """Be as sensitive as the stretch that has just been read allows. Of later stretches the median counts, the
+        lower one of two: a change within one of them must not make it deaf."""
         deviation = float(calm_E.std())
         if not deviation:
             return  # nothing to be learned of a constant; the next stretch may say more
         slack = float(self.config.parameters.get("delta", SLACK * deviation))
-        threshold = cusum_threshold(calm_E, slack, self.config.counts, self._expected_events)
+        threshold = cusum_threshold(calm_E, slack, self.config.counts, self.expected_events)
+        self._heights = [*self._heights[1 - _KEPT_HEIGHTS :], threshold / deviation]
         first = not self.levels
-        self.levels = {"delta": slack, "threshold": threshold}
+        self._set(deviation)
         if first:
             self._detector = self.config.build(self.levels)
-            self._begin_with(calm_E.tolist())
-        else:  # it goes on, as sensitive as the new stretch allows
-            vars(self._detector).update(self.levels)
+            self._begin_with(calm_E[-_BASE_EVENTS:].tolist())
         log.info("%s on %s calibrated: %s", *self.name, ", ".join(f"{n} {v:.3g}" for n, v in self.levels.items()))
+
+    def _set(self, deviation: float) -> None:
+        """Set the detector for a signal of this standard deviation; it goes on from where it is."""
+        if not deviation:
+            return
+        slack = float(self.config.parameters.get("delta", SLACK * deviation))
+        self.levels = {"delta": slack, "threshold": float(median_low(self._heights)) * deviation}
+        vars(self._detector).update(self.levels)
 
     def _begin_with(self, values: list[float]) -> None:
         """Tell PageHinkley what the mean is, and no more."""

@@ -18,7 +18,7 @@ def page(data: dict[str, Any], summary: Sequence[tuple[str, str]], drawn: Sequen
     """The whole page."""
     true_drifts = bool(data["true_drifts"])
     drift_head = ("true drift at", "what", "detected at", "events late") if true_drifts else ("detected at",)
-    drift_head += ("by", "mean before \u2192 after", "next cut at")
+    drift_head += ("by", "mean before \u2192 after", "since", "next cut at")
     groups = list(data["sparsity_by_layer"])
     prunings = [
         (f"{cut['event']:,}", *(f"{cut['kept'][group]:,}" for group in groups), of_dense(cut, data))
@@ -89,9 +89,13 @@ def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
 
     def noticed(event: int) -> tuple[str, ...]:
         by = "; ".join(f"{drift['detector']} on {drift['signal'].replace('_', ' ')}" for drift in detections[event])
-        change = "; ".join(f"{number(drift['before'])} \u2192 {number(drift['after'])}" for drift in detections[event])
+        change = "; ".join(
+            f"{number(drift['before'])} \u2192 {number(drift['after'])} \u00b1 {number(drift['error'])}"
+            for drift in detections[event]
+        )
+        since = "; ".join(f"{drift['began']:,}, {drift['kind']}" for drift in detections[event])
         cut = next((f"{at:,}" for at in cuts if at > event), "")
-        return by, change, cut
+        return by, change, since, cut
 
     if not data["true_drifts"]:
         return [(f"{event:,}", *noticed(event)) for event in detections]

@@ -4,7 +4,7 @@ In: a source of events, a trainer, a store. Out: a fresh sparse checkpoint in th
 on disk, metrics. Each event changes the model exactly once: positions are saved with the model, in one file, and a
 restart seeks to them. To save:
 
-    1. dead letters are flushed: what will not be read again is safe elsewhere
+    1. dead letters are flushed: what will not be read again is safe elsewhere; so are notices of drifts
     2. the snapshot is written, synced and renamed into place
     3. offsets are committed to Kafka, which only dashboards read
 """
@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+
+import msgspec
 
 from model.features import Schema
 from pruning.policy import Move
@@ -26,6 +28,7 @@ from stream.intake import Intake, Received
 from stream.publisher import Publisher
 from stream.reader import Reader, Reading, Reads
 from stream.reader_process import ReaderProcess
+from stream.sink import Outbox
 from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
 from stream.telemetry import Telemetry
 from stream.trainer import Publication, Step, Trainer
@@ -48,12 +51,14 @@ class Pipeline:
         telemetry: Telemetry,
         snapshot: SnapshotConfig,
         committer: Committer | None = None,
+        drifts: Outbox | None = None,
         on_step: Callable[[Step], None] = lambda step: None,
     ):
-        """`committer`: shows dashboards how far the stream has been saved. `on_step` is called after each batch, for a
-        progress bar or a history."""
+        """`committer`: shows dashboards how far the stream has been saved. `drifts` is told of each drift. `on_step` is
+        called after each batch, for a progress bar or a history."""
         self.trainer, self.store, self.telemetry, self._topic = trainer, store, telemetry, reader.topic
-        self._dead_letters, self._snapshot, self._committer, self._on_step = dead_letters, snapshot, committer, on_step
+        self._dead_letters, self._drifts, self._snapshot = dead_letters, drifts, snapshot
+        self._committer, self._on_step = committer, on_step
         training = trainer.config
         self.intake = Intake(
             reader,
@@ -119,10 +124,11 @@ class Pipeline:
             self._save()
 
     def _save(self) -> None:
-        """See the steps above. While dead letters can't be delivered nothing is saved: they will be, and then it is."""
+        """See the steps above. While a message of 1 can't be delivered nothing is saved: it will be, and then it is."""
         self._saved_s, self._save_next = time.monotonic(), False
         try:
-            self._dead_letters.flush()  # 1
+            for outbox in filter(None, (self._dead_letters, self._drifts)):  # 1
+                outbox.flush()
         except BrokerError as error:
             log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
             return
@@ -144,15 +150,18 @@ class Pipeline:
         telemetry.evaluated("learning", trainer.prequential.last)
         telemetry.evaluated("served", self.publication.evaluation.last)
         for drift in step.drifts:
-            telemetry.drift(drift.detector, drift.signal)
+            sizes = {"before": drift.before, "after": drift.after, "error": drift.error}
+            telemetry.drift(drift.detector, drift.signal, **sizes)
+            if self._drifts:
+                self._drifts.put(msgspec.json.encode(drift._asdict()))
             log.info(
-                "drift at event %d: %s of %s from %.4f to %.4f",
-                drift.event,
-                drift.detector,
-                drift.signal,
-                drift.before,
-                drift.after,
+                "drift at event %d, event time %.3f s: %s, since event %d; %s of %s from %.4f to %.4f, error %.4f",
+                *(drift.event, drift.time_s, drift.kind, drift.began, drift.detector, drift.signal),
+                *sizes.values(),
             )
+        for one in trainer.monitor.achieved()["detectors"]:
+            expected_events = one["expected_events_between_false_alarms"]
+            telemetry.watched(one["detector"], one["signal"], one["watched_events"], expected_events=expected_events)
         if step.move is Move.STAY:
             return
         telemetry.phase(step.phase)
@@ -197,6 +206,7 @@ def open_pipeline(config: Config, on_step: Callable[[Step], None] = lambda step:
             telemetry=telemetry,
             snapshot=config.snapshot,
             committer=committer,
+            drifts=stack.enter_context(Outbox(config.kafka, config.drift.topic)) if config.drift.topic else None,
             on_step=on_step,
         )
         stack.enter_context(closing(pipeline.publisher))

@@ -65,6 +65,7 @@ def report_data(
         "windows": history.windows,
         "phases": history.phases,
         "drifts": history.drifts,
+        "detection": trainer.monitor.achieved(),
         "prunings": history.prunings,
         "true_drifts": _matched([drift for drift in true_drifts if drift["event"] < trainer.events], history),
     }
@@ -86,6 +87,7 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ("click rate", percent(served["base_rate"])),
         ("true drifts", events_of(true_drifts) if true_drifts else "none known"),
         ("detected drifts", events_of(data["drifts"]) + _delays(true_drifts)),
+        ("drift detection", _achieved(data["detection"])),
         ("phases", _phases(data)),
         ("newly pruned networks at", events_of(data["prunings"])),
         (
@@ -155,6 +157,13 @@ def _delays(true_drifts: Sequence[Mapping[str, Any]]) -> str:
         return ""
     late = f", {listed(found)} events late" if found else ""
     return f": {len(found)} of {len(delays)} true ones{late}"
+
+
+def _achieved(detection: Mapping[str, Any]) -> str:
+    """What was asked for and what came of it."""
+    asked = detection["expected_events_between_false_alarms"]
+    bound = f"; false alarms asked for: one in {asked:,} events" if asked else ""
+    return f"{detection['drifts']:,} noticed in {detection['watched_events']:,} events watched{bound}"
 
 
 def _phases(data: dict[str, Any]) -> str:

@@ -1,28 +1,37 @@
 """Signals: what drift detectors watch, one value for each event, by name.
 
 In: a batch as the model reads it, and how it was predicted before it was learned. Out: an array for each signal that
-some detector asked for; no other is computed. Signals of a column have it in their name, as `unseen:c_item`. Their
-memory is bounded: one bit for each row of a field's table, or 64 shares for each column.
+some detector asked for; no other is computed, nor one that can't be told yet. Signals of a column have it in their
+name, as `unseen:c_item`. Their memory is bounded: one bit for each row of a field's table, or 64 shares for each
+column.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 import numpy as np
 
 from model.encoder import Features
-from model.features import Schema
+from model.features import EventBatch, Schema
 from stream.errors import ConfigError
 
 SIGNALS = {
     "excess_loss": "log loss less the entropy of the prediction, nats: 0 on average as long as the model is calibrated,"
     " whatever the time of day and however far it has learned",
+    "staleness": "the prediction's error times what the slowest expert's logit has above that of the next one, in units"
+    " of its own spread: 0 on average as long as the prediction is calibrated, above it where what was learned long ago"
+    " no longer holds",
     "log_loss": "of the prediction made before the event was learned, nats",
     "calibration_error": "that prediction minus the label",
     "label": "the label",
+    "adjusted_label": "the label less what is usual at its hour of the day (UTC), beyond the mean: what is usual is"
+    " learned in the first day of event time, and the detectors wait for it. Events without a time: the label",
     "prediction": "that prediction",
 }
 """What a detector can be set on: name and meaning."""
+OF_THE_NETWORK = ("excess_loss", "staleness", "log_loss", "calibration_error", "prediction")
+"""Those that jump when the network is exchanged; the others do not see it."""
 FIELD_SIGNALS = {
     "unseen": "1 where the column has a value that no event before had, else 0; for embedded fields",
     "stability": "how much more often lately than in the long run the column's value occurs, as a logarithm, whose mean"
@@ -34,6 +43,10 @@ _BUCKETS = 64
 _QUANTILES = np.linspace(0, 1, 16)[1:-1]
 _FIRST_EVENTS = 2_048
 _LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
+_SPREAD_HALF_LIFE_EVENTS, _OUTLIER = 10_000.0, 8.0
+_DAY_S, _HOUR_S = 86_400.0, 3_600.0
+_COURSE_HALF_LIFE_S = 7 * _DAY_S
+_COURSE_PRIOR_EVENTS = 500
 
 
 def check_signal(name: str) -> None:
@@ -56,6 +69,8 @@ class Signals:
         self._rows = rows
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
+        self._scale = _Scale()
+        self._course = _Course()
         self._place: dict[str, int] = {}
         for name in self._names:
             check_signal(name)
@@ -73,9 +88,18 @@ class Signals:
             self._place[column] = fields.index(column) if column in fields else schema.numeric.index(column)
 
     def compute(
-        self, features: Features, labels_B: np.ndarray, logits_B: np.ndarray, losses_B: np.ndarray
+        self,
+        features: Features,
+        batch: EventBatch,
+        experts_BE: np.ndarray,
+        logits_B: np.ndarray,
+        losses_B: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """float64 (B,) by name. Call it once a batch, in order."""
+        """float64 (B,) by name; what can't be told yet is left out. Call it once a batch, in order.
+
+        `experts_BE`: logits of the experts, of which `logits_B` are mixed.
+        """
+        labels_B = batch.labels_B
         logits_B = logits_B.astype(np.float64)
         predictions_B = 1 / (1 + np.exp(-logits_B))
         errors_B = predictions_B - labels_B
@@ -90,6 +114,15 @@ class Signals:
                 signals[name] = errors_B
             elif kind == "label":
                 signals[name] = labels_B.astype(np.float64)
+            elif kind == "staleness":
+                apart_B = experts_BE[:, 0].astype(np.float64) - experts_BE[:, 1]
+                scaled_B = self._scale.update(errors_B * apart_B)
+                if scaled_B is not None:
+                    signals[name] = scaled_B
+            elif kind == "adjusted_label":
+                usual_B = self._course.update(labels_B.astype(np.float64), batch.times_s_B)
+                if usual_B is not None:
+                    signals[name] = labels_B - usual_B
             elif kind == "prediction":
                 signals[name] = predictions_B
             elif kind == "unseen":
@@ -105,7 +138,7 @@ class Signals:
         arrays = {f"unseen:{column}": np.packbits(seen) for column, seen in self._seen.items()}
         for column, shares in self._shares.items():
             arrays |= {f"stability:{column}:{name}": array for name, array in shares.state().items()}
-        return arrays
+        return arrays | {"scale": self._scale.state(), "course": self._course.state()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Undo `state`; what is not among the arrays begins anew."""
@@ -116,6 +149,9 @@ class Signals:
             prefix = f"stability:{column}:"
             if found := {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}:
                 shares.restore(found)
+        for name, part in (("scale", self._scale), ("course", self._course)):
+            if name in arrays:
+                part.restore(arrays[name])
 
     def _unseen(self, features: Features, column: str) -> np.ndarray:
         """Two values that are hashed to one row count as one. Missing is seen from the start."""
@@ -165,3 +201,58 @@ class _Shares:
         if not self.binned:
             return values_B % _BUCKETS
         return np.where(np.isnan(values_B), _BUCKETS - 1, np.searchsorted(self._edges, values_B))
+
+
+class _Scale:
+    """The spread of a signal lately, to measure it by."""
+
+    def __init__(self):
+        self._sums_2 = np.zeros(2)  # of squares, and of events; they fade
+
+    def update(self, values_B: np.ndarray) -> np.ndarray | None:
+        """(B,) in units of the root mean square of before the batch, outliers cut off; None: there is none."""
+        squares, events = self._sums_2
+        spread = math.sqrt(squares / max(events, 1.0))
+        fade = 0.5 ** (len(values_B) / _SPREAD_HALF_LIFE_EVENTS)
+        self._sums_2 = self._sums_2 * fade + [np.dot(values_B, values_B), len(values_B)]
+        return np.clip(values_B / spread, -_OUTLIER, _OUTLIER) if spread else None
+
+    def state(self) -> np.ndarray:
+        return self._sums_2.copy()
+
+    def restore(self, state: np.ndarray) -> None:
+        self._sums_2 = state.copy()
+
+
+class _Course:
+    """How the label goes with the hour of the day, so that a daily cycle is known (seasonal adjustment)."""
+
+    def __init__(self):
+        self._counts_2H = np.zeros((2, 24))  # sums of labels, and events; they fade with event time
+        self._first_s = self._last_s = math.nan
+
+    def update(self, labels_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray | None:
+        """(B,) what the label usually has at each event's hour beyond its mean, by what was known before the batch;
+        None within the first day."""
+        if not times_s_B.any():
+            return np.zeros(len(labels_B))
+        if math.isnan(self._first_s):
+            self._first_s = self._last_s = float(times_s_B[0])
+        known = times_s_B[0] - self._first_s >= _DAY_S
+        hours_B = (times_s_B // _HOUR_S % 24).astype(np.int64)
+        labels, events = self._counts_2H
+        mean = labels.sum() / max(events.sum(), 1.0)
+        # Hours with few events are taken to be like the others.
+        usual_H = (labels + _COURSE_PRIOR_EVENTS * mean) / (events + _COURSE_PRIOR_EVENTS) - mean
+        last_s = max(float(times_s_B.max()), self._last_s)
+        self._counts_2H *= 0.5 ** ((last_s - self._last_s) / _COURSE_HALF_LIFE_S)
+        self._counts_2H += [np.bincount(hours_B, labels_B, 24), np.bincount(hours_B, minlength=24)]
+        self._last_s = last_s
+        return usual_H[hours_B] if known else None
+
+    def state(self) -> np.ndarray:
+        return np.append(self._counts_2H, [self._first_s, self._last_s])
+
+    def restore(self, state: np.ndarray) -> None:
+        self._counts_2H = state[:-2].reshape(2, 24).copy()
+        self._first_s, self._last_s = state[-2:].tolist()

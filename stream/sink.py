@@ -1,4 +1,4 @@
-"""Kafka, written to: events by `EventSink`, and by `DeadLetters` what could not be learned from.
+"""Kafka, written to: events by `EventSink`, notices by `Outbox`, and by `DeadLetters` what could not be learned from.
 
 In: bytes. Out: acknowledged by all replicas, or an error; nothing is dropped in silence. Both batch and compress, and
 both hold the caller back when the broker does not keep up.
@@ -102,36 +102,29 @@ class _Letter(NamedTuple):
     def cut(self) -> "_Letter":
         """The beginning of it only, its size in a header."""
         if self.cuts == len(_CUTS_BYTES):
-            raise BrokerError("the dead-letter topic refuses even an empty message as too large")
+            raise BrokerError("the topic refuses even an empty message as too large")
         size = [] if self.cuts else [("value_bytes", str(len(self.value)).encode())]
         return _Letter(None, self.value[: _CUTS_BYTES[self.cuts]], self.headers + size, self.cuts + 1)
 
 
-class DeadLetters:
-    """Keeps what cannot be learned from in a topic of its own, with the headers reason, topic, partition and offset.
+class Outbox:
+    """Keeps messages in a topic of their own, which is made if it is not there. One that can't be delivered is tried
+    again at the next `flush`; a crash between `flush` and the snapshot that follows it can write one twice."""
 
-    A value that this topic refuses as too large is cut, and the header value_bytes says how long it was. A crash
-    between `flush` and the snapshot that follows it can write a letter twice; none is lost.
-    """
-
-    def __init__(self, config: KafkaConfig):
-        self.topic = config.dead_letters
-        ensure_topic(config, self.topic)
-        # Without idempotence: one refused letter must not fail those behind it.
-        self._producer = _producer(config, self.topic, enable_idempotence=False, delivery_timeout_ms=15_000)
+    def __init__(self, config: KafkaConfig, topic: str):
+        self.topic = topic
+        ensure_topic(config, topic)
+        # Without idempotence: one refused message must not fail those behind it.
+        self._producer = _producer(config, topic, enable_idempotence=False, delivery_timeout_ms=15_000)
         self._waiting: list[tuple[_Letter, FutureRecordMetadata]] = []
 
-    def send(self, record: Record, reason: str) -> None:
-        """Hand over one record. It is safe after the next `flush`."""
-        place = {"reason": reason, "topic": record.topic, "partition": record.partition, "offset": record.offset}
-        headers = [(name, str(text).encode(errors="replace")) for name, text in place.items()]
-        self._post(_Letter(record.key, record.value or b"", headers))
-        if len(self._waiting) >= _MAX_LETTERS:
-            self.flush()
+    def put(self, value: bytes) -> None:
+        """Hand over one message. It is safe after the next `flush`."""
+        self._keep(_Letter(None, value, []))
 
     def flush(self) -> None:
         """Wait until all are delivered. Raises `BrokerError` if some are not: the next call tries those again."""
-        with asking(f"dead letters can't be written to {self.topic}"):
+        with asking(f"messages can't be written to {self.topic}"):
             while self._waiting:
                 self._producer.flush(2 * _DELIVERY_S)
                 waiting, self._waiting = self._waiting, []
@@ -160,10 +153,31 @@ class DeadLetters:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _keep(self, letter: _Letter) -> None:
+        self._post(letter)
+        if len(self._waiting) >= _MAX_LETTERS:
+            self.flush()
+
     def _post(self, letter: _Letter) -> None:
-        with asking(f"dead letters can't be written to {self.topic}"):
+        with asking(f"messages can't be written to {self.topic}"):
             sent = self._producer.send(self.topic, letter.value, letter.key, letter.headers)
         self._waiting.append((letter, sent))
+
+
+class DeadLetters(Outbox):
+    """Keeps what cannot be learned from, with the headers reason, topic, partition and offset.
+
+    A value that this topic refuses as too large is cut, and the header value_bytes says how long it was. None is lost.
+    """
+
+    def __init__(self, config: KafkaConfig):
+        super().__init__(config, config.dead_letters)
+
+    def send(self, record: Record, reason: str) -> None:
+        """Hand over one record. It is safe after the next `flush`."""
+        place = {"reason": reason, "topic": record.topic, "partition": record.partition, "offset": record.offset}
+        headers = [(name, str(text).encode(errors="replace")) for name, text in place.items()]
+        self._keep(_Letter(record.key, record.value or b"", headers))
 
 
 def _producer(config: KafkaConfig, topic: str, **settings: object) -> KafkaProducer:

@@ -70,6 +70,18 @@ class Telemetry:
 
         self._phase = self._gauge("niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase")
         self._drifts = self._counter("niwaki_drifts", "Drifts noticed.", "detector", "signal")
+        self._drift_mean = self._gauge(
+            "niwaki_drift_mean", "Mean of the signal before and after the last drift.", "detector", "signal", "side"
+        )
+        self._drift_error = self._gauge(
+            "niwaki_drift_error", "Standard error of the difference of those means.", "detector", "signal"
+        )
+        self._watched = self._gauge(
+            "niwaki_watched_events", "Events in which the detector could notice a drift.", "detector", "signal"
+        )
+        self._expected = self._gauge(
+            "niwaki_expected_events", "Events between false alarms that it is calibrated to.", "detector", "signal"
+        )
         self._prunings = self._counter("niwaki_prunings", "Networks cut.")
         self._forced = self._counter("niwaki_forced_handovers", "Networks that took over though they predicted worse.")
         self._regrowths = self._counter("niwaki_regrowths", "Regrowths of the dense network.")
@@ -129,9 +141,20 @@ class Telemetry:
         for phase in Phase:
             self._phase.labels(str(phase)).set(phase == name)
 
-    def drift(self, detector: str, signal: str) -> None:
-        """A detector fired."""
-        self._drifts.labels(self._bounded("detector", detector), self._bounded("signal", signal)).inc()
+    def drift(self, detector: str, signal: str, *, before: float, after: float, error: float) -> None:
+        """A detector fired: means of its signal before and after, and the standard error of their difference."""
+        labels = self._bounded("detector", detector), self._bounded("signal", signal)
+        self._drifts.labels(*labels).inc()
+        self._drift_mean.labels(*labels, "before").set(before)
+        self._drift_mean.labels(*labels, "after").set(after)
+        self._drift_error.labels(*labels).set(error)
+
+    def watched(self, detector: str, signal: str, events: int, *, expected_events: float | None) -> None:
+        """In so many events a detector could have fired; `expected_events` lie between false alarms if it is
+        calibrated."""
+        labels = self._bounded("detector", detector), self._bounded("signal", signal)
+        self._watched.labels(*labels).set(events)
+        self._expected.labels(*labels).set(math.nan if expected_events is None else expected_events)
 
     def pruned(self, *, forced: bool) -> None:
         """A sparse network was cut out. `forced`: it predicts worse, but its wait was at its bound."""

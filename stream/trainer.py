@@ -235,7 +235,7 @@ class Trainer:
         policy, learner = self.policy, self.learner
         logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events), policy.boost(self.events))
         losses_B = self.prequential.update(logits_B, batch.labels_B)
-        signals = self.signals.compute(features, batch.labels_B, logits_B, losses_B)
+        signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
         drifts = self.monitor.update(signals, first_event, batch.times_s_B)
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)
@@ -321,7 +321,7 @@ class Trainer:
             self.learner.prune(self.policy.masks, self.policy.needs_unpruned)
         elif move is Move.CUT:
             self.learner.cut(self.policy.stays_dense)
-            self.monitor.reset()  # the loss jumps with the network: that is no drift
+            self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
         elif move is Move.REGROW:
             self.learner.regrow()
-            self.monitor.reset()
+            self.monitor.reset(exchanged=True)

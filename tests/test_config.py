@@ -41,10 +41,17 @@ def test_a_file_replaces_what_it_names_and_nothing_else(load):
     assert config.kafka == Config().kafka
 
 
+@pytest.mark.parametrize("topic", ["events", "events.dead-letters", "no such name!"])
+def test_drifts_are_told_in_a_topic_of_their_own(load, topic):
+    with pytest.raises(ConfigError, match="drift.topic: must be the name of another topic than events and events.dead"):
+        load(f'[drift]\ntopic = "{topic}"')
+    assert load('[drift]\ntopic = "drifts"').drift.topic == "drifts"
+
+
 def test_a_list_of_tables_becomes_detectors(load):
     toml = '[[drift.detectors]]\ndetector = "ADWIN"\n[[drift.detectors]]\ndetector = "KSWIN"\nsignal = "prediction"'
     assert [(one.detector, one.signal) for one in load(toml).drift.detectors] == [
-        ("ADWIN", "excess_loss"),
+        ("ADWIN", "staleness"),
         ("KSWIN", "prediction"),
     ]
 

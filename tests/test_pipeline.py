@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from stream.errors import BrokerError, ConfigError, NiwakiError
 from stream.events import encode_arrow, encode_json
 from stream.pipeline import Pipeline, new_reader
 from stream.recording import batch_to_table
-from stream.sink import DeadLetters, EventSink
+from stream.sink import DeadLetters, EventSink, Outbox
 from stream.snapshot import SnapshotConfig
 from stream.telemetry import Telemetry
 from stream.trainer import Publication, Trainer, TrainingConfig
@@ -220,11 +221,16 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
 
 
 def dead_letters(kafka: KafkaConfig, count: int) -> list[tuple[dict[str, str], bytes]]:
+    return read(kafka, kafka.dead_letters, count)
+
+
+def read(kafka: KafkaConfig, topic: str, count: int) -> list[tuple[dict[str, str], bytes]]:
+    """Headers and values of the first `count` messages, at least."""
     from kafka import KafkaConsumer, TopicPartition
 
     consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap_servers, max_partition_fetch_bytes=16 * 2**20)
     try:
-        at = TopicPartition(kafka.dead_letters, 0)
+        at = TopicPartition(topic, 0)
         consumer.assign([at])
         consumer.seek_to_beginning(at)
         letters = []
@@ -234,6 +240,25 @@ def dead_letters(kafka: KafkaConfig, count: int) -> list[tuple[dict[str, str], b
         return letters
     finally:
         consumer.close()
+
+
+def test_each_drift_is_told_in_a_topic_of_its_own_as_the_report_has_it(setting):
+    kafka, *_ = setting
+    outbox = Outbox(kafka, f"{kafka.topic}.drifts")
+    produce(kafka, json_messages(click_events(3000)) + json_messages(click_events(2000, seed=1, flipped=True)))
+    rows = []
+    with (
+        closing(outbox),
+        Running(*setting, drifts=outbox, on_step=lambda step: rows.extend(step.drifts)) as running,
+    ):
+        running.pipeline.run(never, limit_events=5000)
+        shown = running.telemetry.registry.get_sample_value
+        labels = {"detector": "ADWIN", "signal": "log_loss"}
+        assert shown("niwaki_drift_mean", labels | {"side": "after"}) == rows[-1].after
+        assert 0 < shown("niwaki_watched_events", labels) < 5000
+    told = [json.loads(value) for _, value in read(kafka, outbox.topic, len(rows))]
+    assert told == [row._asdict() for row in rows] != []
+    assert 3000 <= told[0]["event"] < 3500
 
 
 def test_while_dead_letters_cannot_be_delivered_no_snapshot_says_that_they_were_read(setting):

@@ -12,7 +12,9 @@ ENCODER = SMALL.encoder(SCHEMA)
 
 def compute(signals: Signals, batch: EventBatch, logits: np.ndarray | None = None) -> dict[str, np.ndarray]:
     logits = np.full(len(batch), -1.0, np.float32) if logits is None else logits
-    return signals.compute(ENCODER.encode(batch), batch.labels_B, logits, log_losses(logits, batch.labels_B))
+    losses = log_losses(logits, batch.labels_B)
+    experts = np.stack([logits, logits / 2, logits], 1)
+    return signals.compute(ENCODER.encode(batch), batch, experts, logits, losses)
 
 
 def signals(*names: str) -> Signals:
@@ -32,6 +34,63 @@ def test_the_excess_loss_is_the_loss_less_the_entropy_of_the_prediction():
     entropies = [binary_entropy(p) for p in values["prediction"]]
     assert values["excess_loss"] == pytest.approx(values["log_loss"] - entropies, abs=1e-6)
     assert values["calibration_error"] == pytest.approx(values["prediction"] - batch.labels_B)
+
+
+def with_times(labels_B: np.ndarray, times_s_B: np.ndarray) -> EventBatch:
+    batch = click_events(len(labels_B))
+    return EventBatch(labels_B.astype(np.float32), times_s_B, batch.categorical, batch.numerics_BN)
+
+
+def test_staleness_is_about_0_for_a_calibrated_model_and_above_it_where_the_slow_expert_is_behind():
+    rng, target = np.random.default_rng(0), signals("staleness")
+    slow, fast = rng.normal(-2, 1, (2, 40_000)).astype(np.float32)
+
+    def mean(truth: np.ndarray, at: slice) -> float:
+        batch = with_times(rng.random(20_000) < 1 / (1 + np.exp(-truth[at])), np.zeros(20_000))
+        experts, losses = np.stack([slow, fast, slow], 1)[at], np.zeros(20_000)
+        values = [
+            target.compute(
+                None, batch.slice(i, i + 500), experts[i : i + 500], slow[at][i : i + 500], losses[i : i + 500]
+            )
+            for i in range(0, 20_000, 500)
+        ]
+        return float(np.mean(np.concatenate([value["staleness"] for value in values if value])))
+
+    assert abs(mean(slow, slice(0, 20_000))) < 0.02
+    assert mean(fast, slice(20_000, 40_000)) > 0.3
+
+
+def test_before_experts_have_differed_there_is_no_staleness():
+    batch = click_events(10)
+    same = np.ones((10, 3), np.float32)
+    target = signals("staleness")
+    assert [target.compute(None, batch, same, same[:, 0], same[:, 0]) for _ in range(3)] == [{}, {}, {}]
+
+
+def adjusted(target: Signals, labels: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+    """The adjusted label, NaN where it can't be told."""
+    values = []
+    for at in range(0, len(labels), 500):
+        batch = with_times(labels[at : at + 500], times_s[at : at + 500])
+        values.append(compute(target, batch).get("adjusted_label", np.full(len(batch), np.nan)))
+    return np.concatenate(values)
+
+
+def test_from_the_second_day_on_the_adjusted_label_has_no_daily_cycle_and_keeps_its_mean():
+    times_s = 1_700_000_000 + np.arange(4 * 86_400) * 1.0
+    rate = 0.2 + 0.15 * np.sin(times_s * 2 * np.pi / 86_400)
+    labels = np.random.default_rng(0).random(len(rate)) < rate
+    values = adjusted(signals("adjusted_label"), labels, times_s)
+    assert np.flatnonzero(~np.isnan(values))[0] == 86_500  # the first batch that begins after a whole day
+    day = np.flatnonzero(~np.isnan(values))[-86_400:]
+    by_hour = [values[day][(times_s[day] // 3600 % 24) == hour].mean() for hour in range(24)]
+    assert max(by_hour) - min(by_hour) < 0.06  # of 0.3
+    assert values[day].mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_without_times_the_adjusted_label_is_the_label():
+    labels = np.arange(1_000) % 3 == 0
+    assert np.array_equal(adjusted(signals("adjusted_label"), labels, np.zeros(1_000)), labels)
 
 
 def test_a_value_is_unseen_once_and_missing_never():
@@ -59,7 +118,7 @@ def test_the_stability_of_a_column_is_about_0_until_its_values_change(column):
 
 @pytest.mark.parametrize("stop", [1_000, 3_000])
 def test_restored_signals_go_on_exactly(stop):
-    names = ("unseen:item", "stability:item", "stability:price")
+    names = ("unseen:item", "stability:item", "stability:price", "staleness", "label")
     first, second, batch = signals(*names), signals(*names), click_events(4_000)
     compute(first, batch.slice(0, stop))
     second.restore({name: array.copy() for name, array in first.state().items()})
@@ -89,3 +148,13 @@ def test_memory_does_not_grow_with_the_stream():
 def test_a_signal_that_cannot_be_is_refused(name, text):
     with pytest.raises(ConfigError, match=text):
         signals(name)
+
+
+def test_restored_the_usual_course_of_the_day_is_known_at_once():
+    first, second, times_s = signals("adjusted_label"), signals("adjusted_label"), np.arange(1_000) * 90.0
+    labels = times_s // 3600 % 24 < 12
+    adjusted(first, labels, times_s)
+    second.restore(first.state())
+    values = adjusted(second, labels, times_s + 90_000)
+    assert np.array_equal(values, adjusted(first, labels, times_s + 90_000))
+    assert not np.isnan(values).any() and np.abs(values - labels).max() > 0.05

@@ -56,7 +56,8 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.evaluated("learning", SUMMARY)
     telemetry.evaluated("served", SUMMARY)
     telemetry.phase("sparse")
-    telemetry.drift("ADWIN", "log_loss")
+    telemetry.drift("ADWIN", "log_loss", before=0.3, after=0.5, error=0.02)
+    telemetry.watched("ADWIN", "log_loss", 4_000, expected_events=1_000)
     telemetry.pruned(forced=True)
     telemetry.regrown()
     telemetry.sparsity({"top.0": 0.9, "top.1": 0.8}, multiply_adds_ratio=0.1, budget_ratio=0.12)
@@ -86,6 +87,13 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_phase{phase="pruning"}': 0,
         'niwaki_phase{phase="sparse"}': 1,
         'niwaki_drifts_total{detector="ADWIN",signal="log_loss"}': 1,
+        **{
+            f'niwaki_drift_mean{{detector="ADWIN",signal="log_loss",side="{side}"}}': mean
+            for side, mean in (("before", 0.3), ("after", 0.5))
+        },
+        'niwaki_drift_error{detector="ADWIN",signal="log_loss"}': 0.02,
+        'niwaki_watched_events{detector="ADWIN",signal="log_loss"}': 4_000,
+        'niwaki_expected_events{detector="ADWIN",signal="log_loss"}': 1_000,
         "niwaki_prunings_total": 1,
         "niwaki_forced_handovers_total": 1,
         "niwaki_regrowths_total": 1,
