@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from model.kernels import kernel, types
+
 _BINS = 4096
 _LOGIT_RANGE = 16.0
 _EPSILON = 1e-7
@@ -38,15 +40,13 @@ class Evaluation:
 
     def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
         """Add B events; returns the log loss of each."""
-        losses_B = log_losses(logits_B, labels_B)
+        logits_B, labels_B = np.ascontiguousarray(logits_B, np.float32), np.ascontiguousarray(labels_B, np.float32)
+        losses_B = np.empty(len(labels_B))
+        sums = _evaluate(logits_B, labels_B, losses_B, self._clicks, self._shown)
         self.events += len(labels_B)
-        self.loss_sum += float(losses_B.sum())
-        self.label_sum += float(labels_B.sum(dtype=np.float64))
-        self.prediction_sum += float((1 / (1 + np.exp(-logits_B.astype(np.float64)))).sum())
-        scaled = (logits_B.astype(np.float64) + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))
-        bins = np.clip(scaled, 0, _BINS - 1).astype(np.int64)
-        self._clicks += np.bincount(bins, labels_B, _BINS)
-        self._shown += np.bincount(bins, minlength=_BINS)
+        self.loss_sum += sums[0]
+        self.label_sum += sums[1]
+        self.prediction_sum += sums[2]
         return losses_B
 
     @property
@@ -102,6 +102,27 @@ class Evaluation:
             "calibration": self.calibration,
             "base_rate": self.base_rate,
         }
+
+
+_READ = types.Array(types.float32, 1, "C", readonly=True)
+
+
+@kernel((_READ, _READ, types.float64[::1], types.float64[::1], types.float64[::1]))
+def _evaluate(logits_B, labels_B, losses_B, clicks, shown):
+    """Write log losses, add to the histograms; the sums of losses, labels and predictions."""
+    losses = labels = predictions = 0.0
+    for b in range(len(logits_B)):
+        logit, label = np.float64(logits_B[b]), np.float64(labels_B[b])
+        power = math.exp(-abs(logit))
+        losses_B[b] = max(logit, 0.0) + math.log1p(power) - label * logit
+        losses += losses_B[b]
+        labels += label
+        predictions += (1.0 if logit >= 0 else power) / (1 + power)
+        place = (logit + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))
+        place = int(min(place, _BINS - 1.0)) if place > 0 else 0
+        clicks[place] += label
+        shown[place] += 1
+    return losses, labels, predictions
 
 
 class WindowedEvaluation:

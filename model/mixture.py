@@ -10,7 +10,11 @@ logits until they are made up for (integral control), so the mean prediction fol
 window. With long delays that does more harm than good, so the gain falls with the cube of the delay.
 """
 
+import math
+
 import numpy as np
+
+from model.kernels import kernel
 
 _PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
@@ -52,25 +56,14 @@ class Mixture:
         """Learn from B events, all predicted with the present weights."""
         if not len(labels_B):
             return
-        x = _with_constant(experts_BE)
-        missed = float((labels_B - _sigmoid(x @ self.weights)).sum())
+        experts_BE, labels_B = np.ascontiguousarray(experts_BE, np.float32), np.ascontiguousarray(labels_B, np.float32)
         gain = self._debt_rate * min(1.0, _DEBT_DELAY_EVENTS / len(labels_B)) ** 3
-        self.debt = float(np.clip(self.debt + gain * missed, -_LARGEST_DEBT, _LARGEST_DEBT))
+        debt = self.debt + gain * _missed(self.weights, experts_BE, labels_B)
+        self.debt = min(max(debt, -_LARGEST_DEBT), _LARGEST_DEBT)
         if np.isfinite(self._half_life_events):
-            self._learn(x, labels_B)
-
-    def _learn(self, x: np.ndarray, labels_B: np.ndarray) -> None:
-        fade = 0.5 ** (len(labels_B) / self._half_life_events)
-        before = self.learned
-        evidence = self.precision * fade + np.eye(len(before)) * _PRIOR_PRECISION * (1 - fade)
-        weights = before
-        for _ in range(_NEWTON_STEPS):
-            predictions_B = _sigmoid(x @ weights)
-            curvature_B = np.maximum(predictions_B * (1 - predictions_B), _LEAST_CURVATURE)
-            precision = (x * curvature_B[:, None]).T @ x + evidence
-            gradient = x.T @ (predictions_B - labels_B) + evidence @ (weights - before)
-            weights = weights - np.linalg.solve(precision, gradient)
-        self.learned, self.precision = weights, precision
+            fade = 0.5 ** (len(labels_B) / self._half_life_events)
+            evidence = self.precision * fade + np.eye(len(self.learned)) * _PRIOR_PRECISION * (1 - fade)
+            self.learned, self.precision = _newton(self.learned, evidence, experts_BE, labels_B)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for a snapshot."""
@@ -84,13 +77,82 @@ class Mixture:
 
 def mix(weights: np.ndarray, experts_BE: np.ndarray) -> np.ndarray:
     """(B,) float32 logits."""
-    return (_with_constant(experts_BE) @ weights).astype(np.float32)
+    return _mix(weights, np.ascontiguousarray(experts_BE, np.float32))
 
 
-def _sigmoid(logits_B: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits_B, -30, 30)))
+@kernel("float64(float32)")
+def _clip(logit):
+    return min(max(np.float64(logit), -LOGIT_RANGE), LOGIT_RANGE)
 
 
-def _with_constant(experts_BE: np.ndarray) -> np.ndarray:
-    clipped = np.clip(experts_BE.astype(np.float64), -LOGIT_RANGE, LOGIT_RANGE)
-    return np.concatenate([np.ones((len(clipped), 1)), clipped], 1)
+@kernel("float64(float64)")
+def _sigmoid(logit):
+    return 1 / (1 + math.exp(-min(max(logit, -30.0), 30.0)))
+
+
+@kernel("float32[::1](float64[::1], float32[:,::1])")
+def _mix(weights, experts_BE):
+    events, experts = experts_BE.shape
+    logits_B = np.empty(events, np.float32)
+    for b in range(events):
+        logit = weights[0]
+        for e in range(experts):
+            logit += weights[1 + e] * _clip(experts_BE[b, e])
+        logits_B[b] = logit
+    return logits_B
+
+
+@kernel("float64(float64[::1], float32[:,::1], float32[::1])")
+def _missed(weights, experts_BE, labels_B):
+    """Clicks beyond those predicted."""
+    missed = 0.0
+    for b in range(len(labels_B)):
+        logit = weights[0]
+        for e in range(len(weights) - 1):
+            logit += weights[1 + e] * _clip(experts_BE[b, e])
+        missed += labels_B[b] - _sigmoid(logit)
+    return missed
+
+
+@kernel("float64[::1](float64[:,::1], float64[::1])")
+def _solve(matrix, vector):
+    """x of matrix @ x = vector for a symmetric positive definite matrix, by elimination."""
+    left, x = matrix.copy(), vector.copy()
+    size = len(x)
+    for i in range(size):
+        for j in range(i + 1, size):
+            factor = left[j, i] / left[i, i]
+            for k in range(i, size):
+                left[j, k] -= factor * left[i, k]
+            x[j] -= factor * x[i]
+    for i in range(size - 1, -1, -1):
+        for k in range(i + 1, size):
+            x[i] -= left[i, k] * x[k]
+        x[i] /= left[i, i]
+    return x
+
+
+@kernel("Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1])")
+def _newton(before, evidence, experts_BE, labels_B):
+    """Weights and their precision after some steps of Newton's. `evidence`: the precision of `before`."""
+    size = len(before)
+    weights, precision, gradient, x = before.copy(), evidence.copy(), np.empty(size), np.ones(size)
+    for _ in range(_NEWTON_STEPS):
+        precision[:] = evidence
+        for i in range(size):
+            gradient[i] = 0
+            for j in range(size):
+                gradient[i] += evidence[i, j] * (weights[j] - before[j])
+        for b in range(len(labels_B)):
+            logit = weights[0]
+            for i in range(1, size):
+                x[i] = _clip(experts_BE[b, i - 1])
+                logit += weights[i] * x[i]
+            prediction = _sigmoid(logit)
+            error, curvature = prediction - labels_B[b], max(prediction * (1 - prediction), _LEAST_CURVATURE)
+            for i in range(size):
+                gradient[i] += error * x[i]
+                for j in range(size):
+                    precision[i, j] += curvature * x[i] * x[j]
+        weights -= _solve(precision, gradient)
+    return weights, precision
