@@ -86,7 +86,7 @@ def next_change(
     detector: base.DriftDetector | base.BinaryDriftDetector, values: list[float], start: int = 0
 ) -> int | None:
     """Let it read `values` from `start` on until it notices a change: the index of that; None: it has read them all."""
-    if type(detector) is drift.PageHinkley:
+    if type(detector) is drift.PageHinkley and start < len(values):
         return _page_hinkley(detector, values, start)
     update = detector.update
     for index in range(start, len(values)):
