@@ -3,11 +3,16 @@
 In: the logits of E experts for events whose labels are known by now, predicted with the delay at which they are served.
 Out: weights and a bias. Learning them on *served* predictions is what makes the mixture honest about delay: an expert
 that goes stale soon gets little weight where publications are rare. Stacking: Wolpert, 1992; online as a Bayesian
-logistic regression with Laplace's approximation whose evidence fades to the prior.
+logistic regression with Laplace's approximation whose evidence fades to the prior. Events that were predicted with one
+model miss together, in a burst by far more than independent ones would: their evidence is divided by the root of that
+overdispersion, which is measured. (Quasi-likelihood, Wedderburn, 1974, divides by all of it; so it learned too little.)
 
 Beside the learned bias there is a debt: clicks that were not predicted, or predicted and did not come, move the next
-logits until they are made up for (integral control), so the mean prediction follows the click rate over any long
-window. With long delays that does more harm than good, so the gain falls with the cube of the delay.
+logits until they are made up for or forgotten (leaky integral control), so the mean prediction follows the click rate
+over a long window. With long delays that does more harm than good, so the gain falls with the cube of the delay.
+
+Where nothing can be learned, the click rate is the best prediction, and every expert worse. So mixture and click rate
+are averaged in the logit, by the likelihood of either.
 """
 
 import math
@@ -19,9 +24,14 @@ from model.kernels import kernel
 _PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
 LOGIT_RANGE = 12.0
-_LEAST_CURVATURE = 0.02
+_LEAST_CURVATURE = 0.001
+_OVERDISPERSION_UPDATES = 20
+_USUAL_DISPERSION = 4.0
 _DEBT_DELAY_EVENTS = 1_000
+_DEBT_HALF_LIFE_EVENTS = 12_000
 _LARGEST_DEBT = 2.0
+_PRIOR_LEAD = 3.0
+_SUMS = ("debt", "clicks", "events", "lead", "overdispersion", "updates")
 
 
 class Mixture:
@@ -35,6 +45,11 @@ class Mixture:
         self.learned = np.array(weights, np.float64)
         self.precision = np.eye(len(weights)) * _PRIOR_PRECISION
         self.debt = 0.0
+        self.clicks = self.events = 0.0
+        self.lead = 0.0
+        """Log-likelihood of the mixture over that of the click rate, fading."""
+        self.overdispersion = 1.0
+        self.updates = 0
         self._half_life_events, self._debt_rate = half_life_events, debt_rate
 
     @classmethod
@@ -48,8 +63,9 @@ class Mixture:
     @property
     def weights(self) -> np.ndarray:
         """What to mix with now, the debt included."""
-        weights = self.learned.copy()
-        weights[0] += self.debt
+        trust = self._trust()
+        weights = self.learned * trust
+        weights[0] += self.debt + (1 - trust) * self._rate_logit()
         return weights
 
     def update(self, experts_BE: np.ndarray, labels_B: np.ndarray) -> None:
@@ -57,22 +73,46 @@ class Mixture:
         if not len(labels_B):
             return
         experts_BE, labels_B = np.ascontiguousarray(experts_BE, np.float32), np.ascontiguousarray(labels_B, np.float32)
-        gain = self._debt_rate * min(1.0, _DEBT_DELAY_EVENTS / len(labels_B)) ** 3
-        debt = self.debt + gain * _missed(self.weights, experts_BE, labels_B)
-        self.debt = min(max(debt, -_LARGEST_DEBT), _LARGEST_DEBT)
+        missed, _, _ = _outcome(self.weights, experts_BE, labels_B)
         if np.isfinite(self._half_life_events):
-            fade = 0.5 ** (len(labels_B) / self._half_life_events)
-            evidence = self.precision * fade + np.eye(len(self.learned)) * _PRIOR_PRECISION * (1 - fade)
-            self.learned, self.precision = _newton(self.learned, evidence, experts_BE, labels_B)
+            self._learn(experts_BE, labels_B, 0.5 ** (len(labels_B) / self._half_life_events))
+        gain = self._debt_rate * min(1.0, _DEBT_DELAY_EVENTS / len(labels_B)) ** 3
+        debt = self.debt * 0.5 ** (len(labels_B) / _DEBT_HALF_LIFE_EVENTS) + gain * missed
+        self.debt = min(max(debt, -_LARGEST_DEBT), _LARGEST_DEBT)
+
+    def _learn(self, experts_BE: np.ndarray, labels_B: np.ndarray, fade: float) -> None:
+        events, clicks, mixed = len(labels_B), float(labels_B.sum(dtype=np.float64)), self.learned.copy()
+        mixed[0] += self.debt
+        missed, variance, loss = _outcome(mixed, experts_BE, labels_B)
+        dispersion = missed**2 / variance
+        self.updates = min(self.updates + 1, _OVERDISPERSION_UPDATES)
+        self.overdispersion += (dispersion - self.overdispersion) / self.updates
+        share = max(1.0, self.overdispersion, dispersion / _USUAL_DISPERSION) ** -0.5
+        if self.events:
+            rate = self._rate_logit()
+            self.lead = self.lead * fade + share * (events * np.logaddexp(0.0, rate) - clicks * rate - loss)
+        self.clicks, self.events = self.clicks * fade + clicks, self.events * fade + events
+        evidence = self.precision * fade + np.eye(len(mixed)) * _PRIOR_PRECISION * (1 - fade)
+        self.learned, self.precision = _newton(self.learned, evidence, experts_BE, labels_B, share)
+
+    def _trust(self) -> float:
+        """Share of the mixture in the prediction; the rest is the click rate's."""
+        return _sigmoid(_PRIOR_LEAD + self.lead) if self.events else 1.0
+
+    def _rate_logit(self) -> float:
+        return math.log((self.clicks + 0.5) / (self.events - self.clicks + 0.5))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for a snapshot."""
-        return {"weights": self.learned, "precision": self.precision, "debt": np.array([self.debt])}
+        return {"weights": self.learned, "precision": self.precision} | {
+            name: np.array([getattr(self, name)], np.float64) for name in _SUMS
+        }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Undo `state`."""
         self.learned, self.precision = arrays["weights"].copy(), arrays["precision"].copy()
-        self.debt = float(arrays["debt"][0])
+        for name in _SUMS:
+            setattr(self, name, float(arrays[name][0]))
 
 
 def mix(weights: np.ndarray, experts_BE: np.ndarray) -> np.ndarray:
@@ -102,16 +142,19 @@ def _mix(weights, experts_BE):
     return logits_B
 
 
-@kernel("float64(float64[::1], float32[:,::1], float32[::1])")
-def _missed(weights, experts_BE, labels_B):
-    """Clicks beyond those predicted."""
-    missed = 0.0
+@kernel("UniTuple(float64, 3)(float64[::1], float32[:,::1], float32[::1])")
+def _outcome(weights, experts_BE, labels_B):
+    """Clicks beyond those predicted, the variance that was predicted for them, and the log loss, all summed."""
+    missed = variance = loss = 0.0
     for b in range(len(labels_B)):
         logit = weights[0]
         for e in range(len(weights) - 1):
             logit += weights[1 + e] * _clip(experts_BE[b, e])
-        missed += labels_B[b] - _sigmoid(logit)
-    return missed
+        prediction = _sigmoid(logit)
+        missed += labels_B[b] - prediction
+        variance += max(prediction * (1 - prediction), _LEAST_CURVATURE)
+        loss += max(logit, 0.0) + math.log1p(math.exp(-abs(logit))) - labels_B[b] * logit
+    return missed, variance, loss
 
 
 @kernel("float64[::1](float64[:,::1], float64[::1])")
@@ -132,9 +175,10 @@ def _solve(matrix, vector):
     return x
 
 
-@kernel("Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1])")
-def _newton(before, evidence, experts_BE, labels_B):
-    """Weights and their precision after some steps of Newton's. `evidence`: the precision of `before`."""
+@kernel("Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)")
+def _newton(before, evidence, experts_BE, labels_B, share):
+    """Weights and their precision after some steps of Newton's. `evidence`: the precision of `before`. `share`: what
+    the events count for."""
     size = len(before)
     weights, precision, gradient, x = before.copy(), evidence.copy(), np.empty(size), np.ones(size)
     for _ in range(_NEWTON_STEPS):
@@ -149,7 +193,8 @@ def _newton(before, evidence, experts_BE, labels_B):
                 x[i] = _clip(experts_BE[b, i - 1])
                 logit += weights[i] * x[i]
             prediction = _sigmoid(logit)
-            error, curvature = prediction - labels_B[b], max(prediction * (1 - prediction), _LEAST_CURVATURE)
+            error = share * (prediction - labels_B[b])
+            curvature = share * max(prediction * (1 - prediction), _LEAST_CURVATURE)
             for i in range(size):
                 gradient[i] += error * x[i]
                 for j in range(size):

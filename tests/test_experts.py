@@ -114,13 +114,13 @@ def test_the_mixture_finds_the_expert_that_knows():
 @pytest.mark.parametrize(("debt_rate", "holds"), [(0.002, True), (0.0, False)])
 def test_the_debt_holds_the_mean_prediction_to_a_rate_that_experts_miss(debt_rate, holds):
     rng = np.random.default_rng(0)
-    mixture = Mixture(np.array([0.0, 1.0]), half_life_events=math.inf, debt_rate=debt_rate)
+    mixture = Mixture(np.array([0.0, 1.0]), half_life_events=50_000, debt_rate=debt_rate)
     experts, served = np.full((1_000, 1), -1.5), Evaluation()
     for block in range(40):
         labels = (rng.random(1_000) < (0.3 if block < 20 else 0.2)).astype(np.float32)
         served.update(mix(mixture.weights, experts), labels)
         mixture.update(experts, labels)
-    assert (abs(served.calibration - 1) < 0.03) is holds
+    assert (abs(served.calibration - 1) < 0.05) is holds
 
 
 def test_the_debt_is_bounded_and_nearly_off_where_publications_are_rare():
@@ -130,6 +130,31 @@ def test_the_debt_is_bounded_and_nearly_off_where_publications_are_rare():
         often.update(experts[start : start + 500], labels[start : start + 500])
     rare.update(experts, labels)
     assert 1 < often.debt <= 2 and 0 < rare.debt < 0.1
+
+
+def test_where_no_expert_knows_anything_the_click_rate_is_predicted():
+    rng, served = np.random.default_rng(0), Evaluation()
+    mixture = Mixture.initial(1, half_life_events=50_000, debt_rate=0.002)
+    for block in range(40):
+        experts = rng.normal(-5, 0.7, size=(1_000, 2))
+        labels = (rng.random(1_000) < 0.007).astype(np.float32)
+        if block >= 20:
+            served.update(mix(mixture.weights, experts), labels)
+        mixture.update(experts, labels)
+    assert served.normalized_entropy < 1.005
+
+
+def test_one_burst_that_the_experts_missed_hardly_moves_their_weights():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-2, 1, size=40_000)
+    labels = (rng.random(40_000) < 1 / (1 + np.exp(-truth))).astype(np.float32)
+    experts = np.stack([truth, rng.normal(-2, 1, size=40_000)], 1)
+    mixture = Mixture.initial(1, half_life_events=50_000, debt_rate=0.0)
+    for start in range(0, 40_000, 5_000):
+        mixture.update(experts[start : start + 5_000], labels[start : start + 5_000])
+    mixture.update(experts[:5_000], (rng.random(5_000) < 0.6).astype(np.float32))
+    bias, knows, _ = mixture.weights
+    assert abs(bias) < 0.05 and knows > 0.85
 
 
 def test_a_restored_mixture_goes_on_as_the_first_would_have():
