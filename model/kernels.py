@@ -349,33 +349,35 @@ def locate_slots(
         rows_BS[b, s], values_BS[b, s] = first_code + numerics * codes, 1
 
 
-@kernel("void(int64[::1], uint64[::1])")
-def mark(rows_X, bits_W):
-    """Set the bit of each row."""
+@kernel("void(int64[::1], uint64[::1], uint64[::1])")
+def mark(rows_X, bits_W, used_V):
+    """Set the bit of each row in `bits_W`, and in `used_V` the bit of each word that thus isn't zero."""
     for row in rows_X:
         bits_W[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
+        used_V[row >> 12] |= np.uint64(1) << np.uint64(row >> 6 & 63)
 
 
-@kernel("int64[::1](uint64[::1])")
-def marked(bits_W):
-    """The rows whose bit is set, ascending."""
+@kernel("int64[::1](uint64[::1], int64[::1])")
+def set_bits(bits_W, words_X):
+    """Numbers of the bits that are set in some words, in their order."""
     count = 0
-    for word in bits_W:
+    for w in words_X:
+        word = bits_W[w]
         while word:
             word &= word - np.uint64(1)
             count += 1
-    rows_U = np.empty(count, np.int64)
+    found_U = np.empty(count, np.int64)
     u = 0
-    for w in range(len(bits_W)):
-        word, row = bits_W[w], 64 * w
+    for w in words_X:
+        word, bit = bits_W[w], 64 * w
         while word:
             if word & np.uint64(0xFF) == 0:
                 word >>= np.uint64(8)
-                row += 8
+                bit += 8
                 continue
             if word & np.uint64(1):
-                rows_U[u] = row
+                found_U[u] = bit
                 u += 1
             word >>= np.uint64(1)
-            row += 1
-    return rows_U
+            bit += 1
+    return found_U

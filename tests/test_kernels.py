@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import model
 from model.embeddings import EmbeddingTables
+from model.exports import Changes
 from model.linear import BayesianLinear, contributions, logits
 
 ROOT = Path(model.__file__).resolve().parent.parent
@@ -113,6 +114,18 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
         np.testing.assert_allclose(tables.weight_RD, weight_RD, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(tables.squares_R, squares_R, rtol=1e-4)
     assert tables.touched_rows == len(tables.touched()) == np.count_nonzero(squares_R)
+
+
+@given(st.lists(st.integers(0, 299_999), max_size=60), st.lists(st.integers(0, 299_999), max_size=60))
+@settings(deadline=None, max_examples=50)
+def test_changes_are_the_rows_marked_since_they_were_last_cleared_sorted_and_each_once(before, after):
+    changes = Changes({"linear": 300_000, "embedding": 0})
+    for rows in (before, after):
+        changes.clear()
+        for half in (rows[::2], rows[1::2]):
+            changes.mark("linear", torch.tensor(half, dtype=torch.int64))
+        assert changes.sorted()["linear"].tolist() == changes.sorted()["linear"].tolist() == sorted(set(rows))
+    assert changes.sorted()["embedding"].tolist() == []
 
 
 def import_doubled(place: Path, **variables: str) -> list[str]:
