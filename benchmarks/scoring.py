@@ -137,7 +137,7 @@ def _onnx(model: ServedModel, features: Features) -> Callable[[], Any]:
 
     def score() -> Any:
         with torch.inference_mode():
-            inputs, vectors_BFD = model.inputs(features)
+            inputs, vectors_BFD = model.inputs(features), model.vectors(features)
             contributions_BSK = model.contributions(inputs)
         read = {"vectors": vectors_BFD.numpy(), "numerics": inputs.numerics_BM.numpy()}
         return session.run(None, read | {"contributions": contributions_BSK.numpy()})

@@ -29,10 +29,12 @@ class Slots:
 
     def __init__(self, schema: Schema, encoder: Encoder):
         fields, pairs, numerics = len(schema.fields), len(encoder.pairs), len(schema.numeric)
-        self._first_pair = fields * encoder.rows
-        self._first_score = self._first_pair + encoder.pair_rows
-        self._first_code = self._first_score + 2 * numerics
-        self.rows = self._first_code + numerics * CODES + 1
+        first_pair = fields * encoder.rows
+        first_score = first_pair + encoder.pair_rows
+        first_row_of_codes = first_score + 2 * numerics
+        self.rows = first_row_of_codes + numerics * CODES + 1
+        self.places = first_pair, first_score, first_row_of_codes, CODES
+        """First rows of pairs, scores and codes, and the rows of each numeric's codes."""
         kinds = ["field"] * fields + ["pair"] * pairs + ["score"] * 2 * numerics + ["code"] * numerics + ["constant"]
         self.variance_G = [_VARIANCES[kind] for kind in kinds]
         first_code = fields + pairs + 2 * numerics
@@ -51,10 +53,7 @@ class Slots:
             features.rows_BF.numpy(),
             features.pairs_BP.numpy(),
             *(part.numpy() for part in prepared),
-            self._first_pair,
-            self._first_score,
-            self._first_code,
-            CODES,
+            *self.places,
             rows_BS.numpy(),
             values_BS.numpy(),
         )

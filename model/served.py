@@ -12,12 +12,13 @@ import torch
 
 from model.checkpoint import CheckpointError, Header
 from model.encoder import Encoder, Features
-from model.experts import Inputs, Slots, assemble, deep_logits
+from model.experts import Inputs, Slots, assemble
 from model.exports import Export
 from model.features import EventBatch, Schema
+from model.inference import Inference
 from model.linear import contributions, lazy_zeros
 from model.mixture import mix
-from model.network import Network, NetworkShape
+from model.network import Network, NetworkShape, Parameters
 from model.numerics import KNOTS, Scale
 
 Tables = dict[str, torch.Tensor]
@@ -29,7 +30,7 @@ class ServedModel:
 
     header: Header | None = None
     """The checkpoint's, where it came from one."""
-    _network: Network | None = None
+    _inference: Inference | None = None
 
     def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
         """An empty model: nothing to predict with before the first `apply`. `scales`: time scales of the linear
@@ -80,11 +81,11 @@ class ServedModel:
         self._prior_SK = tensors["linear.prior"]
         self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
         self.mixture_weights = tensors["mixture"].numpy()
-        if self._network is None or self._network.shape != export.shape:
-            self._network = Network(export.shape)
-        self.parameters = {
-            name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")
-        }
+        network = self._inference.network if self._inference else None
+        if network is None or network.shape != export.shape:
+            network = Network(export.shape)
+        parameters = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        self._inference = Inference(self._slots, network, parameters)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a full checkpoint of this model holds; slow, it looks at every row."""
@@ -96,15 +97,15 @@ class ServedModel:
 
     def experts(self, features: Features) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
-        with torch.inference_mode():
-            inputs, vectors_BFD = self.inputs(features)
-            deep_B = deep_logits(self._network, self.parameters, inputs, vectors_BFD)
-            return torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
+        return self._inference.experts(features, self._scale, self.tables, self._prior_SK)
 
-    def inputs(self, features: Features) -> tuple[Inputs, torch.Tensor]:
-        """What the network reads of B events: everything but embeddings, and those, (B, F, D)."""
-        inputs = assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
-        return inputs, self.tables["embedding"][features.rows_BF]
+    def inputs(self, features: Features) -> Inputs:
+        """What the network reads of B events: everything but embeddings."""
+        return assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
+
+    def vectors(self, features: Features) -> torch.Tensor:
+        """(B, F, D): the embeddings of B events."""
+        return self.tables["embedding"][features.rows_BF]
 
     def contributions(self, inputs: Inputs) -> torch.Tensor:
         """(B, S, K): what each slot adds to the linear expert's logit at each time scale."""
@@ -113,7 +114,12 @@ class ServedModel:
     @property
     def shape(self) -> NetworkShape:
         """The widths of the network."""
-        return self._network.shape
+        return self._inference.network.shape
+
+    @property
+    def parameters(self) -> Parameters:
+        """The network's weights by name."""
+        return self._inference.parameters
 
     def logits(self, experts_BE: np.ndarray) -> np.ndarray:
         """(B,) float32 logits, mixed from those of the experts."""

@@ -47,10 +47,10 @@ def export(model: ServedModel, format: str) -> bytes:
 def inputs(model: ServedModel, batch: EventBatch) -> dict[str, np.ndarray]:
     """What the exported network reads of `batch`, float32: vectors (B, F, D), numerics (B, M), contributions (B, S,
     K)."""
-    with torch.inference_mode():
-        read, vectors_BFD = model.inputs(model.encoder.encode(batch))
+    features = model.encoder.encode(batch)
+    read = model.inputs(features)
     return {
-        "vectors": vectors_BFD.numpy(),
+        "vectors": model.vectors(features).numpy(),
         "numerics": read.numerics_BM.numpy(),
         "contributions": model.contributions(read).numpy(),
     }

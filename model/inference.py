@@ -1,0 +1,166 @@
+"""What a published model's experts say, for those who only predict: `model.experts`, in fewer passes over memory.
+
+In: the features of some events, and a model's tables and weights. Out: the logits of all experts. Events are columns on
+the way, so that dot products run over many of them at once; they are taken in pieces that stay in a core's cache. It
+keeps nothing between two calls, so threads may share it.
+
+Shapes: as in `model.experts`, and I inputs of the top MLP, M prepared numerics.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from model.encoder import Features
+from model.experts import Slots
+from model.kernels import kernel, locate_slots
+from model.network import Network, Parameters
+from model.numerics import Scale, prepare
+
+_PIECE_EVENTS = 128
+_APART = 16
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Inference:
+    """One network with its weights."""
+
+    def __init__(self, slots: Slots, network: Network, parameters: Parameters):
+        self.network, self.parameters = network, parameters
+        self._places = slots.places
+        shape = network.shape
+        self._bottom = self._layers("bottom", len(shape.bottom) + 1) if shape.bottom else []
+        self._top = self._layers("top", len(shape.top) + 1)
+        self._inputs = network.shapes["top.0.weight"][1]
+        self._width = shape.embedding_dim
+        self._fields = shape.fields * shape.embedding_dim
+        self._vectors = self._fields + (shape.embedding_dim if self._bottom else 0)
+        self._numerics = self._vectors + shape.numerics
+        self._slots = self._numerics + shape.slots
+        self._dots = shape.interaction == "dot"
+
+    def experts(
+        self, features: Features, scale: Scale, tables: Mapping[str, torch.Tensor], prior_SK: torch.Tensor
+    ) -> np.ndarray:
+        """(B, E) float32 logits of the experts. `prior_SK`: 1 / prior variance of each slot."""
+        prepared = prepare(features.numerics_BN, scale)
+        found = [part.numpy() for part in (features.rows_BF, features.pairs_BP, *prepared)]
+        model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
+        experts_BE = np.empty((len(found[0]), prior_SK.shape[1] + 1), np.float32)
+        for start in range(0, len(experts_BE), _PIECE_EVENTS):
+            piece = slice(start, start + _PIECE_EVENTS)
+            self._say(*model, [part[piece] for part in found], experts_BE[piece])
+        return experts_BE
+
+    def _say(
+        self,
+        evidence_R2K: np.ndarray,
+        prior_SK: np.ndarray,
+        embedding_RD: np.ndarray,
+        found: list[np.ndarray],
+        experts_BE: np.ndarray,
+    ) -> None:
+        """`found`: of each event, rows of fields and pairs, and prepared numerics."""
+        events = len(experts_BE)
+        # Wider than need be: were the rows a power of two apart, they would drive each other out of the cache.
+        x_IX = torch.empty(self._inputs, events + _APART)
+        x_IB, x = x_IX[:, :events], x_IX.numpy()
+        say_linear(evidence_R2K, prior_SK, *found, *self._places, x[self._numerics : self._slots], experts_BE)
+        embed(embedding_RD, found[0], found[2], self._vectors, x)
+        if self._bottom:
+            numerics_MB = x_IB[self._vectors : self._numerics]
+            _mlp(self._bottom, numerics_MB, x_IB[self._fields : self._vectors])
+        if self._dots:
+            dot(x[: self._vectors], self._width, events, x[self._slots :])
+        deep_1B = torch.empty(1, events)
+        _mlp(self._top, x_IB, deep_1B)
+        np.add(experts_BE[:, 0], deep_1B.numpy()[0], out=experts_BE[:, -1])
+
+    def _layers(self, name: str, count: int) -> Layers:
+        at = (f"{name}.{i}" for i in range(count))
+        return [(self.parameters[f"{layer}.weight"], self.parameters[f"{layer}.bias"].unsqueeze(1)) for layer in at]
+
+
+def _mlp(layers: Layers, x_IB: torch.Tensor, out_OB: torch.Tensor) -> None:
+    *hidden, (weight_OI, bias_O1) = layers
+    for weight_HI, bias_H1 in hidden:
+        x_IB = torch.addmm(bias_H1, weight_HI, x_IB).relu_()
+    torch.addmm(bias_O1, weight_OI, x_IB, out=out_OB)
+
+
+@kernel(
+    "void(float32[:,:,::1], float32[:,::1], int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1], float32[:,::1],"
+    " int64, int64, int64, int64, float32[:,::1], float32[:,::1])"
+)
+def say_linear(
+    evidence_R2K,
+    prior_SK,
+    rows_BF,
+    pairs_BP,
+    scores_BM,
+    code_BN,
+    above_BN,
+    first_pair,
+    first_score,
+    first_code,
+    codes,
+    said_SB,
+    experts_BE,
+):
+    """`model.experts.Slots.locate` and `model.linear.logits` in one, event by event; the last expert is left alone."""
+    slots, scales = prior_SK.shape
+    rows_1S, values_1S = np.empty((1, slots), np.int64), np.empty((1, slots), np.float32)
+    for b in range(len(rows_BF)):
+        one = slice(b, b + 1)
+        locate_slots(
+            rows_BF[one],
+            pairs_BP[one],
+            scores_BM[one],
+            code_BN[one],
+            above_BN[one],
+            first_pair,
+            first_score,
+            first_code,
+            codes,
+            rows_1S,
+            values_1S,
+        )
+        for k in range(scales):
+            experts_BE[b, k] = 0
+        for s in range(slots):
+            row, value = rows_1S[0, s], values_1S[0, s]
+            for k in range(scales):
+                part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
+                experts_BE[b, k] += part
+                if k == 0:
+                    said_SB[s, b] = part
+
+
+@kernel("void(float32[:,::1], int64[:,::1], float32[:,::1], int64, float32[:,::1])")
+def embed(table_RD, rows_BF, numerics_BM, first_numeric, out_IB):
+    """The rows of each event, one below the other, and its numerics from `first_numeric` on."""
+    events, fields = rows_BF.shape
+    width = table_RD.shape[1]
+    for b in range(events):
+        for f in range(fields):
+            row = rows_BF[b, f]
+            for d in range(width):
+                out_IB[f * width + d, b] = table_RD[row, d]
+        for m in range(numerics_BM.shape[1]):
+            out_IB[first_numeric + m, b] = numerics_BM[b, m]
+
+
+@kernel("void(float32[:,::1], int64, int64, float32[:,::1])")
+def dot(vectors_XB, width, events, out_PB):
+    """The dot products of all pairs of vectors of `width` floats, row by row of the upper triangle."""
+    vectors = len(vectors_XB) // max(width, 1)
+    p = 0
+    for i in range(vectors):
+        for j in range(i + 1, vectors):
+            out_PB[p, :events] = 0
+            for d in range(width):
+                for b in range(events):
+                    out_PB[p, b] += vectors_XB[i * width + d, b] * vectors_XB[j * width + d, b]
+            p += 1
