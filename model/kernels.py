@@ -18,11 +18,12 @@ import numpy as np
 from numba import types
 
 
-def kernel(signature: str | tuple) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function for these types, now, or read it from what an earlier start has kept."""
+def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function for these types, now, or read it from what an earlier start has kept. `reorder`: sums may be
+    taken in another order, always the same one, so that they fit vector instructions."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = {"nogil": True, "error_model": "numpy"}
+        options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reorder else False}
         try:
             return numba.njit(signature, cache=True, **options)(function)
         except RuntimeError as error:

@@ -1,7 +1,6 @@
 """What the deep expert does beside its matrix products, each a single pass over memory: kernels as in `model.kernels`.
 
-Arrays are written in place or to `out`. Sums over events run in the order of events, so the same batch gives the same
-bits.
+Arrays are written in place or to `out`. The same batch gives the same bits.
 
 Shapes: B events, H units of a layer, V vectors of D floats, P pairs of them, F fields, R rows of a table, X floats.
 """
@@ -59,16 +58,16 @@ def mask_backward(errors_BH, active_BH, mask_H, mean_H, square_H):
         square_H[h] *= share
 
 
-@kernel("void(float32[:,:,::1], float32[:,:])")
-def take_pairs(dots_BVV, out_BP):
-    """What lies above the diagonal, row by row."""
+@kernel("void(float32[:,:,::1], float32[:,::1], int64)")
+def take_pairs(dots_BVV, out_BX, first):
+    """What lies above the diagonal, row by row, to the columns of `out_BX` from `first` on."""
     events, vectors, _ = dots_BVV.shape
     for b in range(events):
-        p = 0
+        p = first
         for i in range(vectors):
-            for j in range(i + 1, vectors):
-                out_BP[b, p] = dots_BVV[b, i, j]
-                p += 1
+            for j in range(vectors - i - 1):
+                out_BX[b, p + j] = dots_BVV[b, i, i + 1 + j]
+            p += vectors - i - 1
 
 
 @kernel("void(float32[:,::1], float32[:,:,::1])")
@@ -79,9 +78,11 @@ def spread_pairs(errors_BP, out_BVV):
         p = 0
         for i in range(vectors):
             out_BVV[b, i, i] = 0
-            for j in range(i + 1, vectors):
-                out_BVV[b, i, j] = out_BVV[b, j, i] = errors_BP[b, p]
-                p += 1
+            for j in range(vectors - i - 1):
+                out_BVV[b, i, i + 1 + j] = errors_BP[b, p + j]
+            for j in range(vectors - i - 1):
+                out_BVV[b, i + 1 + j, i] = errors_BP[b, p + j]
+            p += vectors - i - 1
 
 
 @kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)")
@@ -110,7 +111,7 @@ def take_rows(table_RD, rows_BF, out_BFD):
                 out_BFD[b, f, d] = table_RD[row, d]
 
 
-@kernel("int64(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")
+@kernel("int64(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)", reorder=True)
 def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
     """One step of `model.embeddings.EmbeddingTables`; how many rows had no squares before.
 

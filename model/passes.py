@@ -52,7 +52,7 @@ class Passes:
             self._bottom.forward(numerics_BM, self._dense_BD, masks)
         if self._pairs:
             torch.bmm(self._vectors_BVD, self._vectors_BVD.transpose(1, 2), out=self._dots_BVV)
-            layers.take_pairs(self._dots_BVV.numpy(), self._x_BI.numpy()[:, self._dots :])
+            layers.take_pairs(self._dots_BVV.numpy(), self._x_BI.numpy(), self._dots)
         return self._top.forward(self._x_BI, self._correction_B1, masks).squeeze(1)
 
     def backward(self, errors_B: torch.Tensor) -> torch.Tensor:
