@@ -69,6 +69,22 @@ def test_a_pair_is_measured_in_turns_after_a_warm_up():
     assert 0 < pair.first_s.low and 0 < pair.second_s.low
 
 
+@pytest.mark.slow
+def test_ingest_runs_and_prints_what_the_frame_promises():
+    env = {name: value for name, value in os.environ.items() if name != "KAFKA_HOME"}
+    command = [sys.executable, "-m", "benchmarks.ingest", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert list(result) == KEYS and result["setting"]["kafka"] == "embedded broker"
+    assert len(result["rows"]) == 2 * 9 and len(result["claims"]) == 2 * 3
+    for row in result["rows"]:
+        assert 0 < row["low"] <= row["events_per_s"] <= row["high"]
+    for row in result["rows"]:
+        if (row["path"], row["wire"]) == ("poll", "json"):
+            assert row["of_poll_json"] == 1
+
+
 def test_pipeline_runs_and_prints_what_the_frame_promises():
     # The embedded broker starts faster than an Apache Kafka, and what is measured does not matter here.
     env = {name: value for name, value in os.environ.items() if name != "KAFKA_HOME"}
