@@ -6,7 +6,9 @@ any events, with the model as it stands. So a delay is a matter of when `predict
 Shapes: B events, F fields, N numerics, D embedding dim, V vectors.
 """
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +16,35 @@ import torch
 import torch.nn.functional as fn
 from river import linear_model, preprocessing
 
+from model.encoder import Encoder
 from model.features import EventBatch, Schema
 from model.learner import LearnerConfig
 from model.numerics import Numerics, prepare
 
 EPSILON = 1e-6
+_ENCODED_EVENTS = 8_192
 
 
-class Stream(NamedTuple):
-    """Events to learn from, in order."""
+@dataclass(frozen=True)
+class Stream:
+    """Events to learn from, in order. What systems read of them is made once."""
 
     name: str
     schema: Schema
     events: EventBatch
 
+    @cached_property
     def categories(self) -> list[list[str | None]]:
         """By column of `schema.categorical`: the values."""
         return [column.to_pylist() for column in self.events.categorical]
+
+    @cached_property
+    def rows_BF(self) -> torch.Tensor:
+        """int64: the rows of fields in niwaki's tables."""
+        encoder = Encoder(self.schema, rows=LearnerConfig().table_rows)
+        starts = range(0, len(self.events), _ENCODED_EVENTS)
+        parts = [self.events.slice(start, min(start + _ENCODED_EVENTS, len(self.events))) for start in starts]
+        return torch.cat([encoder.encode(part).rows_BF for part in parts])
 
 
 class System(Protocol):
@@ -65,7 +79,7 @@ class River:
     def __init__(self, stream: Stream, model: linear_model.LogisticRegression | linear_model.AdPredictor):
         fields = [
             [f"{name}={value}" for value in column]
-            for name, column in zip(stream.schema.categorical, stream.categories(), strict=True)
+            for name, column in zip(stream.schema.categorical, stream.categories, strict=True)
         ]
         self._fields, self._names = list(zip(*fields, strict=True)) or None, stream.schema.numeric
         self._numerics_BN, self._labels_B = stream.events.numerics_BN.astype(np.float64), stream.events.labels_B
@@ -99,7 +113,7 @@ class VowpalWabbit:
     def __init__(self, stream: Stream, options: str = ""):
         from vowpalwabbit import Workspace  # extra `bench`: the other systems run without it
 
-        self._columns, self._numerics_BN = stream.categories(), stream.events.numerics_BN
+        self._columns, self._numerics_BN = stream.categories, stream.events.numerics_BN
         self._labels_B = stream.events.labels_B
         self._workspace = Workspace(f"--quiet --loss_function logistic -b 22 --random_seed 0 {options}")
         self._parsed: dict[int, object] = {}
@@ -141,8 +155,8 @@ class PlainDLRM(torch.nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         config, schema = LearnerConfig(), stream.schema
-        self._config, self._events = config, stream.events
-        self._encoder = config.encoder(schema)
+        self._rows_BF, self._labels_B = stream.rows_BF, torch.from_numpy(stream.events.labels_B)
+        self._numerics_BN = torch.from_numpy(stream.events.numerics_BN)
         dim, fields, numerics = config.embedding_dim, len(schema.fields), 2 * len(schema.numeric)
         self._numerics = Numerics(len(schema.numeric), config.numeric_horizon_events)
         self.table = torch.nn.Embedding(max(fields, 1) * config.table_rows, dim, sparse=True)
@@ -156,10 +170,9 @@ class PlainDLRM(torch.nn.Module):
         self._network_optimizer = torch.optim.Adam(dense, lr=network_rate, fused=True)
 
     def forward(self, start: int, stop: int) -> torch.Tensor:
-        features = self._encoder.encode(self._events.slice(start, stop))
-        vectors_BVD = self.table(features.rows_BF)
+        vectors_BVD = self.table(self._rows_BF[start:stop])
         if self.bottom is not None:
-            scores_BM = prepare(features.numerics_BN, self._numerics.scale()).scores_BM
+            scores_BM = prepare(self._numerics_BN[start:stop], self._numerics.scale()).scores_BM
             vectors_BVD = torch.cat([vectors_BVD, self.bottom(scores_BM).unsqueeze(1)], 1)
         dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
         inputs = [vectors_BVD.flatten(1), dots_BVV[:, self._pairs[0], self._pairs[1]]]
@@ -170,15 +183,14 @@ class PlainDLRM(torch.nn.Module):
         return self(start, stop).numpy()
 
     def learn(self, start: int, stop: int) -> None:
-        labels_B = torch.from_numpy(self._events.labels_B[start:stop])
-        loss = fn.binary_cross_entropy_with_logits(self(start, stop), labels_B)
+        loss = fn.binary_cross_entropy_with_logits(self(start, stop), self._labels_B[start:stop])
         for optimizer in (self._tables_optimizer, self._network_optimizer):
             optimizer.zero_grad()
         with torch.sparse.check_sparse_tensor_invariants(False):  # the default, said aloud: without it torch warns
             loss.backward()
             for optimizer in (self._tables_optimizer, self._network_optimizer):
                 optimizer.step()
-        self._numerics.update(torch.from_numpy(self._events.numerics_BN[start:stop]))
+        self._numerics.update(self._numerics_BN[start:stop])
 
 
 def _mlp(widths: tuple[int, ...]) -> torch.nn.Sequential:

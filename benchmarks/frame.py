@@ -47,6 +47,10 @@ class Rows:
         """The row with these values of the fields, if it has been measured."""
         return self._rows.get(key)
 
+    def all(self) -> list[dict[str, Any]]:
+        """Every row there is, in the order in which they were measured."""
+        return list(self._rows.values())
+
     def add(self, row: dict[str, Any]) -> None:
         """Keep a new row."""
         self._rows[self._key(row)] = row
@@ -76,6 +80,8 @@ class Findings(NamedTuple):
     """As `at_least` and `at_most` make them."""
     setting: dict[str, Any]
     """What the rows depend on: sizes, rounds, servers."""
+    tables: str = ""
+    """Markdown for a person, in the place of one table of all rows."""
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -130,7 +136,7 @@ def main(name: str, measure: Callable[[bool], Findings], arguments: Sequence[str
     }
     found = measure(given.quick)
     result = head | {"setting": found.setting, "rows": found.rows, "claims": found.claims}
-    print(json.dumps(_plain(result)) if given.json else text(result))
+    print(json.dumps(_plain(result)) if given.json else text(result, found.tables))
 
 
 def commit() -> str:
@@ -153,8 +159,8 @@ def machine() -> str:
     return f"{cores} cores, {platform.machine()}, {memory_gb:.0f} GB, load {os.getloadavg()[0]:.1f}, {software}"
 
 
-def text(result: Mapping[str, Any]) -> str:
-    """A result for a person: Markdown that can stand in a README as it is."""
+def text(result: Mapping[str, Any], tables: str = "") -> str:
+    """A result for a person: Markdown that can stand in a README as it is. `tables`: in the place of all rows."""
     setting = ", ".join(f"{name} {_cell(value)}" for name, value in result["setting"].items())
     lines = [
         f"{result['name']}, {result['date']}, commit {result['commit']}",
@@ -162,7 +168,7 @@ def text(result: Mapping[str, Any]) -> str:
         result["command"],
         setting,
     ]
-    lines += ["", *table(result["rows"])]
+    lines += ["", *([tables] if tables else table(result["rows"]))]
     for claim in result["claims"]:
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
         lines += ["", f"{verdict}: {claim['claim']} (value {_cell(claim['value'])}, bound {_cell(claim['bound'])})"]

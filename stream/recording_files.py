@@ -32,6 +32,12 @@ def recording_format(path: Path) -> tuple[str, bool]:
     return _FORMATS[suffix], gzipped
 
 
+def is_recording(path: Path) -> bool:
+    """Whether it is a file whose name stands for a format."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    return path.is_file() and suffixes[-1:] != [] and suffixes[-1] in _FORMATS
+
+
 @contextmanager
 def blaming(path: Path) -> Iterator[None]:
     """Whatever goes wrong with the file is said of `path`."""
