@@ -4,8 +4,10 @@ In: dictionaries, as a request has them; decoders of messages and files make the
 knows no tensors: what reads events, in a process of its own, need not wait for torch.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType, NoneType
 from typing import Any
 
 import msgspec
@@ -105,25 +107,39 @@ class EventBatch:
         )
 
 
-def rows_to_batch(rows: Sequence[Mapping[str, Any]], schema: Schema, *, labelled: bool = False) -> EventBatch:
+def rows_to_batch(
+    rows: Sequence[Mapping[str, Any]],
+    schema: Schema,
+    *,
+    labelled: bool = False,
+    shared: Mapping[str, Any] = MappingProxyType({}),
+) -> EventBatch:
     """Columns from dictionaries, one an event, as a scoring request or River's API hands them over.
 
-    Unless `labelled`, a label may be absent (it becomes NaN); the timestamp may always be (it becomes 0).
+    Unless `labelled`, a label may be absent (it becomes NaN); the timestamp may always be (it becomes 0). `shared`: the
+    columns that all events have in common and no row has.
     Raises `FeatureError` for a key that the schema does not know and for a value that it does not allow.
     """
+    count, given = len(rows), set().union(*rows)
     known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
-    for row in rows:
+    for row in (shared, *(() if given <= known else rows)):
         if not row.keys() <= known:
             name = next(name for name in row if name not in known)
             raise FeatureError(str(name), "must be a column of the schema", row[name])
-    labels = [_label(row.get(schema.label), schema.label, labelled) for row in rows]
-    times = [_time(row.get(schema.timestamp), schema.timestamp) if schema.timestamp else 0.0 for row in rows]
-    categorical = tuple(
-        pa.array([_category(row.get(name), name) for row in rows], pa.string()) for name in schema.categorical
-    )
-    numerics = [[_numeric(row.get(name), name) for name in schema.numeric] for row in rows]
-    numerics_BN = np.array(numerics, dtype=np.float32).reshape(len(rows), len(schema.numeric))
-    return EventBatch(np.array(labels, np.float32), np.array(times, np.float64), categorical, numerics_BN)
+
+    def column(name: str) -> list[Any]:
+        return [row.get(name) for row in rows] if name in given else [shared.get(name)] * count
+
+    labels_B, times_s_B = np.full(count, np.nan, np.float32), np.zeros(count)
+    if labelled or schema.label in given or schema.label in shared:
+        labels_B[:] = [_label(value, schema.label, labelled) for value in column(schema.label)]
+    if schema.timestamp in given or schema.timestamp in shared:
+        times_s_B[:] = [_time(value, schema.timestamp) for value in column(schema.timestamp)]
+    categorical = tuple(_categories(column(name), name) for name in schema.categorical)
+    numerics_BN = np.empty((count, len(schema.numeric)), np.float32)
+    for i, name in enumerate(schema.numeric):
+        numerics_BN[:, i] = _numerics(column(name), name)
+    return EventBatch(labels_B, times_s_B, categorical, numerics_BN)
 
 
 def shorten(value: object, limit: int = 80) -> str:
@@ -148,6 +164,27 @@ def _time(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**53) <= value <= 2**53:
         raise FeatureError(name, "must be an integer number of milliseconds since the epoch", value)
     return value / 1000
+
+
+def _categories(values: list[Any], name: str) -> pa.Array:
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return pa.array(list(map(str, values)), pa.string())
+    try:
+        if kinds <= {str, NoneType}:
+            return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        pass  # which value it is, is said below
+    return pa.array([_category(value, name) for value in values], pa.string())
+
+
+def _numerics(values: list[Any], name: str) -> np.ndarray:
+    if set(map(type, values)) <= {float, int, NoneType}:
+        with contextlib.suppress(OverflowError):
+            found_B = np.array(values, np.float64)  # None becomes NaN
+            if not (np.abs(found_B) > _LARGEST_NUMERIC).any():
+                return found_B
+    return np.array([_numeric(value, name) for value in values])
 
 
 def _category(value: object, name: str) -> str | None:

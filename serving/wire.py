@@ -6,6 +6,7 @@ HTTP server.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -92,18 +93,15 @@ def read_score(body: bytes, schema: Schema, max_events: int) -> Question:
         raise Refusal(400, "events", "must be there, or candidates must")
     _limit("candidates", len(asked.candidates), max_events)
     context = {} if asked.context is UNSET else asked.context
-    for i, candidate in enumerate(asked.candidates):
-        if not candidate.keys().isdisjoint(context):
-            column = next(column for column in candidate if column in context)
-            raise Refusal(
-                400, f"candidates[{i}].{column}", "must not be in the context too", shorten(candidate[column])
-            )
-    rows = [{**context, **candidate} for candidate in asked.candidates]
-    return Question(
-        _batch(
-            rows, schema, lambda i, column: f"context.{column}" if column in context else f"candidates[{i}].{column}"
-        )
-    )
+    if not set().union(*asked.candidates).isdisjoint(context):
+        i, column = next((i, column) for i, row in enumerate(asked.candidates) for column in row if column in context)
+        value = shorten(asked.candidates[i][column])
+        raise Refusal(400, f"candidates[{i}].{column}", "must not be in the context too", value)
+
+    def place(i: int, column: str) -> str:
+        return f"context.{column}" if column in context else f"candidates[{i}].{column}"
+
+    return Question(_batch(asked.candidates, schema, place, context))
 
 
 def read_infer(body: bytes, schema: Schema, max_events: int) -> Question:
@@ -179,17 +177,19 @@ def _limit(field: str, count: int, max_events: int) -> None:
         raise Refusal(413, field, f"must be at most {max_events}", str(count))
 
 
-def _batch(rows: Sequence[Row], schema: Schema, place: Callable[[int, str], str]) -> EventBatch:
-    """Columns of `rows`. `place`: what a client calls a column of row i."""
+def _batch(
+    rows: Sequence[Row], schema: Schema, place: Callable[[int, str], str], shared: Row = MappingProxyType({})
+) -> EventBatch:
+    """Columns of `rows`, and those that they share. `place`: what a client calls a column of row i."""
     try:
-        return rows_to_batch(rows, schema)
+        return rows_to_batch(rows, schema, shared=shared)
     except FeatureError as first:
         for i, row in enumerate(rows):  # once more, one by one, to say which row it is
             try:
-                rows_to_batch([row], schema)
+                rows_to_batch([row], schema, shared=shared)
             except FeatureError as error:
                 raise Refusal(400, place(i, error.field), error.rule, error.value) from error
-        raise Refusal(400, first.field, first.rule, first.value) from first
+        raise Refusal(400, place(0, first.field), first.rule, first.value) from first
     except RecursionError as error:  # in showing a value
         raise Refusal(400, "body", "is nested too deeply") from error
 
