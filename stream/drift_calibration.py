@@ -16,7 +16,7 @@ Direction = Literal["up", "down", "both"]
 SLACK = 0.05
 """Shift of the mean, in standard deviations of the signal, below which nothing is a drift."""
 _BLOCK_EVENTS = 2_048
-_PATHS = 40
+_PATHS = 16
 _TAIL_EVENTS = 5_000
 _LEAST_PEAKS = 20
 _SPAN_EVENTS = 512
@@ -26,11 +26,12 @@ def cusum_threshold(calm_E: np.ndarray, slack: float, direction: Direction, expe
     """The height that a cumulative sum of a signal like `calm_E`, less its mean and `slack` an event and never below 0,
     exceeds once in `expected_events`."""
     signs = {"up": (1,), "down": (-1,), "both": (1, -1)}[direction]
-    return max(_height(sign * calm_E, slack, expected_events * len(signs)) for sign in signs)
+    paths_PE = _resample(calm_E)
+    return max(_height(sign * calm_E, sign * paths_PE, slack, expected_events * len(signs)) for sign in signs)
 
 
-def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
-    steps_PE = _resample(calm_E) - slack
+def _height(calm_E: np.ndarray, paths_PE: np.ndarray, slack: float, expected_events: float) -> float:
+    steps_PE = paths_PE - slack
     sums_PE = np.cumsum(steps_PE, axis=1)
     heights_PE = sums_PE - np.minimum(np.minimum.accumulate(sums_PE, axis=1), 0)
     peaks = []

@@ -182,7 +182,7 @@ class Watch:
         self._set(deviation)
         if first:
             self._detector = self.config.build(self.levels)
-            self._begin_with(calm_E[-_BASE_EVENTS:].tolist())
+            self._begin_with(calm_E[len(calm_E) // 2 :].tolist())  # the earlier half is still learning
         log.info("%s on %s calibrated: %s", *self.name, ", ".join(f"{n} {v:.3g}" for n, v in self.levels.items()))
 
     def _set(self, deviation: float) -> None:

@@ -234,19 +234,20 @@ class _Course:
     def update(self, labels_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray | None:
         """(B,) what the label usually has at each event's hour beyond its mean, by what was known before the batch;
         None within the first day."""
-        if not times_s_B.any():
+        if not (times_s_B[0] or times_s_B[-1]):
             return np.zeros(len(labels_B))
         if math.isnan(self._first_s):
             self._first_s = self._last_s = float(times_s_B[0])
         known = times_s_B[0] - self._first_s >= _DAY_S
-        hours_B = (times_s_B // _HOUR_S % 24).astype(np.int64)
+        hours_B = (times_s_B // _HOUR_S).astype(np.int64) % 24
         labels, events = self._counts_2H
         mean = labels.sum() / max(events.sum(), 1.0)
         # Hours with few events are taken to be like the others.
         usual_H = (labels + _COURSE_PRIOR_EVENTS * mean) / (events + _COURSE_PRIOR_EVENTS) - mean
         last_s = max(float(times_s_B.max()), self._last_s)
         self._counts_2H *= 0.5 ** ((last_s - self._last_s) / _COURSE_HALF_LIFE_S)
-        self._counts_2H += [np.bincount(hours_B, labels_B, 24), np.bincount(hours_B, minlength=24)]
+        labels += np.bincount(hours_B, labels_B, 24)
+        events += np.bincount(hours_B, minlength=24)
         self._last_s = last_s
         return usual_H[hours_B] if known else None
 
