@@ -248,6 +248,14 @@ class Learner:
         self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
 
+    def forget(self, gradients_ratio: float, evidence_ratio: float) -> None:
+        """The world has changed: keep only these shares, (0, 1], of what the embedding tables remember of past
+        gradients, and of the linear expert's evidence, so that both take larger steps."""
+        self.tables.quicken(gradients_ratio)
+        rows_U = self.linear.forget(evidence_ratio)
+        for follower in self._followers:
+            follower.mark("linear", rows_U)
+
     def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units for dormant ones, which then begin without a say: their
         outgoing weights are zero."""

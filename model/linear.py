@@ -78,6 +78,13 @@ class BayesianLinear:
             self._shrink(torch.zeros_like(self.log_s_GK).index_add_(0, self.group_S, shrinkage_SK))
         return rows_U[:different]
 
+    def forget(self, ratio: float) -> torch.Tensor:
+        """Keep only `ratio` of all evidence, (0, 1]: the world has changed. Means move towards the prior, and the next
+        steps are large. Returns the ids of the rows that had any."""
+        rows_U = self.touched()
+        self.evidence_R2K[rows_U] *= ratio
+        return rows_U
+
     def restore(self, rows_U: torch.Tensor, evidence_U2K: torch.Tensor, learned_U: torch.Tensor) -> None:
         """Set the rows of a snapshot."""
         self.evidence_R2K[rows_U], self.learned_R[rows_U] = evidence_U2K, learned_U

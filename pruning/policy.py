@@ -70,6 +70,8 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     remembered_ratio: float = 0.1
     """Share of what the tables remember of past gradients that a drift leaves (adaptive policies), (0, 1]: the less,
     the larger their next steps."""
+    evidence_ratio: float = 0.1
+    """Share of the linear expert's evidence that a drift leaves (adaptive policies), (0, 1]; 1: all."""
     period_events: int = 50_000
     """Events between two prunings (periodic) or two exchanges of units (rigl: a tenth of it), >= 10."""
     exchange_ratio: float = 0.3
@@ -88,8 +90,9 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"pruning.{name} must be at least {bound}, got {getattr(self, name)}")
-        if not 0 < self.remembered_ratio <= 1:
-            raise ValueError(f"pruning.remembered_ratio must be in (0, 1], got {self.remembered_ratio}")
+        for name in ("remembered_ratio", "evidence_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"pruning.{name} must be in (0, 1], got {getattr(self, name)}")
         if not 0 <= self.settle_ratio < 1:
             raise ValueError(f"pruning.settle_ratio must be in [0, 1), got {self.settle_ratio}")
         for name in ("auto_tolerance_ratio", "tolerance_ratio", "exchange_ratio"):
@@ -141,7 +144,7 @@ class Policy:
     stays_dense: ClassVar[bool] = False
     """The dense branch goes on learning after a cut."""
     adapts: ClassVar[bool] = False
-    """A drift makes the tables learn faster."""
+    """A drift makes the learner forget, and learn faster."""
 
     def __init__(self, config: PruningConfig, state: PolicyState | None = None):
         self.config, self.state = config, state or PolicyState()

@@ -241,7 +241,7 @@ class Trainer:
         move = policy.decide(self.events, bool(drifts), learner.comparison)
         forced = policy.state.forced > forced
         if drifts and policy.adapts:
-            learner.tables.quicken(policy.config.remembered_ratio)
+            learner.forget(policy.config.remembered_ratio, policy.config.evidence_ratio)
         if move is Move.REWIRE:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)

@@ -200,6 +200,21 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
     assert steps[1] > 2 * steps[0]
 
 
+def test_forgetting_leaves_means_nearer_to_the_prior_and_tells_those_who_follow():
+    learner = Learner(SCHEMA, SMALL)
+    changes = learner.follow()
+    learn_all(learner, click_events(2000))
+    changes.clear()
+    rows, prior = learner.linear.touched(), learner.linear.prior_SK().amin()
+    before = learner.linear.evidence_R2K[rows].clone()
+    learner.forget(0.1, 0.25)
+    after = learner.linear.evidence_R2K[rows]
+    torch.testing.assert_close(after, before * 0.25)
+    means = [(b / (prior + q)).abs() for b, q in (evidence.unbind(1) for evidence in (before, after))]
+    assert (means[1] <= means[0]).all()
+    assert torch.equal(changes.sorted()["linear"], rows)
+
+
 def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dropped():
     learner = Learner(SCHEMA, SMALL, narrow_ratio=0.3)
     batch = click_events(2000)
