@@ -10,18 +10,19 @@ tables. The linear expert beside them is small, and never pruned.
 import math
 from collections.abc import Iterator, Mapping
 
-import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as fn
 
 from model.branch import Branch
+from model.doubt import Doubt
 from model.embeddings import EmbeddingTables
 from model.encoder import Features
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
 from model.features import Schema
 from model.learner_config import LearnerConfig
+from model.learner_state import LearnerState
 from model.linear import BayesianLinear
 from model.mixture import mix
 from model.network import Network, NetworkShape
@@ -40,25 +41,6 @@ __all__ = ["Export", "LearnError", "Learner", "LearnerConfig", "LearnerState"]
 
 class LearnError(ArithmeticError):
     """Learning has gone wrong beyond repair, such as a loss that is not finite. Go back to the last snapshot."""
-
-
-class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The part of a learner's state that is not tensors."""
-
-    dense_live: bool
-    sparse: bool
-    masks: str | None
-    """Kind of the masks that are being learned; None: none are."""
-    unpruned: bool = False
-    """There is a network that goes on as the one that is being pruned would have."""
-    candidate_loss: float
-    lead_loss: float
-    unpruned_loss: float = 0.0
-    dense_steps: float
-    sparse_steps: float
-    mask_steps: int
-    learned_multiply_adds: float
-    events: int
 
 
 class Learner:
@@ -117,6 +99,7 @@ class Learner:
             self.kept = {name: torch.arange(width) for name, width in widths.items()}
             self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
         self._followers: list[Changes] = []
+        self._doubt, self._evidence_ratio = Doubt(), 1.0
 
     @property
     def lead(self) -> Branch:
@@ -157,6 +140,8 @@ class Learner:
         logits_B = mix(self.mixture.weights, experts_BE)
 
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
+        if self._doubt.confirmed(inputs.linear_BK.numpy(), labels_B):
+            changed["linear"] = self.linear.forget(self._evidence_ratio)
         if branches:
             gradient_BVD = self._learn_branches(deep, labels, boost)
             if self.schema.fields and self.config.embedding_dim:
@@ -248,13 +233,12 @@ class Learner:
         self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
 
-    def forget(self, gradients_ratio: float, evidence_ratio: float) -> None:
-        """The world has changed: keep only these shares, (0, 1], of what the embedding tables remember of past
-        gradients, and of the linear expert's evidence, so that both take larger steps."""
+    def adapt(self, gradients_ratio: float, evidence_ratio: float, within_events: int) -> None:
+        """A drift was noticed: keep only these shares, (0, 1], of what the embedding tables remember of past gradients,
+        now, and of the linear expert's evidence, if it turns out to mislead within so many events."""
         self.tables.quicken(gradients_ratio)
-        rows_U = self.linear.forget(evidence_ratio)
-        for follower in self._followers:
-            follower.mark("linear", rows_U)
+        self._evidence_ratio = evidence_ratio
+        self._doubt.begin(within_events)
 
     def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units for dormant ones, which then begin without a say: their
@@ -344,6 +328,8 @@ class Learner:
             sparse_steps=self.sparse.steps if self.sparse else 0.0,
             mask_steps=self.masks.steps if self.masks else 0,
             learned_multiply_adds=self.learned_multiply_adds,
+            doubt=tuple(self._doubt.counts.tolist()),
+            evidence_ratio=self._evidence_ratio,
             events=self.events,
         )
         return state, tensors
@@ -375,6 +361,7 @@ class Learner:
             self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
         self._losses[:] = state.candidate_loss, state.lead_loss, state.unpruned_loss
         self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
+        self._doubt.counts[:], self._evidence_ratio = state.doubt, state.evidence_ratio
 
     def _assemble(self, features: Features) -> Inputs:
         return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())

@@ -71,7 +71,8 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of what the tables remember of past gradients that a drift leaves (adaptive policies), (0, 1]: the less,
     the larger their next steps."""
     evidence_ratio: float = 0.1
-    """Share of the linear expert's evidence that a drift leaves (adaptive policies), (0, 1]; 1: all."""
+    """Share of the linear expert's evidence that is left after a drift, if it turns out to mislead within
+    `boost_events` (adaptive policies), (0, 1]; 1: all."""
     period_events: int = 50_000
     """Events between two prunings (periodic) or two exchanges of units (rigl: a tenth of it), >= 10."""
     exchange_ratio: float = 0.3

@@ -241,7 +241,8 @@ class Trainer:
         move = policy.decide(self.events, bool(drifts), learner.comparison)
         forced = policy.state.forced > forced
         if drifts and policy.adapts:
-            learner.forget(policy.config.remembered_ratio, policy.config.evidence_ratio)
+            pruning = policy.config
+            learner.adapt(pruning.remembered_ratio, pruning.evidence_ratio, pruning.boost_events)
         if move is Move.REWIRE:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)

@@ -200,19 +200,32 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
     assert steps[1] > 2 * steps[0]
 
 
-def test_forgetting_leaves_means_nearer_to_the_prior_and_tells_those_who_follow():
+@pytest.mark.parametrize("flipped", [True, False])
+def test_after_a_drift_evidence_that_misleads_is_given_up_and_evidence_that_does_not_is_kept(flipped):
     learner = Learner(SCHEMA, SMALL)
     changes = learner.follow()
-    learn_all(learner, click_events(2000))
+    learn_all(learner, click_events(4000))
+    learner.adapt(0.1, 0.25, 2000)
+    forgotten = []
+    forget = learner.linear.forget
+    learner.linear.forget = lambda ratio: forgotten.append(learner.events) or forget(ratio)
     changes.clear()
+    learn_all(learner, click_events(3000, seed=1, flipped=flipped))
+    assert len(forgotten) == flipped and all(4400 <= at <= 6000 for at in forgotten)
+    if flipped:
+        assert len(changes.sorted()["linear"]) == len(learner.linear.touched())
+
+
+def test_forgetting_leaves_means_nearer_to_the_prior():
+    learner = Learner(SCHEMA, SMALL)
+    learn_all(learner, click_events(2000))
     rows, prior = learner.linear.touched(), learner.linear.prior_SK().amin()
     before = learner.linear.evidence_R2K[rows].clone()
-    learner.forget(0.1, 0.25)
+    assert torch.equal(learner.linear.forget(0.25), rows)
     after = learner.linear.evidence_R2K[rows]
     torch.testing.assert_close(after, before * 0.25)
     means = [(b / (prior + q)).abs() for b, q in (evidence.unbind(1) for evidence in (before, after))]
     assert (means[1] <= means[0]).all()
-    assert torch.equal(changes.sorted()["linear"], rows)
 
 
 def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dropped():

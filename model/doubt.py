@@ -1,0 +1,40 @@
+"""Whether old evidence misleads: asked after a drift, answered by what the time scales of the linear expert predict.
+
+In: the logits of all scales for one batch after another, before it is learned. Out: one verdict at most for each drift.
+A detector fires for a burst of strange events, too, after which the old evidence is as good as ever. So it is given up
+only where the second scale, which has forgotten more of it, predicts better than the first one by three standard
+errors: a paired test on the events since the drift, repeated with each batch.
+"""
+
+import numpy as np
+
+from model.evaluation import log_losses
+
+_LEAST_EVENTS = 500
+_STANDARD_ERRORS = 3.0
+
+
+class Doubt:
+    """Watches for a number of events after a drift."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(4)
+        """Events left to watch; of those watched their number, and the sums of differences in loss and of squares."""
+
+    def begin(self, events: int) -> None:
+        """A drift was noticed: watch the next `events` events."""
+        self.counts[:] = events, 0, 0, 0
+
+    def confirmed(self, logits_BK: np.ndarray, labels_B: np.ndarray) -> bool:
+        """Whether it is clear by now that the first scale's evidence misleads; the watch is then over."""
+        left = self.counts[0]
+        if left <= 0 or logits_BK.shape[1] < 2:
+            return False
+        gain_B = log_losses(logits_BK[:, 0], labels_B) - log_losses(logits_BK[:, 1], labels_B)
+        self.counts += -len(gain_B), len(gain_B), gain_B.sum(), np.square(gain_B).sum()
+        _, events, total, squares = self.counts
+        error = np.sqrt(max(squares - total**2 / events, 0.0))
+        clear = events >= _LEAST_EVENTS and total > _STANDARD_ERRORS * error
+        if clear:
+            self.counts[0] = 0
+        return bool(clear)

@@ -1,0 +1,24 @@
+"""What a snapshot holds of a learner beside its tensors."""
+
+import msgspec
+
+
+class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The part of a learner's state that is not tensors."""
+
+    dense_live: bool
+    sparse: bool
+    masks: str | None
+    """Kind of the masks that are being learned; None: none are."""
+    unpruned: bool = False
+    """There is a network that goes on as the one that is being pruned would have."""
+    candidate_loss: float
+    lead_loss: float
+    unpruned_loss: float = 0.0
+    dense_steps: float
+    sparse_steps: float
+    mask_steps: int
+    learned_multiply_adds: float
+    doubt: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    evidence_ratio: float = 1.0
+    events: int
