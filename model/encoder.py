@@ -3,6 +3,8 @@
 First stop of a batch. In: an `EventBatch`. Out: `Features`, flat row ids and raw numerics as tensors. Hashing is seeded
 by field name, and the same on every machine and in every version of this file's `HASH_VERSION`. It refuses to look at
 labels.
+
+Shapes: B events, F fields, P pairs of fields, C crosses of up to X fields, T time features.
 """
 
 import hashlib
@@ -13,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from model import kernels
 from model.features import TIME_FEATURES, EventBatch, Schema
+from model.kernels import kernel
 
 HASH_VERSION = 1
 
@@ -58,8 +60,8 @@ class Encoder:
             strings = pa.concat_arrays(batch.categorical)
             valid, offsets, text = (np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers())
             seeds_F = self._seeds_F[:columns]
-            kernels.hash_strings(valid, offsets.view(np.int32), text, strings.offset, seeds_F, hashes_BF)
-        kernels.rows_of_hashes(
+            _hash_strings(valid, offsets.view(np.int32), text, strings.offset, seeds_F, hashes_BF)
+        _rows_of_hashes(
             hashes_BF,
             self._seeds_F,
             columns,
@@ -79,3 +81,73 @@ class Encoder:
 
 def _seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+@kernel("uint64(uint64)")
+def _mix(h):
+    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every output bit."""
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return max(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
+
+
+@kernel(
+    "void(Array(uint8, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
+    " Array(uint8, 1, 'C', readonly=True), int64, uint64[::1], uint64[:,::1])"
+)
+def _hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
+    """Of each string of an Arrow array, eight bytes at a time, beginning with its length; 0 where it is null.
+
+    `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`: the array's offset.
+    The array holds B strings of the first field, then B of the second, and so on.
+    """
+    events = len(hashes_BF)
+    for f in range(len(seeds_F)):
+        for b in range(events):
+            i = first + f * events + b
+            if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
+                hashes_BF[b, f] = 0
+                continue
+            start, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
+            h = _mix(seeds_F[f] ^ np.uint64(stop - start))
+            for at in range(start, stop, 8):
+                word = np.uint64(0)
+                for j in range(min(8, stop - at)):
+                    word |= np.uint64(text[at + j]) << np.uint64(8 * j)
+                h = _mix(h ^ word)
+            hashes_BF[b, f] = h
+
+
+@kernel(
+    "void(uint64[:,::1], uint64[::1], int64, int64[:,::1], int64[::1], Array(float64, 1, 'C', readonly=True), int64,"
+    " int64[:,::1], int64[:,::1], uint64[::1], int64, int64[:,::1])"
+)
+def _rows_of_hashes(
+    hashes_BF, seeds_F, columns, crosses_CX, times_T, times_s_B, rows, rows_BF, pairs_P2, seeds_P, pair_rows, pairs_BP
+):
+    """Hash crosses and time features, the fields after the first `columns`, then find every field's and pair's row.
+
+    `crosses_CX`: the members of each cross, then -1. `times_T`: 0 for the hour, 1 for the day of the week.
+    """
+    crosses, members = crosses_CX.shape
+    for b in range(len(hashes_BF)):
+        for c in range(crosses):
+            h, missing = seeds_F[columns + c], False
+            for x in range(members):
+                member = crosses_CX[c, x]
+                if member >= 0:
+                    missing |= hashes_BF[b, member] == 0
+                    h = _mix(h ^ hashes_BF[b, member])
+            hashes_BF[b, columns + c] = np.uint64(0) if missing else h
+        hours = np.int64(times_s_B[b] // 3600.0)
+        for t in range(len(times_T)):
+            value = (hours // 24 + 4) % 7 if times_T[t] else hours % 24  # 1970-01-01 was a Thursday
+            f = columns + crosses + t
+            hashes_BF[b, f] = _mix(np.uint64(value) ^ seeds_F[f])
+        for f in range(len(seeds_F)):
+            h = hashes_BF[b, f]
+            row = np.int64(0) if h == 0 else np.int64(np.uint64(1) + h % np.uint64(rows - 1))
+            rows_BF[b, f] = f * rows + row
+        for p in range(len(pairs_P2)):
+            first, second = hashes_BF[b, pairs_P2[p, 0]], hashes_BF[b, pairs_P2[p, 1]]
+            pairs_BP[b, p] = np.int64(_mix(_mix(first ^ seeds_P[p]) ^ second) % np.uint64(pair_rows))

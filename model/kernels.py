@@ -1,8 +1,8 @@
 """The inner loops of a step that no tensor operation says well: irregular reads and writes of large tables.
 
 In and out: numpy arrays, mostly views of torch tensors, whose memory they share. Each kernel is plain Python, compiled
-by numba when this file is imported, for the one set of types that it is used with; so a live trainer never waits for a
-compiler. What was compiled is kept for the next start: in NUMBA_CACHE_DIR, beside this file, or in the user's cache,
+by numba when its file is imported, for the one set of types that it is used with; so a live trainer never waits for a
+compiler. What was compiled is kept for the next start: in NUMBA_CACHE_DIR, beside that file, or in the user's cache,
 whichever can be written to first. A kernel holds no lock on the interpreter, keeps nothing between two calls, and
 checks nothing: rows must lie within their table.
 
@@ -16,6 +16,8 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+
+__all__ = ["kernel", "types"]
 
 
 def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -168,92 +170,25 @@ def learn_linear(evidence_R2K, learned_R, now, rates_K, prior_SK, rows_BS, value
     return found, new
 
 
-@kernel("uint64(uint64)")
-def mix(h):
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every output bit."""
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return max(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
+@kernel("void(float32[:,::1], int64[::1], float32[:,::1])")
+def linear_prior(log_s_GK, group_S, prior_SK):
+    """1 / s of each slot's group."""
+    for s in range(len(group_S)):
+        for k in range(prior_SK.shape[1]):
+            prior_SK[s, k] = math.exp(-log_s_GK[group_S[s], k])
 
 
-@kernel(
-    (
-        types.Array(types.uint8, 1, "C", readonly=True),
-        types.Array(types.int32, 1, "C", readonly=True),
-        types.Array(types.uint8, 1, "C", readonly=True),
-        types.int64,
-        types.uint64[::1],
-        types.uint64[:, ::1],
-    )
-)
-def hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
-    """Of each string of an Arrow array, eight bytes at a time, beginning with its length; 0 where it is null.
-
-    `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`: the array's offset.
-    The array holds B strings of the first field, then B of the second, and so on.
-    """
-    events = len(hashes_BF)
-    for f in range(len(seeds_F)):
-        for b in range(events):
-            i = first + f * events + b
-            if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
-                hashes_BF[b, f] = 0
-                continue
-            start, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
-            h = mix(seeds_F[f] ^ np.uint64(stop - start))
-            for at in range(start, stop, 8):
-                word = np.uint64(0)
-                for j in range(min(8, stop - at)):
-                    word |= np.uint64(text[at + j]) << np.uint64(8 * j)
-                h = mix(h ^ word)
-            hashes_BF[b, f] = h
-
-
-@kernel(
-    (
-        types.uint64[:, ::1],
-        types.uint64[::1],
-        types.int64,
-        types.int64[:, ::1],
-        types.int64[::1],
-        types.Array(types.float64, 1, "C", readonly=True),
-        types.int64,
-        types.int64[:, ::1],
-        types.int64[:, ::1],
-        types.uint64[::1],
-        types.int64,
-        types.int64[:, ::1],
-    )
-)
-def rows_of_hashes(
-    hashes_BF, seeds_F, columns, crosses_CX, times_T, times_s_B, rows, rows_BF, pairs_P2, seeds_P, pair_rows, pairs_BP
-):
-    """Hash crosses and time features, the fields after the first `columns`, then find every field's and pair's row.
-
-    `crosses_CX`: the members of each cross, then -1. `times_T`: 0 for the hour, 1 for the day of the week.
-    """
-    crosses, members = crosses_CX.shape
-    for b in range(len(hashes_BF)):
-        for c in range(crosses):
-            h, missing = seeds_F[columns + c], False
-            for x in range(members):
-                member = crosses_CX[c, x]
-                if member >= 0:
-                    missing |= hashes_BF[b, member] == 0
-                    h = mix(h ^ hashes_BF[b, member])
-            hashes_BF[b, columns + c] = np.uint64(0) if missing else h
-        hours = np.int64(times_s_B[b] // 3600.0)
-        for t in range(len(times_T)):
-            value = (hours // 24 + 4) % 7 if times_T[t] else hours % 24  # 1970-01-01 was a Thursday
-            f = columns + crosses + t
-            hashes_BF[b, f] = mix(np.uint64(value) ^ seeds_F[f])
-        for f in range(len(seeds_F)):
-            h = hashes_BF[b, f]
-            row = np.int64(0) if h == 0 else np.int64(np.uint64(1) + h % np.uint64(rows - 1))
-            rows_BF[b, f] = f * rows + row
-        for p in range(len(pairs_P2)):
-            first, second = hashes_BF[b, pairs_P2[p, 0]], hashes_BF[b, pairs_P2[p, 1]]
-            pairs_BP[b, p] = np.int64(mix(mix(first ^ seeds_P[p]) ^ second) % np.uint64(pair_rows))
+@kernel("void(float32[:,::1], int64[::1], float32, float32, float32, float32[:,::1], float32[:,::1])")
+def shrink_linear(gradient_SK, group_S, rate, low, high, squares_GK, log_s_GK):
+    """One step of Adagrad on log s, which stays between `low` and `high`."""
+    sums_GK = np.zeros(log_s_GK.shape, np.float32)
+    for s in range(len(group_S)):
+        sums_GK[group_S[s]] += gradient_SK[s]
+    for g in range(len(log_s_GK)):
+        for k in range(log_s_GK.shape[1]):
+            squares_GK[g, k] += sums_GK[g, k] * sums_GK[g, k]
+            step = rate * sums_GK[g, k] / (np.sqrt(squares_GK[g, k]) + np.float32(1e-3))
+            log_s_GK[g, k] = min(max(log_s_GK[g, k] - step, low), high)
 
 
 @kernel("void(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], int64[:,::1], float32[:,::1])")

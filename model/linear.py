@@ -41,7 +41,7 @@ class BayesianLinear:
         """`group_S`: the group of each slot. `variance_G`: prior variance to begin with, > 0. `half_lives`: events, >
         0. `shrinkage_rate`: of Adagrad on the logarithms of the prior variances, >= 0."""
         scales = len(half_lives)
-        self.group_S = torch.tensor(group_S)
+        self._group_S = np.array(group_S, np.int64)
         self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
         self.squares_GK = torch.zeros_like(self.log_s_GK)
         # What a step reads of a row lies side by side, so that a row costs one trip to memory.
@@ -75,7 +75,15 @@ class BayesianLinear:
         )
         self.touched_rows += new
         if self.events > _FIRST_EVENTS:
-            self._shrink(torch.zeros_like(self.log_s_GK).index_add_(0, self.group_S, shrinkage_SK))
+            self.log_s_GK = self.log_s_GK.clone()
+            kernels.shrink_linear(
+                shrinkage_SK.numpy(),
+                self._group_S,
+                self._shrinkage_rate,
+                *_LOG_S_RANGE,
+                self.squares_GK.numpy(),
+                self.log_s_GK.numpy(),
+            )
         return rows_U[:different]
 
     def forget(self, ratio: float) -> torch.Tensor:
@@ -92,17 +100,13 @@ class BayesianLinear:
 
     def prior_SK(self) -> torch.Tensor:
         """(S, K): 1 / prior variance of each slot."""
-        return (-self.log_s_GK).exp()[self.group_S]
+        prior_SK = torch.empty(len(self._group_S), self.log_s_GK.shape[1])
+        kernels.linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
+        return prior_SK
 
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been learned; the others are zero."""
         return self.learned_R.nonzero().squeeze(1)
-
-    def _shrink(self, gradient_GK: torch.Tensor) -> None:
-        """One step of Adagrad on log s."""
-        self.squares_GK += gradient_GK.square()
-        step_GK = self._shrinkage_rate * gradient_GK / (self.squares_GK.sqrt() + 1e-3)
-        self.log_s_GK = (self.log_s_GK - step_GK).clamp(*_LOG_S_RANGE)
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
