@@ -37,6 +37,7 @@ def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callab
 
 
 _AHEAD_EVENTS = 8
+_LARGEST_SCORE = 8.0
 
 
 @kernel("void(float32[:,:,:], int64[:,::1], float32[:,::1])")
@@ -204,7 +205,8 @@ def prepare_numerics(numerics_BN, moments_2N, knots_NQ, scores_BM, code_BN, abov
             value = numerics_BN[b, n]
             missing = math.isnan(value)
             scores_BM[b, numerics + n] = missing
-            scores_BM[b, n] = 0 if missing else math.asinh((value - moments_2N[0, n]) * moments_2N[1, n])
+            score = 0.0 if missing else math.asinh((value - moments_2N[0, n]) * moments_2N[1, n])
+            scores_BM[b, n] = min(max(score, -_LARGEST_SCORE), _LARGEST_SCORE)
             code_BN[b, n] = above_BN[b, n] = 0
             if missing or not math.isfinite(knots_NQ[n, 0]):
                 continue

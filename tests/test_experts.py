@@ -12,6 +12,7 @@ from model.evaluation import Evaluation
 from model.learner import Learner, LearnerConfig
 from model.linear import BayesianLinear, contributions
 from model.mixture import Mixture, mix
+from model.numerics import Numerics, prepare
 from model.served import ServedModel
 from pruning.policy import PruningConfig
 from stream.drift import DriftConfig
@@ -130,6 +131,13 @@ def test_the_debt_is_bounded_and_nearly_off_where_publications_are_rare():
         often.update(experts[start : start + 500], labels[start : start + 500])
     rare.update(experts, labels)
     assert 1 < often.debt <= 2 and 0 < rare.debt < 0.1
+
+
+def test_however_far_a_number_is_beyond_all_before_it_its_score_is_bounded():
+    numerics = Numerics(1, 1_000.0)
+    numerics.update(torch.from_numpy(np.random.default_rng(0).normal(size=(1_000, 1)).astype(np.float32)))
+    scores = prepare(torch.tensor([[100.0], [1e6], [1e30], [-1e30]]), numerics.scale()).scores_BM[:, 0].tolist()
+    assert 5 < scores[0] < 6 and scores[1:] == [8, 8, -8]
 
 
 def test_where_no_expert_knows_anything_the_click_rate_is_predicted():
