@@ -8,7 +8,7 @@ tables. The linear expert beside them is small, and never pruned.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -92,6 +92,8 @@ class Learner:
         self.experts_BE = np.empty((0, len(config.half_lives_events) + 1), np.float32)
         """Logits that the experts of the lead had of the batch learned last, before it was learned."""
         self.events = 0
+        self.lap: Callable[[str], object] = str  # which does nothing, and can be pickled
+        """Told of each part of `learn` when it is over, for a stopwatch."""
         self._losses = np.zeros(3)  # of the network that is being pruned, and beside it of the lead and of `unpruned`
         if narrow_ratio is not None:
             widths = uniform_widths(network.groups, network.cost, narrow_ratio)
@@ -128,9 +130,11 @@ class Learner:
         events = len(labels_B)
         labels = torch.from_numpy(labels_B)
         inputs = self._assemble(features)
-        branches = list(self._live()) if self.config.network_rate else []
+        self.lap("learn_linear")
+        branches = self._live() if self.config.network_rate else []
         masks = self.masks.masks() if self.masks and branches else None
         vectors_BFD = self.tables.lookup(features.rows_BF) if branches else None
+        self.lap("learn_embeddings")
         deep = {branch: self._deep(branch, inputs, vectors_BFD, masks) for branch in branches}
         lead_B = deep.get(self.lead, inputs.linear_BK[:, 0])
         losses = [fn.binary_cross_entropy_with_logits(logits, labels).item() for logits in deep.values() or [lead_B]]
@@ -138,14 +142,17 @@ class Learner:
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
         experts_BE = _side_by_side(inputs.linear_BK, lead_B)
         logits_B = mix(self.mixture.weights, experts_BE)
-
+        self.lap("learn_network")
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
         if self._doubt.confirmed(inputs.linear_BK.numpy(), labels_B):
             changed["linear"] = self.linear.forget(self._evidence_ratio)
+        self.lap("learn_linear")
         if branches:
             gradient_BVD = self._learn_branches(deep, labels, boost)
+            self.lap("learn_network")
             if self.schema.fields and self.config.embedding_dim:
                 changed["embedding"] = self.tables.update(features.rows_BF, gradient_BVD)
+                self.lap("learn_embeddings")
         if masks:
             self.masks.update(self.dense.passes.mask_gradients(), target_ratio, self.dense.parameters)
             of = dict(zip(branches, losses, strict=True))
@@ -366,13 +373,9 @@ class Learner:
     def _assemble(self, features: Features) -> Inputs:
         return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())
 
-    def _live(self) -> Iterator[Branch]:
-        if self.dense_live:
-            yield self.dense
-        if self.sparse:
-            yield self.sparse
-        if self.unpruned:
-            yield self.unpruned
+    def _live(self) -> list[Branch]:
+        branches = (self.dense if self.dense_live else None, self.sparse, self.unpruned)
+        return [branch for branch in branches if branch]
 
     def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
         """The lead's network and weights, with what the masks of a first pruning have removed already cut out."""

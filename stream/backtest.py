@@ -19,6 +19,7 @@ from pruning.policy import PruningConfig
 from stream.drift import DriftConfig
 from stream.history import History
 from stream.recording import read_recording
+from stream.stopwatch import Stopwatch, shares
 from stream.trainer import Trainer, TrainingConfig
 
 
@@ -68,12 +69,15 @@ def backtest_policy(
     publications = {every: trainer.follow(every) for every in publish_every}
     served = publications[publish_every[0]]
     history = History(trainer, served)
-    started_s = time.perf_counter()
+    started_s, watch = time.perf_counter(), Stopwatch()
     for batch in batches:
+        watch.lap("read")
         step = trainer.step(batch)
+        watch.add(step.seconds)
         for publication in publications.values():
             if publication.due(step):
                 publication.refresh()
+        watch.lap("publish")
         history.record(step)
         on_events(len(batch))
     elapsed_s = time.perf_counter() - started_s
@@ -88,6 +92,7 @@ def backtest_policy(
         "drifts": [drift["event"] for drift in history.drifts],
         "prunings": [pruning["event"] for pruning in history.prunings],
         "publications": served.count,
+        "profile": shares(watch.seconds),
     }, history
 
 

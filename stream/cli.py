@@ -235,6 +235,7 @@ def backtest(
     ] = "1000",
     seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")] = None,
     events: EventsOption = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also print the share of each stage.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare policies on a recorded stream, offline: normalized entropy of what a scorer would have predicted.
@@ -283,7 +284,7 @@ def backtest(
     if as_json:
         print(json.dumps(result))
     else:
-        print_backtest(result)
+        print_backtest(result, profile)
 
 
 @app.command()

@@ -38,7 +38,8 @@ def print_rows(rows: list[tuple[str, str]], title: str) -> None:
     console.print(table)
 
 
-def print_backtest(result: dict[str, Any]) -> None:
+def print_backtest(result: dict[str, Any], profile: bool = False) -> None:
+    """The measures of each policy, and where its time went if a `profile` is wanted."""
     console.print(f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}")
     intervals = list(next(iter(result["policies"].values()))["served_ne"])
     table = Table(title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left")
@@ -59,6 +60,20 @@ def print_backtest(result: dict[str, Any]) -> None:
             str(len(row["drifts"])),
             str(len(row["prunings"])),
         )
+    console.print(table)
+    if profile:
+        _print_profile(result)
+
+
+def _print_profile(result: dict[str, Any]) -> None:
+    """Shares of the stages of the walk, by policy."""
+    policies = result["policies"]
+    table = Table(title="share of each stage", title_justify="left")
+    table.add_column("stage")
+    for name in policies:
+        table.add_column(name, justify="right")
+    for stage in next(iter(policies.values()))["profile"]:
+        table.add_row(stage, *(f"{row['profile'][stage]:.1%}" for row in policies.values()))
     console.print(table)
 
 

@@ -24,18 +24,19 @@ from stream.config import Config
 from stream.connection import Committer, KafkaConfig, ensure_topic
 from stream.errors import BrokerError
 from stream.events import EventDecoder
-from stream.intake import Intake, Received
+from stream.intake import Intake
 from stream.publisher import Publisher
 from stream.reader import Reader, Reading, Reads
 from stream.reader_process import ReaderProcess
 from stream.sink import Outbox
 from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
+from stream.stopwatch import Stopwatch
 from stream.telemetry import Telemetry
 from stream.trainer import Publication, Step, Trainer
 
 log = logging.getLogger("niwaki")
 
-_LAG_EVERY_S = 1.0
+_OBSERVE_EVERY_S = 1.0
 
 
 class Pipeline:
@@ -69,8 +70,8 @@ class Pipeline:
         )
         self.publisher = Publisher(trainer, trainer.follow(training.publish_every_events), store, telemetry)
         self._positions = Positions()
-        self._saved_s, self._save_next = time.monotonic(), False
-        self._lag_after_s = 0.0
+        self._saved_s, self._save_next, self._published = time.monotonic(), False, False
+        self._observe_after_s = 0.0
 
     @property
     def publication(self) -> Publication:
@@ -95,18 +96,28 @@ class Pipeline:
     def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
         """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then publish and save."""
         while not stop() and not self._reached(limit_events):
-            if received := self.intake.receive(last=self._reached(limit_events, polled=True)):
+            watch = Stopwatch()
+            received = self.intake.receive(last=self._reached(limit_events, polled=True))
+            watch.lap("read")
+            if received:
                 step = self.trainer.step(received.batch)
+                watch.add(step.seconds)
                 self._positions = received.positions
-                self._observe(received, step)
                 self._publish_if_due(step)
+                watch.lap("publish")
+                self._save_if_due()
+                watch.lap("save")
+                self._observe(step)
                 self._on_step(step)
             self.publisher.settle(wait=False)
-            self._observe_lag()
+            self.telemetry.spent(watch.seconds)
+            self._observe_now_and_then()
         if self.trainer.events:
             self.publisher.publish(self._positions.offsets)
             self.publisher.settle()
         self._save()
+        self._observe_after_s = 0.0
+        self._observe_now_and_then()
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
 
     def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
@@ -115,11 +126,12 @@ class Pipeline:
 
     def _publish_if_due(self, step: Step) -> None:
         self._save_next |= step.move is Move.CUT
-        if self.publisher.publish_if_due(step, self._positions.offsets):
-            self._save_if_due()
+        self._published = self.publisher.publish_if_due(step, self._positions.offsets)
 
     def _save_if_due(self) -> None:
         """Only after a publication: what is served is then what the learner has, so the snapshot need not hold both."""
+        if not self._published:
+            return
         if self._save_next or time.monotonic() - self._saved_s >= self._snapshot.every_s:
             self._save()
 
@@ -144,11 +156,9 @@ class Pipeline:
         for _, reject in reading.rejects:
             self.telemetry.rejected(reject.rule, reject.events)
 
-    def _observe(self, received: Received, step: Step) -> None:
+    def _observe(self, step: Step) -> None:
         trainer, telemetry = self.trainer, self.telemetry
-        telemetry.learned(step.events, seconds=step.seconds, event_time_s=trainer.last_event_time_s)
-        telemetry.evaluated("learning", trainer.prequential.last)
-        telemetry.evaluated("served", self.publication.evaluation.last)
+        telemetry.learned(step.events, event_time_s=trainer.last_event_time_s)
         for drift in step.drifts:
             sizes = {"before": drift.before, "after": drift.after, "error": drift.error}
             telemetry.drift(drift.detector, drift.signal, **sizes)
@@ -159,9 +169,6 @@ class Pipeline:
                 *(drift.event, drift.time_s, drift.kind, drift.began, drift.detector, drift.signal),
                 *sizes.values(),
             )
-        for one in trainer.monitor.achieved()["detectors"]:
-            expected_events = one["expected_events_between_false_alarms"]
-            telemetry.watched(one["detector"], one["signal"], one["watched_events"], expected_events=expected_events)
         if step.move is Move.STAY:
             return
         telemetry.phase(step.phase)
@@ -180,10 +187,18 @@ class Pipeline:
             if step.forced:
                 log.warning("the network cut at event %d predicts worse: its wait was at its bound", trainer.events)
 
-    def _observe_lag(self) -> None:
-        if time.monotonic() >= self._lag_after_s:
-            self.telemetry.lag(self.intake.lag())
-            self._lag_after_s = time.monotonic() + _LAG_EVERY_S
+    def _observe_now_and_then(self) -> None:
+        """What changes slowly, or costs something to find out."""
+        if time.monotonic() < self._observe_after_s:
+            return
+        self._observe_after_s = time.monotonic() + _OBSERVE_EVERY_S
+        self.telemetry.lag(self.intake.lag())
+        self.telemetry.evaluated("learning", self.trainer.prequential.last)
+        self.telemetry.evaluated("served", self.publication.evaluation.last)
+        for one in self.trainer.monitor.achieved()["detectors"]:
+            detector, signal, events = one["detector"], one["signal"], one["watched_events"]
+            expected_events = one["expected_events_between_false_alarms"]
+            self.telemetry.watched(detector, signal, events, expected_events=expected_events)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created
 
 from pruning.policy import Phase
 from stream.errors import ConfigError
+from stream.stopwatch import STAGES
 
 MAX_LABEL_VALUES = 32
 SERIES = ("learning", "served")
@@ -55,7 +56,7 @@ class Telemetry:
         self._lag = self._gauge("niwaki_lag_events", "Messages in the topic that are in no batch yet.", "partition")
         self._messages = self._counter("niwaki_polled_messages", "Messages polled.")
         self._polled_bytes = self._counter("niwaki_polled_bytes", "Bytes of the messages polled.")
-        self._learning = self._counter("niwaki_learning_seconds", "Time spent on learning, the rest is waiting.")
+        self._stages = self._counter("niwaki_stage_seconds", "Time spent, by stage of the walk.", "stage")
         self._age("niwaki_event_age_seconds", "Age of the last learned event.", lambda: self._event_time_s)
 
         self._log_loss = self._gauge("niwaki_log_loss_nats", "Mean log loss in the last window.", "series")
@@ -98,15 +99,21 @@ class Telemetry:
 
         for outcome in ("learned", "rejected"):
             self._events.labels(outcome)
+        for stage in STAGES:
+            self._stages.labels(stage)
         for detector, signal in drifts_of:
             self._drifts.labels(self._bounded("detector", detector), self._bounded("signal", signal))
 
-    def learned(self, events: int, *, seconds: float, event_time_s: float) -> None:
-        """A batch was learned in `seconds`. `event_time_s`: of its last event, 0 where events carry no time."""
+    def learned(self, events: int, *, event_time_s: float) -> None:
+        """A batch was learned. `event_time_s`: of its last event, 0 where events carry no time."""
         self._events.labels("learned").inc(events)
-        self._learning.inc(seconds)
         if event_time_s:
             self._event_time_s = event_time_s
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Time went by, by stage: see `stream.stopwatch`."""
+        for stage, taken_s in seconds.items():
+            self._stages.labels(stage).inc(taken_s)
 
     def rejected(self, rule: str, events: int = 1) -> None:
         """Events were dead-lettered because of `rule`."""

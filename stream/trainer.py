@@ -5,7 +5,6 @@ class, so what a backtest measures is what runs. It knows no Kafka and no Redis:
 saves.
 """
 
-import time
 from typing import NamedTuple
 
 import msgspec
@@ -24,6 +23,7 @@ from pruning.baselines import policy_for
 from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
 from stream.signals import Signals
+from stream.stopwatch import Stopwatch
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,8 +65,8 @@ class Step(NamedTuple):
     move: Move
     phase: Phase
     """The phase after the move."""
-    seconds: float
-    """Time that it took."""
+    seconds: dict[str, float]
+    """Time that it took, by stage: see `stream.stopwatch`."""
     forced: bool
     """The network that was just cut took over though it predicts worse: the wait was at its bound."""
 
@@ -120,10 +120,7 @@ class Publication:
 
     def due(self, step: Step) -> bool:
         """Whether it is time to publish: the interval has passed, or a newly pruned network has just been cut."""
-        if step.move is Move.CUT:
-            self.want_full()
-            return True
-        return self._learner.events - self._at_event >= self.every_events
+        return step.move is Move.CUT or self._learner.events - self._at_event >= self.every_events
 
     @property
     def full_due(self) -> bool:
@@ -228,15 +225,21 @@ class Trainer:
 
     def step(self, batch: EventBatch) -> Step:
         """Predict, score, then learn one batch; notice drift; make the move that the policy decides on."""
-        started_s, first_event = time.perf_counter(), self.events
-        features = self.learner.encoder.encode(batch)
+        watch, first_event = Stopwatch(), self.events
+        policy, learner = self.policy, self.learner
+        features = learner.encoder.encode(batch)
+        watch.lap("encode")
         for publication in self.publications:
             publication.score(features, batch.labels_B)
-        policy, learner = self.policy, self.learner
+        watch.lap("predict")
+        learner.lap = watch.lap
         logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events), policy.boost(self.events))
+        watch.lap("learn_rest")
         losses_B = self.prequential.update(logits_B, batch.labels_B)
+        watch.lap("score")
         signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
         drifts = self.monitor.update(signals, first_event, batch.times_s_B)
+        watch.lap("watch")
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)
         forced = policy.state.forced > forced
@@ -247,7 +250,8 @@ class Trainer:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
-        return Step(len(batch), losses_B, drifts, move, policy.phase, time.perf_counter() - started_s, forced)
+        watch.lap("decide")
+        return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
 
     def checkpoint(
         self,
@@ -322,6 +326,8 @@ class Trainer:
             self.learner.prune(self.policy.masks, self.policy.needs_unpruned)
         elif move is Move.CUT:
             self.learner.cut(self.policy.stays_dense)
+            for publication in self.publications:
+                publication.want_full()
             self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
         elif move is Move.REGROW:
             self.learner.regrow()

@@ -93,7 +93,14 @@ def test_pipeline_runs_and_prints_what_the_frame_promises():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert list(result) == KEYS and result["name"] == "pipeline"
-    assert {row["stage"] for row in result["rows"]} >= {"encode JSON", "produce to Kafka", "poll", "decode", "hash"}
+    assert {row["stage"] for row in result["rows"]} >= {
+        "encode JSON",
+        "produce to Kafka",
+        "poll",
+        "decode",
+        "encode",
+        "watch",
+    }
     for row in result["rows"]:
         assert 0 < row["low"] <= row["us_per_event"] <= row["high"]
         assert row["events_per_s"] == pytest.approx(1e6 / row["us_per_event"])

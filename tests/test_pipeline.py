@@ -24,6 +24,7 @@ from stream.pipeline import Pipeline, new_reader
 from stream.recording import batch_to_table
 from stream.sink import DeadLetters, EventSink, Outbox
 from stream.snapshot import SnapshotConfig
+from stream.stopwatch import STAGES
 from stream.telemetry import Telemetry
 from stream.trainer import Publication, Trainer, TrainingConfig
 
@@ -209,6 +210,9 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
         counted = running.telemetry.registry.get_sample_value
         assert counted("niwaki_events_total", {"outcome": "rejected"}) == len(poison)
         assert counted("niwaki_events_total", {"outcome": "learned"}) == 640
+        assert counted("niwaki_polled_messages_total") == 640 + len(poison)
+        assert counted("niwaki_lag_events", {"partition": "0"}) == 0
+        assert all(counted("niwaki_stage_seconds_total", {"stage": stage}) > 0 for stage in STAGES if stage != "save")
     letters = dead_letters(kafka, len(poison))
     assert [int(headers["offset"]) for headers, _ in letters] == list(range(100, 100 + len(poison)))
     for (headers, value), (sent, word) in zip(letters, poison.items(), strict=True):

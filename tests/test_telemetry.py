@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from stream.errors import ConfigError
+from stream.stopwatch import STAGES
 from stream.telemetry import MAX_LABEL_VALUES, Telemetry, TelemetryConfig
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +50,11 @@ def scrape(port: int) -> dict[str, float]:
 
 def fill(telemetry: Telemetry) -> Telemetry:
     """Something in each of the metrics."""
-    telemetry.learned(128, seconds=0.25, event_time_s=990.0)
+    telemetry.learned(128, event_time_s=990.0)
     telemetry.rejected("label must be a number")
     telemetry.lag({0: 12, 1: 30})
     telemetry.polled(130, 84_000)
+    telemetry.spent({"encode": 0.25})
     telemetry.evaluated("learning", SUMMARY)
     telemetry.evaluated("served", SUMMARY)
     telemetry.phase("sparse")
@@ -76,7 +78,7 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_lag_events{partition="1"}': 30,
         "niwaki_polled_messages_total": 130,
         "niwaki_polled_bytes_total": 84_000,
-        "niwaki_learning_seconds_total": 0.25,
+        **{f'niwaki_stage_seconds_total{{stage="{stage}"}}': 0.25 if stage == "encode" else 0 for stage in STAGES},
         "niwaki_event_age_seconds": 10,
         **{f'niwaki_log_loss_nats{{series="{series}"}}': 0.4 for series in ("learning", "served")},
         **{f'niwaki_normalized_entropy_ratio{{series="{series}"}}': 0.8 for series in ("learning", "served")},
@@ -122,7 +124,7 @@ def test_ages_grow_while_nothing_happens_and_are_unknown_before_anything_has():
     telemetry = Telemetry(clock=lambda: now_s)
     assert math.isnan(samples(telemetry)["niwaki_published_age_seconds"])
     telemetry.published(1, 10, dense_bytes=20, created_s=now_s)
-    telemetry.learned(1, seconds=0, event_time_s=0.0)
+    telemetry.learned(1, event_time_s=0.0)
     now_s += 60
     assert samples(telemetry)["niwaki_published_age_seconds"] == 60
     assert math.isnan(samples(telemetry)["niwaki_event_age_seconds"])  # these events carry no time
