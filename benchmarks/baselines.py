@@ -117,6 +117,7 @@ class VowpalWabbit:
         self._labels_B = stream.events.labels_B
         self._workspace = Workspace(f"--quiet --loss_function logistic -b 22 --random_seed 0 {options}")
         self._parsed: dict[int, object] = {}
+        self._texts: dict[int, str] = {}
 
     def predict(self, start: int, stop: int) -> np.ndarray:
         return np.array([self._workspace.predict(self._example(i)) for i in range(start, stop)], np.float32)
@@ -128,17 +129,24 @@ class VowpalWabbit:
             self._workspace.finish_example(example)
             del self._parsed[i]
 
+    def write(self, start: int, stop: int) -> None:
+        """Write those events as Vowpal Wabbit's text, which is else done when one is first needed."""
+        self._texts |= {i: self._text(i) for i in range(start, stop)}
+
     def _example(self, i: int) -> object:
         if i not in self._parsed:
-            words = ["1" if self._labels_B[i] > 0.5 else "-1"]
-            for letter, column in zip(self._LETTERS, self._columns, strict=False):
-                if column[i] is not None:
-                    words.append(f"|{letter} {column[i].translate(_NO_SYNTAX)}")
-            for letter, value in zip(reversed(self._LETTERS), self._numerics_BN[i].tolist(), strict=False):
-                if value == value:
-                    words.append(f"|{letter} x:{value:.6g}")
-            self._parsed[i] = self._workspace.example(" ".join(words))
+            self._parsed[i] = self._workspace.example(self._texts.pop(i, None) or self._text(i))
         return self._parsed[i]
+
+    def _text(self, i: int) -> str:
+        words = ["1" if self._labels_B[i] > 0.5 else "-1"]
+        for letter, column in zip(self._LETTERS, self._columns, strict=False):
+            if column[i] is not None:
+                words.append(f"|{letter} {column[i].translate(_NO_SYNTAX)}")
+        for letter, value in zip(reversed(self._LETTERS), self._numerics_BN[i].tolist(), strict=False):
+            if value == value:
+                words.append(f"|{letter} x:{value:.6g}")
+        return " ".join(words)
 
 
 _NO_SYNTAX = str.maketrans({character: "_" for character in " :|\t\n\r"})
@@ -151,11 +159,20 @@ class PlainDLRM(torch.nn.Module):
     that niwaki adds: zero-start embeddings, the linear expert, learned shrinkage, time scales, the mixture.
     """
 
-    def __init__(self, stream: Stream, seed: int = 0, *, embedding_rate: float = 0.05, network_rate: float = 0.001):
+    def __init__(
+        self,
+        stream: Stream,
+        seed: int = 0,
+        *,
+        config: LearnerConfig | None = None,
+        embedding_rate: float = 0.05,
+        network_rate: float = 0.001,
+    ):
+        """`config`: of the widths; with other table rows than the default's, only `step` is of use."""
         super().__init__()
         torch.manual_seed(seed)
-        config, schema = LearnerConfig(), stream.schema
-        self._rows_BF, self._labels_B = stream.rows_BF, torch.from_numpy(stream.events.labels_B)
+        config, schema = config or LearnerConfig(), stream.schema
+        self._stream, self._labels_B = stream, torch.from_numpy(stream.events.labels_B)
         self._numerics_BN = torch.from_numpy(stream.events.numerics_BN)
         dim, fields, numerics = config.embedding_dim, len(schema.fields), 2 * len(schema.numeric)
         self._numerics = Numerics(len(schema.numeric), config.numeric_horizon_events)
@@ -169,10 +186,10 @@ class PlainDLRM(torch.nn.Module):
         dense = [p for name, p in self.named_parameters() if not name.startswith("table")]
         self._network_optimizer = torch.optim.Adam(dense, lr=network_rate, fused=True)
 
-    def forward(self, start: int, stop: int) -> torch.Tensor:
-        vectors_BVD = self.table(self._rows_BF[start:stop])
+    def forward(self, rows_BF: torch.Tensor, numerics_BN: torch.Tensor) -> torch.Tensor:
+        vectors_BVD = self.table(rows_BF)
         if self.bottom is not None:
-            scores_BM = prepare(self._numerics_BN[start:stop], self._numerics.scale()).scores_BM
+            scores_BM = prepare(numerics_BN, self._numerics.scale()).scores_BM
             vectors_BVD = torch.cat([vectors_BVD, self.bottom(scores_BM).unsqueeze(1)], 1)
         dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
         inputs = [vectors_BVD.flatten(1), dots_BVV[:, self._pairs[0], self._pairs[1]]]
@@ -180,17 +197,24 @@ class PlainDLRM(torch.nn.Module):
 
     @torch.no_grad()
     def predict(self, start: int, stop: int) -> np.ndarray:
-        return self(start, stop).numpy()
+        return self(self._stream.rows_BF[start:stop], self._numerics_BN[start:stop]).numpy()
 
     def learn(self, start: int, stop: int) -> None:
-        loss = fn.binary_cross_entropy_with_logits(self(start, stop), self._labels_B[start:stop])
+        part = slice(start, stop)
+        self.step(self._stream.rows_BF[part], self._numerics_BN[part], self._labels_B[part])
+
+    def step(self, rows_BF: torch.Tensor, numerics_BN: torch.Tensor, labels_B: torch.Tensor) -> np.ndarray:
+        """Learn one batch; (B,), its logits before."""
+        logits_B = self(rows_BF, numerics_BN)
+        loss = fn.binary_cross_entropy_with_logits(logits_B, labels_B)
         for optimizer in (self._tables_optimizer, self._network_optimizer):
             optimizer.zero_grad()
         with torch.sparse.check_sparse_tensor_invariants(False):  # the default, said aloud: without it torch warns
             loss.backward()
             for optimizer in (self._tables_optimizer, self._network_optimizer):
                 optimizer.step()
-        self._numerics.update(self._numerics_BN[start:stop])
+        self._numerics.update(numerics_BN)
+        return logits_B.detach().numpy()
 
 
 def _mlp(widths: tuple[int, ...]) -> torch.nn.Sequential:
