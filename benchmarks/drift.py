@@ -84,6 +84,7 @@ SETTINGS = {
     "default, one in 50,000": DriftConfig(expected_events_between_false_alarms=OFTEN),
     "staleness": _one("PageHinkley", "staleness"),
     "adjusted label": _one("PageHinkley", "adjusted_label"),
+    "surprise": _one("PageHinkley", "surprise"),
     "excess loss": _one("PageHinkley", "excess_loss"),
     "ADWIN, log loss": _one("ADWIN", "log_loss"),
     "ADWIN, label": _one("ADWIN", "label"),
@@ -92,7 +93,7 @@ SETTINGS = {
     "every 20,000": _one("DummyDriftDetector", "log_loss", "both", t_0=20_000),
     "never": _one("NoDrift", "log_loss"),
 }
-LONG_SETTINGS = ("default", "default, one in 50,000", "excess loss", "ADWIN, log loss", "ADWIN, label")
+LONG_SETTINGS = ("default", "default, one in 50,000", "surprise", "excess loss", "ADWIN, log loss", "ADWIN, label")
 
 
 class Trace(NamedTuple):

@@ -34,8 +34,8 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     signal: str = "staleness"
     """One of those in `stream.signals`. Detectors of `river.drift.binary` need one of zeros and ones: label."""
     direction: Literal["up", "down", "both"] | None = None
-    """Changes of the mean that count. None: up for staleness, excess_loss and log_loss, which fall whenever the model
-    learns, and for unseen and stability; else both."""
+    """Changes of the mean that count. None: up for staleness, surprise, excess_loss and log_loss, which fall whenever
+    the model learns, and for unseen and stability; else both."""
     parameters: dict[str, bool | int | float | str | None] = {}
     """Parameters of the River class; those left out are River's defaults, but `seed`, which is 0. The threshold of
     PageHinkley is calibrated unless it stands here."""
@@ -51,7 +51,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def counts(self) -> Literal["up", "down", "both"]:
         """The direction, resolved: up, down or both."""
-        rising = ("staleness", "log_loss", "excess_loss", "unseen", "stability")
+        rising = ("staleness", "surprise", "log_loss", "excess_loss", "unseen", "stability")
         return self.direction or ("up" if self.signal.partition(":")[0] in rising else "both")
 
     @property

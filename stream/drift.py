@@ -29,9 +29,14 @@ log = logging.getLogger("niwaki")
 class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is watched, and when not (the `[drift]` section)."""
 
-    detectors: tuple[DetectorConfig, ...] = (DetectorConfig(), DetectorConfig(signal="adjusted_label"))
-    """Any number of detectors. The first of the default ones sees when what has been learned no longer holds, the
-    second small steps of the click rate, which the model learns away before they show elsewhere."""
+    detectors: tuple[DetectorConfig, ...] = (
+        DetectorConfig(signal="staleness"),
+        DetectorConfig(signal="surprise"),
+        DetectorConfig(signal="adjusted_label"),
+    )
+    """Any number of detectors. The first of the default ones sees when what was learned long ago no longer holds, even
+    in part, the second when it holds again, the third small steps of the click rate, which the model learns away before
+    they show elsewhere."""
     topic: str = ""
     """Kafka topic to which each drift is written, one JSON object with the fields of `Drift`; "": none."""
     agree: Literal["any", "all"] | int = "any"

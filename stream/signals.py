@@ -22,6 +22,7 @@ SIGNALS = {
     "staleness": "the prediction's error times what the slowest expert's logit has above that of the next one, in units"
     " of its own spread: 0 on average as long as the prediction is calibrated, above it where what was learned long ago"
     " no longer holds",
+    "surprise": "excess_loss in units of its own spread, outliers cut off",
     "log_loss": "of the prediction made before the event was learned, nats",
     "calibration_error": "that prediction minus the label",
     "label": "the label",
@@ -30,7 +31,7 @@ SIGNALS = {
     "prediction": "that prediction",
 }
 """What a detector can be set on: name and meaning."""
-OF_THE_NETWORK = ("excess_loss", "staleness", "log_loss", "calibration_error", "prediction")
+OF_THE_NETWORK = ("excess_loss", "staleness", "surprise", "log_loss", "calibration_error", "prediction")
 """Those that jump when the network is exchanged; the others do not see it."""
 FIELD_SIGNALS = {
     "unseen": "1 where the column has a value that no event before had, else 0; for embedded fields",
@@ -43,7 +44,7 @@ _BUCKETS = 64
 _QUANTILES = np.linspace(0, 1, 16)[1:-1]
 _FIRST_EVENTS = 2_048
 _LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
-_SPREAD_HALF_LIFE_EVENTS, _OUTLIER = 10_000.0, 8.0
+_SPREAD_HALF_LIFE_EVENTS = 10_000.0
 _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 _COURSE_HALF_LIFE_S = 7 * _DAY_S
 _COURSE_PRIOR_EVENTS = 500
@@ -69,7 +70,7 @@ class Signals:
         self._rows = rows
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
-        self._scale = _Scale()
+        self._staleness, self._surprise = _Scale(8.0), _Scale(4.0)
         self._course = _Course()
         self._place: dict[str, int] = {}
         for name in self._names:
@@ -116,13 +117,11 @@ class Signals:
                 signals[name] = labels_B.astype(np.float64)
             elif kind == "staleness":
                 apart_B = experts_BE[:, 0].astype(np.float64) - experts_BE[:, 1]
-                scaled_B = self._scale.update(errors_B * apart_B)
-                if scaled_B is not None:
-                    signals[name] = scaled_B
+                signals[name] = self._staleness.update(errors_B * apart_B)
+            elif kind == "surprise":
+                signals[name] = self._surprise.update(errors_B * logits_B)
             elif kind == "adjusted_label":
-                usual_B = self._course.update(labels_B.astype(np.float64), batch.times_s_B)
-                if usual_B is not None:
-                    signals[name] = labels_B - usual_B
+                signals[name] = self._course.update(labels_B.astype(np.float64), batch.times_s_B)
             elif kind == "prediction":
                 signals[name] = predictions_B
             elif kind == "unseen":
@@ -131,14 +130,14 @@ class Signals:
                 shares = self._shares[column]
                 values_B = features.numerics_BN if shares.binned else features.rows_BF
                 signals[name] = shares.update(values_B[:, self._place[column]].numpy())
-        return signals
+        return {name: values_B for name, values_B in signals.items() if values_B is not None}
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays."""
         arrays = {f"unseen:{column}": np.packbits(seen) for column, seen in self._seen.items()}
         for column, shares in self._shares.items():
             arrays |= {f"stability:{column}:{name}": array for name, array in shares.state().items()}
-        return arrays | {"scale": self._scale.state(), "course": self._course.state()}
+        return arrays | {name: part.state() for name, part in self._parts()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Undo `state`; what is not among the arrays begins anew."""
@@ -149,9 +148,12 @@ class Signals:
             prefix = f"stability:{column}:"
             if found := {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}:
                 shares.restore(found)
-        for name, part in (("scale", self._scale), ("course", self._course)):
+        for name, part in self._parts():
             if name in arrays:
                 part.restore(arrays[name])
+
+    def _parts(self) -> "list[tuple[str, _Scale | _Course]]":
+        return [("staleness", self._staleness), ("surprise", self._surprise), ("course", self._course)]
 
     def _unseen(self, features: Features, column: str) -> np.ndarray:
         """Two values that are hashed to one row count as one. Missing is seen from the start."""
@@ -206,7 +208,9 @@ class _Shares:
 class _Scale:
     """The spread of a signal lately, to measure it by."""
 
-    def __init__(self):
+    def __init__(self, outlier: float):
+        """`outlier`: where values are cut off."""
+        self._outlier = outlier
         self._sums_2 = np.zeros(2)  # of squares, and of events; they fade
 
     def update(self, values_B: np.ndarray) -> np.ndarray | None:
@@ -215,7 +219,7 @@ class _Scale:
         spread = math.sqrt(squares / max(events, 1.0))
         fade = 0.5 ** (len(values_B) / _SPREAD_HALF_LIFE_EVENTS)
         self._sums_2 = self._sums_2 * fade + [np.dot(values_B, values_B), len(values_B)]
-        return np.clip(values_B / spread, -_OUTLIER, _OUTLIER) if spread else None
+        return np.clip(values_B / spread, -self._outlier, self._outlier) if spread else None
 
     def state(self) -> np.ndarray:
         return self._sums_2.copy()
@@ -232,10 +236,10 @@ class _Course:
         self._first_s = self._last_s = math.nan
 
     def update(self, labels_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray | None:
-        """(B,) what the label usually has at each event's hour beyond its mean, by what was known before the batch;
-        None within the first day."""
+        """(B,) labels less what is usual at their hour beyond the mean, by what was known before the batch; None within
+        the first day."""
         if not (times_s_B[0] or times_s_B[-1]):
-            return np.zeros(len(labels_B))
+            return labels_B
         if math.isnan(self._first_s):
             self._first_s = self._last_s = float(times_s_B[0])
         known = times_s_B[0] - self._first_s >= _DAY_S
@@ -249,7 +253,7 @@ class _Course:
         labels += np.bincount(hours_B, labels_B, 24)
         events += np.bincount(hours_B, minlength=24)
         self._last_s = last_s
-        return usual_H[hours_B] if known else None
+        return labels_B - usual_H[hours_B] if known else None
 
     def state(self) -> np.ndarray:
         return np.append(self._counts_2H, [self._first_s, self._last_s])

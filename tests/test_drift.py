@@ -235,7 +235,7 @@ def test_a_detector_that_cannot_be_is_refused_with_field_rule_and_value(wrong, t
         ({"within_events": 0}, "drift.within_events: must be >= 1, got 0"),
         ({"calibration_events": 10}, "drift.calibration_events: must be >= 1,000, got 10"),
         ({"expected_events_between_false_alarms": 5}, "must be 0, or >= 1,000, got 5"),
-        ({"agree": 3}, "drift.agree: must be any, all, or 1 to 2, the number of detectors, got 3"),
+        ({"agree": 4}, "drift.agree: must be any, all, or 1 to 3, the number of detectors, got 4"),
     ],
 )
 def test_what_cannot_be_watched_is_refused_with_field_rule_and_value(wrong, text):

@@ -31,6 +31,7 @@ def test_only_what_was_asked_for_is_computed():
 def test_the_excess_loss_is_the_loss_less_the_entropy_of_the_prediction():
     batch, logits = click_events(200), np.linspace(-6, 6, 200, dtype=np.float32)
     values = compute(signals(*SIGNALS), batch, logits)
+    assert "surprise" not in values  # nothing to measure it by yet
     entropies = [binary_entropy(p) for p in values["prediction"]]
     assert values["excess_loss"] == pytest.approx(values["log_loss"] - entropies, abs=1e-6)
     assert values["calibration_error"] == pytest.approx(values["prediction"] - batch.labels_B)
@@ -88,6 +89,19 @@ def test_from_the_second_day_on_the_adjusted_label_has_no_daily_cycle_and_keeps_
     assert values[day].mean() == pytest.approx(0.2, abs=0.01)
 
 
+def test_surprise_is_the_excess_loss_in_units_of_its_spread_without_outliers():
+    rng, target = np.random.default_rng(0), signals("surprise", "excess_loss")
+    logits = rng.normal(-4, 1, 4_000).astype(np.float32)
+    batch = with_times(rng.random(4_000) < 1 / (1 + np.exp(-logits)), np.zeros(4_000))
+    compute(target, batch.slice(0, 2_000), logits[:2_000])
+    values = compute(target, batch.slice(2_000, 4_000), logits[2_000:])
+    surprise, excess = values["surprise"], values["excess_loss"]
+    inside = np.abs(surprise) < 4
+    assert surprise.max() == 4 and inside.any()
+    assert np.ptp((excess / surprise)[inside]) < 1e-9
+    assert (excess / surprise)[inside][0] == pytest.approx(np.sqrt((excess**2).mean()), rel=0.3)
+
+
 def test_without_times_the_adjusted_label_is_the_label():
     labels = np.arange(1_000) % 3 == 0
     assert np.array_equal(adjusted(signals("adjusted_label"), labels, np.zeros(1_000)), labels)
@@ -118,7 +132,7 @@ def test_the_stability_of_a_column_is_about_0_until_its_values_change(column):
 
 @pytest.mark.parametrize("stop", [1_000, 3_000])
 def test_restored_signals_go_on_exactly(stop):
-    names = ("unseen:item", "stability:item", "stability:price", "staleness", "label")
+    names = ("unseen:item", "stability:item", "stability:price", "staleness", "surprise")
     first, second, batch = signals(*names), signals(*names), click_events(4_000)
     compute(first, batch.slice(0, stop))
     second.restore({name: array.copy() for name, array in first.state().items()})
