@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,9 @@ class Rows:
     def all(self) -> list[dict[str, Any]]:
         """Every row there is, in the order in which they were measured."""
         return list(self._rows.values())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows.values())
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep a new row."""

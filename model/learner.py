@@ -28,9 +28,10 @@ from model.mixture import mix
 from model.network import Network, NetworkShape
 from model.numerics import Numerics
 from pruning.auxiliary import AuxiliaryMasks
-from pruning.baselines import MagnitudeMasks, exchange, uniform_widths
+from pruning.baselines import MagnitudeMasks, exchange
 from pruning.compaction import compact, expand, silence
 from pruning.policy import Comparison
+from pruning.units import uniform_widths
 
 _RATE_EVENTS = 128
 _PARTS = ("weight", "first", "second")

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
-from pruning.units import Cost, MaskGradient, UnitGroup
+from pruning.units import Cost, MaskGradient, UnitGroup, uniform_widths
 
 
 class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,6 +24,9 @@ class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Steps over which a unit's importance is averaged, >= 1."""
     curvature: float = 0.5
     """Weight of the second-order term, the unit's Fisher information, beside the first-order one, >= 0."""
+    uniform: bool = False
+    """Every layer keeps the same share of its units, the most important ones. False: how much each layer keeps is
+    learned, too."""
     min_units: int = 4
     """Units that stay alive in every group whatever their importance, >= 1, so that no layer dies."""
 
@@ -83,6 +86,13 @@ class AuxiliaryMasks:
 
     def _solve(self, target_ratio: float) -> None:
         """Bisect lambda: the smallest price of a multiply-add at which the units worth it fit the target."""
+        if self.config.uniform:
+            for name, width in uniform_widths(self.groups, self.cost, target_ratio).items():
+                worth = self._importance[name]
+                self.alive[name] = torch.zeros(len(worth), dtype=torch.bool).index_fill(
+                    0, worth.topk(width).indices, True
+                )
+            return
         prices = self.cost.marginal(self._counts())
         value = {name: worth / prices[name] for name, worth in self._importance.items()}
         ordered = {name: np.sort(v.numpy()) for name, v in value.items()}

@@ -23,7 +23,7 @@ from pruning.policy import (
     PruningConfig,
     Static,
 )
-from pruning.units import Cost, MaskGradient, UnitGroup
+from pruning.units import Cost, MaskGradient, UnitGroup, uniform_widths
 
 
 class Small(Policy):
@@ -72,21 +72,6 @@ POLICIES: dict[str, type[Policy]] = {
 def policy_for(config: PruningConfig, state: PolicyState | None = None) -> Policy:
     """The policy that `config` names."""
     return POLICIES[config.policy](config, state)
-
-
-def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float) -> dict[str, int]:
-    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one."""
-
-    def widths(share: float) -> dict[str, int]:
-        return {group.name: max(1, int(group.size * share + 1e-9)) for group in groups}
-
-    shares = sorted({k / group.size for group in groups for k in range(1, group.size + 1)})
-    low, high = 0, len(shares)
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = cost.total(widths(shares[middle])) <= ratio * cost.total({})
-        low, high = (middle, high) if fits else (low, middle)
-    return widths(shares[low])
 
 
 class MagnitudeMasks:

@@ -70,7 +70,7 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     remembered_ratio: float = 0.1
     """Share of what the tables remember of past gradients that a drift leaves (adaptive policies), (0, 1]: the less,
     the larger their next steps."""
-    evidence_ratio: float = 0.1
+    evidence_ratio: float = 0.03
     """Share of the linear expert's evidence that is left after a drift, if it turns out to mislead within
     `boost_events` (adaptive policies), (0, 1]; 1: all."""
     period_events: int = 50_000

@@ -68,3 +68,18 @@ class Cost:
                 if s.parameter in self._matrices:
                     widths[s.parameter, s.dim] -= removed
         return widths
+
+
+def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float) -> dict[str, int]:
+    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one."""
+
+    def widths(share: float) -> dict[str, int]:
+        return {group.name: max(1, int(group.size * share + 1e-9)) for group in groups}
+
+    shares = sorted({k / group.size for group in groups for k in range(1, group.size + 1)})
+    low, high = 0, len(shares)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = cost.total(widths(shares[middle])) <= ratio * cost.total({})
+        low, high = (middle, high) if fits else (low, middle)
+    return widths(shares[low])

@@ -142,6 +142,30 @@ def sparsity(data: dict[str, Any], width_in: float) -> Figure:
     return figure
 
 
+class Line(NamedTuple):
+    """One line over the events of a stream."""
+
+    name: str
+    events: Sequence[int]
+    values: Sequence[float]
+    """Percent."""
+
+
+def write_gaps(path: Path, lines: Sequence[Line], *, events: int, drifts: Sequence[int]) -> None:
+    """Draw `lines` around zero, which is what they are compared with, over `events` events with true `drifts`."""
+    figure, axes = _canvas({"events": events}, WIDTHS_IN["wide"])
+    axes.axhline(0, color=_LINE, linewidth=0.8, zorder=0.5)
+    ends = []
+    for place, line in enumerate(lines):
+        colour = [*_LAYERS, _SERVED][(place - len(lines)) % (len(_LAYERS) + 1)]  # the last one is ours
+        axes.plot(line.events, line.values, color=colour, linewidth=1.8 if colour == _SERVED else 1.1)
+        ends.append((line.name, line.values[-1], colour))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}\u00a0%"))
+    _mark_drifts(axes, {"true_drifts": [{"event": event} for event in drifts], "drifts": []})
+    _label_ends(axes, ends)
+    figure.savefig(path, dpi=160, facecolor=_PAPER)
+
+
 def calibration(data: dict[str, Any], width_in: float) -> Figure:
     """Click rate against mean prediction, by decile of the prediction."""
     side_in = width_in - _LEFT_IN - 0.2

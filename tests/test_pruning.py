@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from model.network import Network, NetworkShape
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
-from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for, uniform_widths
+from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for
 from pruning.compaction import compact, expand
 from pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
-from pruning.units import MaskGradient
+from pruning.units import MaskGradient, uniform_widths
 
 NETWORK = Network(
     NetworkShape(fields=3, numerics=4, slots=5, embedding_dim=4, bottom=(8,), top=(16, 12), interaction="dot")
@@ -240,6 +240,19 @@ def test_uniform_widths_are_the_same_share_of_each_layer_and_the_most_that_fit(r
     shares = [widths[group.name] / group.size for group in NETWORK.groups]
     least = max((width - 1) / group.size for width, group in zip(widths.values(), NETWORK.groups, strict=True))
     assert all(share >= least - 1 / group.size for share, group in zip(shares, NETWORK.groups, strict=True))
+
+
+@pytest.mark.parametrize("target", [0.5, 0.2])
+def test_uniform_masks_keep_the_most_important_units_and_the_same_share_of_each_layer(target):
+    auxiliary = AuxiliaryMasks(NETWORK.groups, NETWORK.cost, AuxiliaryConfig(uniform=True))
+    generator = torch.Generator().manual_seed(3)
+    means = {g.name: torch.randn(g.size, generator=generator) for g in NETWORK.groups}
+    auxiliary.update({name: MaskGradient(mean, torch.zeros_like(mean)) for name, mean in means.items()}, target)
+    kept = auxiliary.kept()
+    assert {name: len(index) for name, index in kept.items()} == uniform_widths(NETWORK.groups, NETWORK.cost, target)
+    for name, index in kept.items():
+        gone = torch.ones(len(means[name]), dtype=torch.bool).index_fill(0, index, False)
+        assert (-means[name])[index].min() >= (-means[name])[gone].max()
 
 
 def test_magnitude_masks_keep_the_largest_units_and_what_is_gone_stays_gone():

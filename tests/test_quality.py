@@ -9,21 +9,34 @@ import numpy as np
 import pytest
 
 from benchmarks.frame import Rows
-from benchmarks.quality import ROW_FIELDS, Stream, claims, measure, naive, streams
+from benchmarks.quality import (
+    BOOSTED,
+    ROW_FIELDS,
+    UNIFORM,
+    Boosted,
+    Stream,
+    claims,
+    measure,
+    naive,
+    seeds_of,
+    streams,
+    trainer_for,
+    won_back,
+)
+from pruning.policy import Move
 from stream.synthetic import SCHEMA
 
 
 def line(policy: str, served: float, gap: float, after: float, back: float = 1000.0) -> dict:
     measures = {"gap_percent": gap, "gap_after_drift_percent": after, "won_back_events": back}
-    return {"stream": "abrupt", "policy": policy, "budget": 0.1, "served_1000": served} | measures
+    return {"stream": "abrupt", "policy": policy, "budget": 0.1, "served_1000": served, "cost": 0.4} | measures
 
 
-def test_claims_hold_and_fail_as_the_rows_say():
-    rows = [line("adaptive", 0.7, 0.1, 0.5), line("static", 0.71, 1.5, 1.2, 1500.0), line("small", 0.69, -1.0, -1.0)]
-    found = {claim["claim"]: (claim["value"], claim["holds"]) for claim in claims(rows)}
-    verdicts = [holds for _, holds in found.values()]
-    assert verdicts == [True, True, False, False, False]
-    assert found["abrupt, 90% sparse: static loses this many times as much then"][0] == pytest.approx(2.4)
+def test_claims_hold_and_fail_as_the_lines_say():
+    lines = [line("adaptive", 0.7, 0.1, 0.5), line("static", 0.71, 1.5, 1.2, 1500.0), line("small", 0.69, -1.0, -1.0)]
+    found = {claim["claim"]: (claim["value"], claim["holds"]) for claim in claims(lines)}
+    assert [holds for _, holds in found.values()] == [True, True, False, False, False]
+    assert found["abrupt: static loses this many times as much then"][0] == pytest.approx(2.4)
 
 
 def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
@@ -31,10 +44,11 @@ def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
         rows=tmp_path / "rows.jsonl",
         recordings=None,
         events=1_500,
-        seeds=1,
+        seeds=seeds_of("0"),
         budgets=[0.1],
         streams=["abrupt"],
         only=["small"],
+        plots=None,
     )
     first = measure(False, options)
     kept = options.rows.read_bytes()
@@ -42,7 +56,26 @@ def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
     second = measure(False, options)
     assert options.rows.read_bytes() == kept
     assert first.rows[0]["served_1000"] == second.rows[0]["served_1000"]
-    assert Rows(options.rows, ROW_FIELDS).get("abrupt", 1_500, "small", 0.1, 0)
+    row = Rows(options.rows, ROW_FIELDS).get("abrupt", 1_500, "small", 0.1, 0)
+    entropy = np.average(row["course"], weights=[1024, 476]) / row["served_1000"]
+    assert 0.2 < entropy < 0.5  # of a click rate of about a tenth, in nats
+
+
+def test_what_is_won_back_is_measured_by_the_loss_of_dense():
+    calm, hit = [0.2] * 20, [0.3] * 5 + [0.22] * 5 + [0.2] * 40
+    assert won_back([20_000], calm + hit, calm + hit) == 13_000
+    assert won_back([20_000], calm + [0.2] * 50, calm + hit) == 5_000
+    assert won_back([20_000], calm + [0.25] * 50, calm + hit) == 50_000
+    assert math.isnan(won_back([], calm, calm))
+
+
+def test_the_controls_are_what_they_say():
+    stream = next(streams(None, 2_000, ["abrupt"]))
+    boosted = trainer_for(stream, BOOSTED, 0.1, 0).policy
+    assert isinstance(boosted, Boosted) and boosted.adapts
+    assert {boosted.decide(at, True) for at in range(0, 200_000, 10_000)} == {Move.STAY}
+    assert boosted.boost(190_000) > 1
+    assert trainer_for(stream, UNIFORM, 0.1, 0).learner.config.auxiliary.uniform
 
 
 def test_a_recent_rate_follows_a_jump_that_a_constant_one_does_not():
@@ -51,3 +84,14 @@ def test_a_recent_rate_follows_a_jump_that_a_constant_one_does_not():
     measures = naive(Stream("jump", SCHEMA, replace(events, labels_B=labels.astype(np.float32)), []))
     assert measures["CTR of the last 5,000"] < measures["constant CTR"]
     assert all(math.isfinite(entropy) for entropy in measures.values())
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("3", [3])])
+def test_seeds_are_read(text, seeds):
+    assert list(seeds_of(text)) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "4-1"])
+def test_seeds_that_are_none_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="seeds"):
+        seeds_of(text)
