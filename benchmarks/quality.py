@@ -37,7 +37,7 @@ from stream.recording import propose_schema, read_recording
 from stream.synthetic import SCHEMA, SyntheticConfig, bayes_log_loss, drift_points, generate, true_probabilities
 from stream.trainer import Trainer, TrainingConfig
 
-EVENTS, QUICK_EVENTS = 160_000, 60_000
+EVENTS, QUICK_EVENTS = 160_000, 120_000
 SERVED = 1_000
 """Events between the publications that gaps and claims are of."""
 ALSO_SERVED = {0.1: (128, 5_000)}
@@ -133,7 +133,7 @@ def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Traine
     """The trainer that runs a policy, or one of the two controls."""
     model = LearnerConfig(seed=seed, auxiliary=AuxiliaryConfig(uniform=policy == UNIFORM))
     name = "adaptive" if policy in (UNIFORM, BOOSTED) else policy
-    warmup = min(PruningConfig().warmup_events, len(stream.events) // 4)
+    warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
     pruning = PruningConfig(policy=name, budget=budget, warmup_events=warmup)
     trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
     if policy == BOOSTED:
@@ -229,7 +229,7 @@ def asked_for(stream: Stream, quick: bool, options: argparse.Namespace) -> Itera
     for seed in range(1) if quick else options.seeds:
         for budget, policies in BUDGETS.items():
             few = budget != 0.1 or stream.name not in SYNTHETIC
-            if budget not in options.budgets or (few and seed > 2) or (stream.name == COST_STREAM and seed):
+            if budget not in options.budgets or (few and (quick or seed > 2)) or (stream.name == COST_STREAM and seed):
                 continue
             for policy in policies:
                 wanted = options.only or (QUICK_POLICIES if quick else None)
