@@ -26,7 +26,8 @@ class Prepared(NamedTuple):
     """Numerics of B events."""
 
     scores_BM: torch.Tensor
-    """(B, 2N): asinh of the standard score, within -8..8 (some 1,500 deviations), 0 where missing or nothing has been seen yet; then 1 where missing."""
+    """(B, 2N): asinh of the standard score, within -8..8 (some 1,500 deviations), 0 where missing or nothing has been
+    seen yet; then 1 where missing."""
     code_BN: torch.Tensor
     """int64: the code just below each value; the one just above is the next."""
     above_BN: torch.Tensor
