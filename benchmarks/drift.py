@@ -289,26 +289,14 @@ def measure_adaptive(kept: Rows, seeds: Sequence[int], events: int, recordings: 
 
 def _whole(schema: Schema, events: Iterator[EventBatch], starts: list[int]) -> dict[str, Any]:
     trainer = Trainer(schema, LearnerConfig(), PruningConfig(), DriftConfig(), TrainingConfig())
-    compute, update, spent_s = trainer.signals.compute, trainer.monitor.update, [0.0]
-
-    def timed(call: Any) -> Any:
-        def run(*arguments: Any) -> Any:
-            started_s = time.perf_counter()
-            try:
-                return call(*arguments)
-            finally:
-                spent_s[0] += time.perf_counter() - started_s
-
-        return run
-
-    trainer.signals.compute, trainer.monitor.update = timed(compute), timed(update)
     watcher, total_s = Watcher(DriftConfig()), 0.0
     for batch in rebatch(events, TrainingConfig().batch_events):
         step = trainer.step(batch)
-        total_s += step.seconds
+        total_s += sum(step.seconds.values())
+        watcher.seconds += step.seconds["watch"]
         watcher.alarms += sorted({drift.event for drift in step.drifts})
-    watcher.monitor, watcher.events, watcher.seconds = trainer.monitor, trainer.events, spent_s[0]
-    return watcher.row(starts) | {"share": spent_s[0] / total_s}
+    watcher.monitor, watcher.events = trainer.monitor, trainer.events
+    return watcher.row(starts) | {"share": watcher.seconds / total_s}
 
 
 def keep(kept: Rows, row: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ class Signals:
         self._rows = rows
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
-        self._staleness, self._surprise = _Scale(8.0), _Scale(4.0)
+        self._staleness, self._surprise = _Scale(8.0), _Scale(5.0)
         self._course = _Course()
         self._place: dict[str, int] = {}
         for name in self._names:
