@@ -104,6 +104,10 @@ class BayesianLinear:
         kernels.linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
         return prior_SK
 
+    def occupied_ratio(self, first: int, rows: int) -> float:
+        """Share of `rows` rows from `first` on that have ever been learned."""
+        return float((self.learned_R[first : first + rows] > 0).float().mean())
+
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been learned; the others are zero."""
         return self.learned_R.nonzero().squeeze(1)

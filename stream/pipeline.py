@@ -195,6 +195,7 @@ class Pipeline:
         self.telemetry.lag(self.intake.lag())
         self.telemetry.evaluated("learning", self.trainer.prequential.last)
         self.telemetry.evaluated("served", self.publication.evaluation.last)
+        self.telemetry.collisions(self.trainer.collisions())
         for one in self.trainer.monitor.achieved()["detectors"]:
             detector, signal, events = one["detector"], one["signal"], one["watched_events"]
             expected_events = one["expected_events_between_false_alarms"]

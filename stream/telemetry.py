@@ -69,6 +69,10 @@ class Telemetry:
         self._auc = self._gauge("niwaki_auc_ratio", "Area under the ROC curve in the last window.", "series")
         self._base_rate = self._gauge("niwaki_base_rate_ratio", "Share of clicks in the last window.", "series")
 
+        self._collisions = self._gauge(
+            "niwaki_collision_ratio", "Share of a field's values hashed to a row of another one, estimated.", "field"
+        )
+
         self._phase = self._gauge("niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase")
         self._drifts = self._counter("niwaki_drifts", "Drifts noticed.", "detector", "signal")
         self._drift_mean = self._gauge(
@@ -142,6 +146,11 @@ class Telemetry:
             (self._base_rate, "base_rate"),
         ):
             gauge.labels(series).set(summary.get(measure, math.nan))
+
+    def collisions(self, by_field: Mapping[str, float]) -> None:
+        """About how many of a field's values share a row with another one, as a share."""
+        for field, ratio in by_field.items():
+            self._collisions.labels(self._bounded("field", field)).set(ratio)
 
     def phase(self, name: str) -> None:
         """The learner is in this phase now."""

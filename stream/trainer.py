@@ -5,6 +5,7 @@ class, so what a backtest measures is what runs. It knows no Kafka and no Redis:
 saves.
 """
 
+import math
 from typing import NamedTuple
 
 import msgspec
@@ -24,6 +25,8 @@ from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
 from stream.signals import Signals
 from stream.stopwatch import Stopwatch
+
+_SAMPLED_ROWS = 4_096
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,6 +220,20 @@ class Trainer:
     def events(self) -> int:
         """Events learned."""
         return self.learner.events
+
+    def collisions(self) -> dict[str, float]:
+        """By field: the share of its values so far that were hashed to a row which another value had taken, about.
+
+        From how many of the first few thousand rows are taken, since a hash spreads values alike over all: where n of R
+        rows are, R ln(1 / (1 - n / R)) values are to be expected. A full sample counts as one with half a row free.
+        """
+        rows, found = self.learner.config.table_rows, {}
+        sampled = min(rows - 1, _SAMPLED_ROWS)
+        for place, field in enumerate(self.learner.schema.fields):
+            first = place * rows + 1  # the one before stands for "missing"
+            taken = min(self.learner.linear.occupied_ratio(first, sampled), 1 - 0.5 / sampled)
+            found[field] = 1 + taken / math.log1p(-taken) if taken else 0.0
+        return found
 
     def follow(self, every_events: int) -> Publication:
         """Score, from now on, what is published at this interval; the caller refreshes it when it is due."""

@@ -184,6 +184,19 @@ def test_an_automatic_budget_prunes_beside_an_unpruned_network_and_is_told_in_he
     assert header.budget == history.prunings[0]["budget"] == chosen
 
 
+def test_collisions_are_told_about_as_they_are():
+    trainer = small_trainer(policy="dense")
+    assert trainer.collisions() == dict.fromkeys(SCHEMA.fields, 0.0)
+    events = click_events(3200)
+    run(trainer, events)
+    rows_BF = trainer.learner.encoder.encode(events).rows_BF
+    for place, told in enumerate(trainer.collisions().values()):
+        values = len(events.categorical[place].drop_null().unique())
+        taken = len(rows_BF[:, place].unique()) - (events.categorical[place].null_count > 0)
+        assert told == pytest.approx(1 - taken / values, abs=0.06)
+    assert trainer.collisions()["noise"] > 0.4
+
+
 def test_quickened_tables_take_larger_steps_and_forget_no_row():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))

@@ -57,6 +57,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.spent({"encode": 0.25})
     telemetry.evaluated("learning", SUMMARY)
     telemetry.evaluated("served", SUMMARY)
+    telemetry.collisions({"user": 0.25})
     telemetry.phase("sparse")
     telemetry.drift("ADWIN", "log_loss", before=0.3, after=0.5, error=0.02)
     telemetry.watched("ADWIN", "log_loss", 4_000, expected_events=1_000)
@@ -85,6 +86,7 @@ def test_each_number_handed_over_is_shown(telemetry):
         **{f'niwaki_calibration_ratio{{series="{series}"}}': 1.1 for series in ("learning", "served")},
         **{f'niwaki_auc_ratio{{series="{series}"}}': 0.7 for series in ("learning", "served")},
         **{f'niwaki_base_rate_ratio{{series="{series}"}}': 0.2 for series in ("learning", "served")},
+        'niwaki_collision_ratio{field="user"}': 0.25,
         'niwaki_phase{phase="dense"}': 0,
         'niwaki_phase{phase="pruning"}': 0,
         'niwaki_phase{phase="sparse"}': 1,
