@@ -29,7 +29,9 @@ class Features(NamedTuple):
     pairs_BP: torch.Tensor
     """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
     numerics_BN: torch.Tensor
-    """float32, NaN = missing."""
+    """float32, NaN = missing; ages are filled in where it is known what was seen (`model.ages`)."""
+    times_s_B: torch.Tensor
+    """float64, event time in seconds since the epoch; 0: not known."""
 
 
 class Encoder:
@@ -48,7 +50,9 @@ class Encoder:
         self._crosses_CX = np.full((len(schema.crosses), max(map(len, schema.crosses), default=0)), -1)
         for c, cross in enumerate(schema.crosses):
             self._crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
-        self._times_T = np.array([TIME_FEATURES.index(name) for name in schema.time_features], np.int64)
+        self._times_T = np.array(
+            [TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES], np.int64
+        )
 
     def encode(self, batch: EventBatch) -> Features:
         """The rows and numerics of `batch`."""
@@ -75,8 +79,10 @@ class Encoder:
             self.pair_rows,
             pairs_BP,
         )
-        numerics_BN = torch.from_numpy(np.ascontiguousarray(batch.numerics_BN))
-        return Features(torch.from_numpy(rows_BF), torch.from_numpy(pairs_BP), numerics_BN)
+        numerics_BN = np.ascontiguousarray(batch.numerics_BN)
+        if ages := len(self.schema.ages):
+            numerics_BN = np.concatenate([numerics_BN, np.full((events, ages), np.nan, np.float32)], 1)
+        return Features(*map(torch.from_numpy, (rows_BF, pairs_BP, numerics_BN, np.array(batch.times_s_B))))
 
 
 def _seed(text: str) -> int:

@@ -28,7 +28,7 @@ class Slots:
     """
 
     def __init__(self, schema: Schema, encoder: Encoder):
-        fields, pairs, numerics = len(schema.fields), len(encoder.pairs), len(schema.numeric)
+        fields, pairs, numerics = len(schema.fields), len(encoder.pairs), len(schema.numerics)
         first_pair = fields * encoder.rows
         first_score = first_pair + encoder.pair_rows
         first_row_of_codes = first_score + 2 * numerics

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 TIME_FEATURES = ("hour", "weekday")
+_AGE = "age:"
 _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
 
 
@@ -42,7 +43,8 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     crosses: tuple[tuple[str, ...], ...] = ()
     """Combinations of categorical columns that become fields of their own, such as [["user", "genre"]]."""
     time_features: tuple[str, ...] = ()
-    """Fields made from the event time (UTC): any of "hour", "weekday"."""
+    """What is made from the event time (UTC): fields "hour" and "weekday"; for a categorical column "age:COLUMN", a
+    numeric: log1p of the seconds since its value was first seen."""
 
     def __post_init__(self) -> None:
         if self.timestamp == "":  # TOML has no null
@@ -59,18 +61,30 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if len(cross) < 2 or not set(cross) <= set(self.categorical):
                 raise ValueError(f"schema: crosses takes two or more categorical columns each, got {list(cross)}")
         for name in self.time_features:
-            if name not in TIME_FEATURES:
-                raise ValueError(f"schema: time_features takes {', '.join(TIME_FEATURES)}, got {name!r}")
+            if name not in TIME_FEATURES and not (name.startswith(_AGE) and name[len(_AGE) :] in self.categorical):
+                allowed = f"{', '.join(TIME_FEATURES)} and {_AGE}COLUMN of a categorical column"
+                raise ValueError(f"schema: time_features takes {allowed}, got {name!r}")
         if self.time_features and self.timestamp is None:
             raise ValueError("schema: time_features needs a timestamp column")
-        if len(set(self.fields)) != len(self.fields):
+        if len(set(self.time_features)) != len(self.time_features) or len(set(self.fields)) != len(self.fields):
             raise ValueError(f"schema: two fields have the same name among {list(self.fields)}")
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the embedded fields, in the order of their tables: columns, crosses, time features."""
         crosses = ("*".join(cross) for cross in self.crosses)
-        return (*self.categorical, *crosses, *(f"time:{name}" for name in self.time_features))
+        times = (f"time:{name}" for name in self.time_features if name in TIME_FEATURES)
+        return (*self.categorical, *crosses, *times)
+
+    @property
+    def ages(self) -> tuple[str, ...]:
+        """The columns whose values have an age."""
+        return tuple(name[len(_AGE) :] for name in self.time_features if name.startswith(_AGE))
+
+    @property
+    def numerics(self) -> tuple[str, ...]:
+        """The names of the numerics that are learned from, in their order: columns, ages."""
+        return (*self.numeric, *(_AGE + name for name in self.ages))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as fn
 
+from model.ages import Ages
 from model.branch import Branch
 from model.doubt import Doubt
 from model.embeddings import EmbeddingTables
@@ -53,7 +54,7 @@ class Learner:
         same share of each layer, and the dense branch dormant."""
         self.schema, self.config = schema, config
         self.encoder = config.encoder(schema)
-        self.slots = Slots(schema, self.encoder)
+        self.slots, self.ages = Slots(schema, self.encoder), Ages(schema, config.table_rows)
         self.linear = BayesianLinear(
             self.slots.rows,
             self.slots.group_S,
@@ -64,14 +65,14 @@ class Learner:
         self.tables = EmbeddingTables(
             len(schema.fields) * config.table_rows, config.embedding_dim, config.embedding_rate
         )
-        self.numerics = Numerics(len(schema.numeric), config.numeric_horizon_events, codes=config.numeric_codes)
+        self.numerics = Numerics(len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes)
         network = Network(
             NetworkShape(
                 fields=len(schema.fields),
-                numerics=2 * len(schema.numeric),
+                numerics=2 * len(schema.numerics),
                 slots=len(self.slots),
                 embedding_dim=config.embedding_dim,
-                bottom=config.bottom if schema.numeric and config.embedding_dim else (),
+                bottom=config.bottom if schema.numerics and config.embedding_dim else (),
                 top=config.top,
                 interaction=config.interaction,
             )
@@ -117,7 +118,8 @@ class Learner:
 
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
-        self._followers.append(Changes({"embedding": len(self.tables.weight_RD), "linear": self.slots.rows}))
+        sizes = {"embedding": len(self.tables.weight_RD), "linear": self.slots.rows}
+        self._followers.append(Changes(sizes | self.ages.sizes))
         return self._followers[-1]
 
     def learn(
@@ -159,7 +161,8 @@ class Learner:
             of = dict(zip(branches, losses, strict=True))
             latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.unpruned)]
             self._losses += (np.array(latest) - self._losses) * min(events / _COMPARED_EVENTS, 1.0)
-        self.numerics.update(features.numerics_BN)
+        self.numerics.update(self.ages.fill(features).numerics_BN)
+        changed |= self.ages.see(features)
         self.mixture.update(experts_BE, labels_B)
         for follower in self._followers:
             for table, rows_U in changed.items():
@@ -271,7 +274,7 @@ class Learner:
         rows = rows or {"embedding": self.tables.touched(), "linear": self.linear.touched()}
         scale = self.numerics.scale()
         network, parameters = self._published()
-        tensors = {
+        tensors = self.ages.export(rows) | {
             "embedding.rows": rows["embedding"],
             "embedding.values": self.tables.weight_RD.index_select(0, rows["embedding"]),
             "linear.rows": rows["linear"],
@@ -321,7 +324,7 @@ class Learner:
             if branch:
                 for part_name, part in zip(_PARTS, branch.parts(), strict=True):
                     tensors |= {f"{branch_name}.{part_name}.{name}": tensor.clone() for name, tensor in part.items()}
-        tensors |= {f"kept.{name}": index for name, index in self.kept.items()}
+        tensors |= {f"kept.{name}": index for name, index in self.kept.items()} | self.ages.export({})
         if self.masks:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
         state = LearnerState(
@@ -352,6 +355,7 @@ class Learner:
         self.numerics.restore(_named(tensors, "numerics."))
         self.mixture.restore({name: tensor.numpy() for name, tensor in _named(tensors, "mixture.").items()})
         self.kept = _named(tensors, "kept.")
+        self.ages.restore(tensors)
         network = self.dense.network
 
         def branch(name: str, network: Network, steps: float) -> Branch:
@@ -372,6 +376,7 @@ class Learner:
         self._doubt.counts[:], self._evidence_ratio = state.doubt, state.evidence_ratio
 
     def _assemble(self, features: Features) -> Inputs:
+        features = self.ages.fill(features)
         return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())
 
     def _live(self) -> list[Branch]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from model.ages import Ages
 from model.checkpoint import CheckpointError, Header
 from model.encoder import Encoder, Features
 from model.experts import Inputs, Slots, assemble
@@ -35,7 +36,7 @@ class ServedModel:
     def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
         """An empty model: nothing to predict with before the first `apply`. `scales`: time scales of the linear
         expert."""
-        self.encoder, self._slots = encoder, Slots(schema, encoder)
+        self.encoder, self._slots, self._ages = encoder, Slots(schema, encoder), Ages(schema, encoder.rows)
         self._widths = {
             "embedding": (len(schema.fields) * encoder.rows, embedding_dim),
             "linear": (self._slots.rows, 2, scales),
@@ -69,7 +70,8 @@ class ServedModel:
 
     def empty_tables(self) -> Tables:
         """Tables of this model's shape, all zero."""
-        return {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
+        tables = {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
+        return tables | {name: self._ages.empty() for name in self._ages.sizes}
 
     def apply(self, export: Export) -> None:
         """Take over an export: its rows replace ours, and the rest of it is what predicts from now on."""
@@ -97,10 +99,12 @@ class ServedModel:
 
     def experts(self, features: Features) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
+        features = self._ages.fill(features, self.tables.get("age"))
         return self._inference.experts(features, self._scale, self.tables, self._prior_SK)
 
     def inputs(self, features: Features) -> Inputs:
         """What the network reads of B events: everything but embeddings."""
+        features = self._ages.fill(features, self.tables.get("age"))
         return assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
 
     def vectors(self, features: Features) -> torch.Tensor:
@@ -137,7 +141,7 @@ class ServedModel:
         return self
 
     def _check(self, header: Header, tensors: dict[str, torch.Tensor]) -> None:
-        scales, numerics = len(header.half_lives_events), len(header.schema.numeric)
+        scales, numerics = len(header.half_lives_events), len(header.schema.numerics)
         shapes = {f"network.{name}": shape for name, shape in Network(header.shape).shapes.items()}
         shapes |= {
             "linear.prior": (len(self._slots), scales),

@@ -127,6 +127,7 @@ def test_a_label_is_required_only_where_events_are_learned():
         ({}, "at least one"),
         ({"categorical": ("a", "b"), "crosses": (("a", "c"),)}, "crosses"),
         ({"categorical": ("a",), "time_features": ("minute",)}, "minute"),
+        ({"categorical": ("a",), "numeric": ("b",), "time_features": ("age:b",)}, "age:b"),
         ({"categorical": ("a",), "timestamp": None, "time_features": ("hour",)}, "timestamp"),
     ],
 )

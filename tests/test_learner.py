@@ -8,7 +8,6 @@ import torch
 from streams import SCHEMA, SMALL, click_events, differing
 
 from model.checkpoint import CheckpointError, pack, read_header, unpack
-from model.encoder import Features
 from model.evaluation import Evaluation
 from model.features import EventBatch, Schema, rows_to_batch
 from model.learner import Learner, LearnerConfig, LearnError
@@ -315,7 +314,8 @@ def test_missing_and_unseen_values_give_finite_predictions():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(1000))
     features = learner.encoder.encode(click_events(10, seed=5))
-    unseen = Features(features.rows_BF * 0, features.pairs_BP, torch.full_like(features.numerics_BN, float("nan")))
+    nothing = torch.full_like(features.numerics_BN, float("nan"))
+    unseen = features._replace(rows_BF=features.rows_BF * 0, numerics_BN=nothing)
     assert np.isfinite(learner.predict(unseen)).all()
 
 
