@@ -11,8 +11,10 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 from river import base, drift
 
+from model.kernels import kernel
 from stream.errors import ConfigError
 from stream.signals import check_signal
 
@@ -83,48 +85,67 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def next_change(
-    detector: base.DriftDetector | base.BinaryDriftDetector, values: list[float], start: int = 0
+    detector: base.DriftDetector | base.BinaryDriftDetector, values_B: np.ndarray, start: int = 0
 ) -> int | None:
-    """Let it read `values` from `start` on until it notices a change: the index of that; None: it has read them all."""
-    if type(detector) is drift.PageHinkley and start < len(values):
-        return _page_hinkley(detector, values, start)
+    """Let it read `values_B` from `start` on until it notices a change: the index of that. None: it has read all."""
+    if type(detector) is drift.PageHinkley and start < len(values_B):
+        return _next_of_page_hinkley(detector, values_B, start)
     update = detector.update
-    for index in range(start, len(values)):
-        update(values[index])
+    for index, value in enumerate(values_B[start:].tolist(), start):
+        update(value)
         if detector.drift_detected:
             return index
     return None
 
 
-def _page_hinkley(detector: drift.PageHinkley, values: list[float], start: int) -> int | None:
-    """River's own `update`, value by value and bit for bit, without the calls: several times as fast."""
+def begin_with(detector: drift.PageHinkley, values_B: np.ndarray) -> None:
+    """Tell it what the mean is, and no more."""
+    mean = detector._x_mean
+    mean.n, mean._mean = _mean(values_B, mean.n, mean._mean)
+
+
+def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, start: int) -> int | None:
     if detector.drift_detected:
         detector._reset()
-    mean, threshold, alpha, delta = detector._x_mean, detector.threshold, detector.alpha, detector.delta
-    events, center, least = mean.n, mean._mean, detector.min_instances
-    increase, decrease = detector._sum_increase, detector._sum_decrease
-    lowest, highest = detector._min_increase, detector._max_decrease
-    up, down = (math.inf if detector.mode == way else threshold for way in ("down", "up"))
-    found = None
-    for index in range(start, len(values)):
-        value = values[index]
+    up, down = (math.inf if detector.mode == way else detector.threshold for way in ("down", "up"))
+    mean, state = detector._x_mean, np.empty(6)
+    state[:] = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease) + (
+        detector._min_increase,
+        detector._max_decrease,
+    )
+    found = _page_hinkley(values_B, start, state, up, down, detector.alpha, detector.delta, detector.min_instances)
+    mean.n, mean._mean, detector._sum_increase, detector._sum_decrease, *extremes = state.tolist()
+    detector._min_increase, detector._max_decrease = extremes
+    detector._drift_detected = found >= 0
+    return found if found >= 0 else None
+
+
+@kernel("int64(float64[::1], int64, float64[::1], float64, float64, float64, float64, int64)")
+def _page_hinkley(values_B, start, state, up, down, alpha, delta, least):
+    """River's own `update`, value by value and bit for bit."""
+    events, mean, increase, decrease, lowest, highest = state
+    found = -1
+    for index in range(start, len(values_B)):
         events += 1.0
-        center += 1.0 / events * (value - center)
-        deviation = value - center
+        mean += 1.0 / events * (values_B[index] - mean)
+        deviation = values_B[index] - mean
         increase = alpha * increase + deviation - delta
         decrease = alpha * decrease + deviation + delta
-        if increase < lowest:
-            lowest = increase
-        if decrease > highest:
-            highest = decrease
+        lowest = min(lowest, increase)
+        highest = max(highest, decrease)
         if (increase - lowest > up or highest - decrease > down) and events >= least:
             found = index
             break
-    mean.n, mean._mean = events, center
-    detector._sum_increase, detector._sum_decrease = increase, decrease
-    detector._min_increase, detector._max_decrease = lowest, highest
-    detector._drift_detected = found is not None
+    state[0], state[1], state[2], state[3], state[4], state[5] = events, mean, increase, decrease, lowest, highest
     return found
+
+
+@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)")
+def _mean(values_B, events, mean):
+    for value in values_B:
+        events += 1.0
+        mean += 1.0 / events * (value - mean)
+    return events, mean
 
 
 def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.detectors import DetectorConfig, next_change
+from stream.detectors import DetectorConfig, begin_with, next_change
 from stream.drift_calibration import SLACK, cusum_threshold
 from stream.drift_state import freeze, thaw
 
@@ -98,11 +98,11 @@ class Watch:
         if self.quiet_left_events:
             self.wait(len(values_B))
             return []
-        start, changes, values = 0, [], values_B.tolist()
-        while start < len(values):
-            at = next_change(self._detector, values, start) if self.watching else None
-            stop = len(values) if at is None else at + 1
-            self._take(values_B[start:stop], values[start:stop])
+        start, changes, values_B = 0, [], np.ascontiguousarray(values_B, np.float64)
+        while start < len(values_B):
+            at = next_change(self._detector, values_B, start) if self.watching else None
+            stop = len(values_B) if at is None else at + 1
+            self._take(values_B[start:stop])
             if at is not None:
                 change = self._measure()
                 self._clear()  # as River's detectors do after a change
@@ -149,18 +149,22 @@ class Watch:
         self._events, self._total, self._squares = 0, 0.0, 0.0
         self._recent: deque[float] = deque(maxlen=_RECENT_EVENTS)
 
-    def _take(self, values_B: np.ndarray, values: list[float]) -> None:
-        self._events += len(values)
+    def _take(self, values_B: np.ndarray) -> None:
+        events = len(values_B)
+        self._events += events
         # `cumsum` adds one after the other, so sums do not depend on where a batch ends (those of `sum` do)
-        self._total = float(np.cumsum(np.append(self._total, values_B))[-1])
-        self._squares = float(np.cumsum(np.append(self._squares, values_B * values_B))[-1])
-        self._recent.extend(values)
+        sums_2B = np.empty((2, events + 1))
+        sums_2B[:, 0] = self._total, self._squares
+        sums_2B[0, 1:] = values_B
+        np.multiply(values_B, values_B, out=sums_2B[1, 1:])
+        self._total, self._squares = sums_2B.cumsum(1)[:, -1].tolist()
+        self._recent.extend(values_B.tolist())
         if self._calm_left_events:
             self._calm.append(values_B.astype(np.float32))
-            self._calm_left_events -= len(values)
+            self._calm_left_events -= events
         if self._base_left_events:
-            self._begin_with(values)
-            self._base_left_events -= len(values)
+            begin_with(self._detector, values_B)
+            self._base_left_events -= events
             if not self._base_left_events:
                 self._set(self._deviation)
 
@@ -182,7 +186,7 @@ class Watch:
         self._set(deviation)
         if first:
             self._detector = self.config.build(self.levels)
-            self._begin_with(calm_E[len(calm_E) // 2 :].tolist())  # the earlier half is still learning
+            begin_with(self._detector, calm_E[len(calm_E) // 2 :])  # the earlier half is still learning
         log.info("%s on %s calibrated: %s", *self.name, ", ".join(f"{n} {v:.3g}" for n, v in self.levels.items()))
 
     def _set(self, deviation: float) -> None:
@@ -192,11 +196,6 @@ class Watch:
         slack = float(self.config.parameters.get("delta", SLACK * deviation))
         self.levels = {"delta": slack, "threshold": float(median_low(self._heights)) * deviation}
         vars(self._detector).update(self.levels)
-
-    def _begin_with(self, values: list[float]) -> None:
-        """Tell PageHinkley what the mean is, and no more."""
-        for value in values:
-            self._detector._x_mean.update(value)
 
     def _measure(self) -> Change:
         """The change just noticed, cut where the means differ most."""

@@ -396,7 +396,7 @@ def test_page_hinkley_in_one_loop_is_rivers_own_bit_for_bit(values, cuts, mode, 
         rivers.update(value)
         expected += [index] * rivers.drift_detected
     for start, stop in pairwise([0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]):
-        while (at := next_change(ours, values[:stop], start)) is not None:
+        while (at := next_change(ours, np.array(values[:stop]), start)) is not None:
             found, start = [*found, at], at + 1
     assert found == expected
     assert freeze(ours) == freeze(rivers)
