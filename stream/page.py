@@ -101,7 +101,7 @@ def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
         return [(f"{event:,}", *noticed(event)) for event in detections]
     rows = []
     for true in data["true_drifts"]:
-        event, found = true["detected"], ("never", "", "", "", "")
+        event, found = true["detected"], ("never", *[""] * 5)
         if event is not None:
             found = (f"{event:,}", f"{true['delay_events']:,}", *noticed(event))
         rows.append((true["event"], (f"{true['event']:,}", _what(true), *found)))

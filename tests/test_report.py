@@ -96,11 +96,12 @@ def test_a_true_drift_has_its_detection_and_its_delay(run):
     assert f"{FLIP:,}" in rows["true drifts"]
 
 
-def test_a_detection_belongs_to_the_latest_true_drift_before_it(run):
+def test_a_detection_belongs_to_the_latest_true_drift_before_it(run, tmp_path):
     detected = run.data["true_drifts"][0]["detected"]
     missed, later = {"event": 500, "kind": "abrupt", "what": "base_rate"}, {"event": FLIP + 1, "kind": "x", "what": "y"}
     data = data_of(run.trainer, run.history, [missed, *TRUE_DRIFTS, later])
     assert [drift["detected"] for drift in data["true_drifts"]] == [None, None, detected]
+    assert write_report(tmp_path, data, MEASURED).read_text("utf-8").count(">never<") == 2
 
 
 def test_a_true_drift_beyond_the_events_learned_is_not_spoken_of(run):
