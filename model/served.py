@@ -131,7 +131,11 @@ class ServedModel:
 
     def predict(self, batch: EventBatch) -> np.ndarray:
         """(B,) float32 click probabilities; labels are not read."""
-        logits_B = self.logits(self.experts(self.encoder.encode(batch)))
+        return self.probabilities(self.logits(self.experts(self.encoder.encode(batch))))
+
+    @staticmethod
+    def probabilities(logits_B: np.ndarray) -> np.ndarray:
+        """(B,) float32."""
         return torch.from_numpy(logits_B).sigmoid().numpy()
 
     def _take(self, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":

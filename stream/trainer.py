@@ -90,13 +90,16 @@ class Publication:
     What the served experts predicted teaches their mixture, which the next publication carries: so it knows the delay.
     """
 
-    def __init__(self, learner: Learner, every_events: int, config: TrainingConfig):
+    def __init__(
+        self, learner: Learner, every_events: int, config: TrainingConfig, table_precision: Precision | None = None
+    ):
+        """`table_precision`: other than that of `config`."""
         self.every_events = every_events
+        self.table_precision = table_precision or config.table_precision
         self.evaluation = WindowedEvaluation(config.window_events)
         self.mixture = learner.config.mixture()
         self.count = 0
         self._full_every, self._full_in = config.full_every_publications, 0
-        self._precision = config.table_precision
         self._prepared: Prepared | None = None
         self._learner = learner
         self._changes = learner.follow()
@@ -155,7 +158,7 @@ class Publication:
         if self._prepared is None or self._prepared.events != self._learner.events:
             self.prepare(full=False)
         shape, tensors = self._prepared.export
-        self._served.apply(Export(shape, rounded(tensors, self._precision)))
+        self._served.apply(Export(shape, rounded(tensors, self.table_precision)))
         self._full_in = self._full_every - 1 if self._prepared.full else self._full_in - 1
         self._prepared = None
         self._changes.clear()
@@ -235,9 +238,10 @@ class Trainer:
             found[field] = 1 + taken / math.log1p(-taken) if taken else 0.0
         return found
 
-    def follow(self, every_events: int) -> Publication:
-        """Score, from now on, what is published at this interval; the caller refreshes it when it is due."""
-        self.publications.append(Publication(self.learner, every_events, self.config))
+    def follow(self, every_events: int, table_precision: Precision | None = None) -> Publication:
+        """Score, from now on, what is published at this interval; the caller refreshes it when it is due.
+        `table_precision`: other than that of the config."""
+        self.publications.append(Publication(self.learner, every_events, self.config, table_precision))
         return self.publications[-1]
 
     def step(self, batch: EventBatch) -> Step:
@@ -294,7 +298,7 @@ class Trainer:
             pair_rows=learner.encoder.pair_rows,
             half_lives_events=learner.config.half_lives_events,
             hash_seed=learner.config.hash_seed,
-            table_precision=self.config.table_precision,
+            table_precision=publication.table_precision,
             shape=export.shape,
             dense_shape=learner.dense.network.shape,
             phase=self.policy.phase,
