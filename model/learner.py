@@ -36,7 +36,7 @@ from pruning.units import uniform_widths
 
 _RATE_EVENTS = 128
 _PARTS = ("weight", "first", "second")
-_COMPARED_EVENTS = 5_000
+_COMPARED_EVENTS = np.repeat([5_000.0, 2_000.0], 2)
 
 __all__ = ["Export", "LearnError", "Learner", "LearnerConfig", "LearnerState"]
 
@@ -96,7 +96,7 @@ class Learner:
         self.events = 0
         self.lap: Callable[[str], object] = str  # which does nothing, and can be pickled
         """Told of each part of `learn` when it is over, for a stopwatch."""
-        self._losses = np.zeros(3)  # of the network that is being pruned, and beside it of the lead and of `unpruned`
+        self._losses = np.zeros(4)  # of the network that is being pruned and of the lead; of the former and `unpruned`
         if narrow_ratio is not None:
             widths = uniform_widths(network.groups, network.cost, narrow_ratio)
             narrow = network.narrowed(widths)
@@ -113,8 +113,8 @@ class Learner:
     @property
     def comparison(self) -> Comparison:
         """How the network that is being pruned has predicted lately, beside those that it has to match."""
-        candidate, *others = self._losses.tolist()
-        return Comparison(*(candidate / other - 1 if self.masks and other else None for other in others))
+        pairs = self._losses.reshape(2, 2).tolist()
+        return Comparison(*(pruned / other - 1 if self.masks and other else None for pruned, other in pairs))
 
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
@@ -159,8 +159,8 @@ class Learner:
         if masks:
             self.masks.update(self.dense.passes.mask_gradients(), target_ratio, self.dense.parameters)
             of = dict(zip(branches, losses, strict=True))
-            latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.unpruned)]
-            self._losses += (np.array(latest) - self._losses) * min(events / _COMPARED_EVENTS, 1.0)
+            latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.dense, self.unpruned)]
+            self._losses += (np.array(latest) - self._losses) * np.minimum(events / _COMPARED_EVENTS, 1.0)
         self.numerics.update(self.ages.fill(features).numerics_BN)
         changed |= self.ages.see(features)
         self.mixture.update(experts_BE, labels_B)
@@ -332,9 +332,7 @@ class Learner:
             sparse=self.sparse is not None,
             masks=self.masks.kind if self.masks else None,
             unpruned=self.unpruned is not None,
-            candidate_loss=float(self._losses[0]),
-            lead_loss=float(self._losses[1]),
-            unpruned_loss=float(self._losses[2]),
+            losses=tuple(self._losses.tolist()),
             dense_steps=self.dense.steps,
             sparse_steps=self.sparse.steps if self.sparse else 0.0,
             mask_steps=self.masks.steps if self.masks else 0,
@@ -371,7 +369,7 @@ class Learner:
             self.masks.restore(_named(tensors, "masks."), state.mask_steps)
         if state.unpruned:
             self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
-        self._losses[:] = state.candidate_loss, state.lead_loss, state.unpruned_loss
+        self._losses[:] = state.losses
         self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
         self._doubt.counts[:], self._evidence_ratio = state.doubt, state.evidence_ratio
 

@@ -12,9 +12,8 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Kind of the masks that are being learned; None: none are."""
     unpruned: bool = False
     """There is a network that goes on as the one that is being pruned would have."""
-    candidate_loss: float
-    lead_loss: float
-    unpruned_loss: float = 0.0
+    losses: tuple[float, ...]
+    """What `Learner.comparison` is made of."""
     dense_steps: float
     sparse_steps: float
     mask_steps: int

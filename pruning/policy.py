@@ -15,6 +15,10 @@ import msgspec
 PolicyName = Literal["dense", "small", "static", "magnitude", "rigl", "periodic", "adaptive", "adaptive-live"]
 _LEAST_BUDGET = 0.02
 """The smallest budget that `auto` tries."""
+_AUTO_PHASE_RATIO = 3
+"""How much longer it takes: losses can be compared over some thousand events only, and a share must not fall faster."""
+_AUTO_WAIT_RATIO = 0.1
+"""Share of such a phase before anything is pruned, in which the importance of units is learned."""
 _FIXED_BUDGET = ("small", "magnitude", "rigl")
 
 
@@ -47,7 +51,7 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     budget: float | Literal["auto"] = 0.1
     """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]. "auto": the least, down to 0.02,
     at which the network that is being pruned predicts as well as one beside it that is not (not for small, magnitude
-    and rigl); a pruning phase then costs twice as much."""
+    and rigl). A pruning phase is then three times as long and costs twice as much an event."""
     auto_tolerance_ratio: float = 0.001
     """budget = "auto": how much more log loss than unpruned is still as well, which is the same share of normalized
     entropy, 0..1."""
@@ -188,7 +192,11 @@ class Policy:
     @property
     def _falling_events(self) -> float:
         """The part of a pruning phase in which the target falls."""
-        return self.config.pruning_events * (1 - self.config.settle_ratio)
+        return self._pruning_events * (1 - self.config.settle_ratio)
+
+    @property
+    def _pruning_events(self) -> float:
+        return self.config.pruning_events * (_AUTO_PHASE_RATIO if self.config.budget == "auto" else 1)
 
     def _enter(self, phase: Phase, events: int, move: Move) -> Move:
         self.state.phase, self.state.since_event = phase, events
@@ -210,7 +218,7 @@ class Static(Policy):
         if self.phase is Phase.PRUNING:
             if self.config.budget == "auto":
                 self._steer(events, comparison.behind_unpruned_ratio or 0.0)
-            if elapsed >= self.config.pruning_events:
+            if elapsed >= self._pruning_events:
                 return self._hand_over(events, elapsed, comparison)
         return Move.STAY
 
@@ -218,20 +226,25 @@ class Static(Policy):
         """Cut, unless the new network predicts worse and there is time left to wait."""
         bounds = (self.config.tolerance_ratio, self.config.auto_tolerance_ratio)
         worse = any(ratio is not None and ratio > bound for ratio, bound in zip(comparison, bounds, strict=True))
-        if worse and elapsed < self.config.pruning_events + self.config.longest_wait_events:
+        if worse and elapsed < self._pruning_events + self.config.longest_wait_events:
             return Move.STAY
         self.state.forced += worse
         self.state.cycle += 1
         return self._enter(Phase.SPARSE, events, Move.CUT)
 
     def _steer(self, events: int, behind_unpruned_ratio: float) -> None:
-        """Let the share fall, at a speed that would take it down to the least budget by the end of the schedule, as
-        long as the pruned network is within the tolerance, and rise at the same speed while it is not."""
+        """Let the share fall, at a speed that would take it down to the least budget by the end of the schedule, and
+        stay while the pruned network is beyond the tolerance; after that let it rise at the same speed while it is.
+
+        Not before: units that come back disturb the others, and the network heals sooner without them.
+        """
         state, falling = self.state, self._falling_events
-        factor = _LEAST_BUDGET ** ((events - state.steered_event) / falling)
-        if behind_unpruned_ratio > self.config.auto_tolerance_ratio:
+        waited = _AUTO_WAIT_RATIO * self._pruning_events
+        factor = _LEAST_BUDGET ** ((events - state.steered_event) / (falling - waited))
+        elapsed, beyond = events - state.since_event, behind_unpruned_ratio > self.config.auto_tolerance_ratio
+        if elapsed > falling and beyond:
             state.chosen_ratio = min(state.chosen_ratio / factor, 1.0)
-        elif events - state.since_event <= falling:
+        elif waited < elapsed <= falling and not beyond:
             state.chosen_ratio = max(state.chosen_ratio * factor, _LEAST_BUDGET)
         state.steered_event = events
 

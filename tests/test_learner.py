@@ -164,7 +164,7 @@ def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
 
 
 def test_an_automatic_budget_prunes_beside_an_unpruned_network_and_is_told_in_header_and_history():
-    trainer = small_trainer(budget="auto", auto_tolerance_ratio=0.05, pruning_events=2048)
+    trainer = small_trainer(budget="auto", auto_tolerance_ratio=0.05, pruning_events=680)
     publication = trainer.follow(512)
     history = History(trainer, publication)
     steps = run(trainer, click_events(2000))

@@ -181,7 +181,7 @@ def test_a_network_that_predicts_worse_takes_over_only_when_it_no_longer_does_or
 def test_an_automatic_budget_is_the_least_that_predicts_as_well_as_no_pruning(enough):
     policy = policy_for(PruningConfig(budget="auto", warmup_events=100, pruning_events=1000, longest_wait_events=1000))
     worse = False
-    for at in range(10, 3000, 10):
+    for at in range(10, 6000, 10):
         move = policy.decide(at, False, Comparison(None, 0.01 if worse else 0.0))
         if move is Move.CUT:
             break
