@@ -10,8 +10,8 @@ Each round takes the same events through each path in turn:
 with JSON and with Arrow messages, of a wide stream (13 numeric and 26 categorical fields, some 650 bytes as JSON) and
 of a narrow one: what `niwaki generate` makes, or a recording of yours (`--recording FILE`).
 
-What is timed begins some thousand events after the start and is many times what a reader reads ahead, so neither the
-start of a process nor what it had read before counts.
+But for the bare loop, what is timed begins some thousand events after the start and is many times what a reader reads
+ahead, so neither the start of a process nor what it had read before counts.
 """
 
 import argparse
@@ -182,19 +182,22 @@ class Ingest:
         return config
 
     def _poll(self, config: KafkaConfig) -> float:
-        """A plain consumer: from its first to its last message."""
+        """A plain consumer, once it is connected: what it fetches at first is many messages, and counts."""
         per_message = EVENTS_PER_MESSAGE if config.topic.endswith("arrow") else 1
         consumer = connect(KafkaConsumer, config, max_partition_fetch_bytes=8 * 2**20, enable_auto_commit=False)
         with closing(consumer):
             at = TopicPartition(config.topic, 0)
             consumer.assign([at])
             consumer.seek(at, 0)
+            while not consumer.poll(100, max_records=1):
+                pass
+            consumer.seek(at, 0)  # which drops what has been fetched: now it is connected, and begins
 
             def poll() -> int:
                 polled = consumer.poll(100, max_records=config.max_poll_messages)
                 return per_message * sum(map(len, polled.values()))
 
-            return self._timed(poll)
+            return self._timed(poll, skipped=0)
 
     def _hand_over(self, reader: Reads) -> float:
         reader.start({})
@@ -203,18 +206,17 @@ class Ingest:
             reading = reader.read(0.1)
             return len(reading.batch) if reading else 0
 
-        return self._timed(read)
+        return self._timed(read, self._sizes.skipped)
 
-    def _timed(self, take: Callable[[], int]) -> float:
-        """Seconds for the timed events, from the rate between the first reading and the last."""
-        events = first = 0
-        started_s = 0.0
+    def _timed(self, take: Callable[[], int], skipped: int) -> float:
+        """Seconds for the timed events, by the rate after the first `skipped`. 0: from before the first fetch on."""
+        events = before = 0
+        started_s = time.perf_counter()
         while events < self._sizes.skipped + self._sizes.timed:
             events += take()
-            if events and not first:
-                first, started_s = events, time.perf_counter()
-        elapsed_s = time.perf_counter() - started_s
-        return elapsed_s * self._sizes.timed / (events - first)
+            if before < skipped <= events:
+                before, started_s = events, time.perf_counter()
+        return (time.perf_counter() - started_s) * self._sizes.timed / (events - before)
 
 
 class Memory:
