@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from model.kernels import kernel
+
 Direction = Literal["up", "down", "both"]
 SLACK = 0.05
 """Shift of the mean, in standard deviations of the signal, below which nothing is a drift."""
@@ -20,6 +22,7 @@ _PATHS = 16
 _TAIL_EVENTS = 5_000
 _LEAST_PEAKS = 20
 _SPAN_EVENTS = 512
+_NEWTON_STEPS = 8
 
 
 def cusum_threshold(calm_E: np.ndarray, slack: float, direction: Direction, expected_events: float) -> float:
@@ -31,17 +34,11 @@ def cusum_threshold(calm_E: np.ndarray, slack: float, direction: Direction, expe
 
 
 def _height(calm_E: np.ndarray, paths_PE: np.ndarray, slack: float, expected_events: float) -> float:
-    steps_PE = paths_PE - slack
-    sums_PE = np.cumsum(steps_PE, axis=1)
-    heights_PE = sums_PE - np.minimum(np.minimum.accumulate(sums_PE, axis=1), 0)
-    peaks = []
-    for heights_E in heights_PE:  # the peak of each excursion from 0
-        starts = np.append(0, np.flatnonzero(heights_E == 0))
-        peaks.append(np.maximum.reduceat(heights_E, starts))
-    peaks_desc = np.sort(np.concatenate(peaks))[::-1]
-    tail = peaks_desc[: max(_LEAST_PEAKS, steps_PE.size // _TAIL_EVENTS)]
+    peaks = np.empty(paths_PE.size)
+    peaks_desc = np.sort(peaks[: _excursions(paths_PE, slack, peaks)])[::-1]
+    tail = peaks_desc[: max(_LEAST_PEAKS, paths_PE.size // _TAIL_EVENTS)]
     decay = min(1 / max(float((tail - tail[-1]).mean()), 1e-12), _decay(calm_E - calm_E.mean(), slack))
-    return float(tail[-1]) + max(math.log(len(tail) / steps_PE.size * expected_events), 0.0) / decay
+    return float(tail[-1]) + max(math.log(len(tail) / paths_PE.size * expected_events), 0.0) / decay
 
 
 def _resample(calm_E: np.ndarray) -> np.ndarray:
@@ -65,10 +62,30 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
     inflation = max(float(spans_E.var()) / (_SPAN_EVENTS * variance), 1.0)
     # Neither this mean nor the one that a detector compares with is the true one: a standard error is set aside.
     slack -= min(math.sqrt(variance * inflation / len(noise_E)), slack / 2)
-    low, high = 0.0, 2 * slack / variance
-    while np.exp(high * (noise_E - slack)).mean() < 1:
-        low, high = high, 2 * high
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if np.exp(middle * (noise_E - slack)).mean() < 1 else (low, middle)
-    return low / inflation
+    rate = 2 * slack / variance
+    while np.exp(rate * (noise_E - slack)).mean() < 1:
+        rate *= 2
+    for _ in range(_NEWTON_STEPS):  # from above, since the function is convex
+        powers_E = np.exp(rate * (noise_E - slack))
+        rate -= (powers_E.mean() - 1) / (powers_E * (noise_E - slack)).mean()
+    return float(rate / inflation)
+
+
+@kernel("int64(float64[:,::1], float64, float64[::1])")
+def _excursions(paths_PE, slack, peaks):
+    """The peak of each excursion of the cumulative sums from 0; returns how many there are."""
+    count = 0
+    for p in range(len(paths_PE)):
+        total = lowest = peak = 0.0
+        for step in paths_PE[p]:
+            total += step - slack
+            if total <= lowest:
+                lowest = total
+                peaks[count] = peak
+                count += 1
+                peak = 0.0
+            else:
+                peak = max(peak, total - lowest)
+        peaks[count] = peak
+        count += 1
+    return count
