@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.kernels import kernel
 from stream.detectors import DetectorConfig, begin_with, next_change
 from stream.drift_calibration import SLACK, cusum_threshold
 from stream.drift_state import freeze, thaw
@@ -127,7 +128,7 @@ class Watch:
         return {
             "detector": freeze(self._detector),
             "sums": [self._events, self._total, self._squares],
-            "recent": np.array(self._recent).tobytes(),
+            "recent": self._last_values().tobytes(),
             "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
             "levels": self.levels,
             "heights": self._heights,
@@ -141,24 +142,28 @@ class Watch:
         self.reset()
         thaw(self._detector, state["detector"])
         self._events, self._total, self._squares = state["sums"]
-        self._recent.extend(np.frombuffer(state["recent"]).tolist())
+        recent = np.frombuffer(state["recent"])
+        self._recent, self._recent_events = deque([recent]), len(recent)
         calm, self._calm_left_events, self._base_left_events = state["calm"]
         self._calm = [np.frombuffer(calm, np.float32)] if calm else []
 
     def _clear(self) -> None:
         self._events, self._total, self._squares = 0, 0.0, 0.0
-        self._recent: deque[float] = deque(maxlen=_RECENT_EVENTS)
+        self._recent: deque[np.ndarray] = deque()
+        self._recent_events = 0
+
+    def _last_values(self) -> np.ndarray:
+        """Those since the last reset, at most so far back as a change may have begun."""
+        return np.concatenate([np.empty(0), *self._recent])[-_RECENT_EVENTS:]
 
     def _take(self, values_B: np.ndarray) -> None:
         events = len(values_B)
         self._events += events
-        # `cumsum` adds one after the other, so sums do not depend on where a batch ends (those of `sum` do)
-        sums_2B = np.empty((2, events + 1))
-        sums_2B[:, 0] = self._total, self._squares
-        sums_2B[0, 1:] = values_B
-        np.multiply(values_B, values_B, out=sums_2B[1, 1:])
-        self._total, self._squares = sums_2B.cumsum(1)[:, -1].tolist()
-        self._recent.extend(values_B.tolist())
+        self._total, self._squares = _add(values_B, self._total, self._squares)
+        self._recent.append(values_B.copy())
+        self._recent_events += events
+        while self._recent_events - len(self._recent[0]) >= _RECENT_EVENTS:
+            self._recent_events -= len(self._recent.popleft())
         if self._calm_left_events:
             self._calm.append(values_B.astype(np.float32))
             self._calm_left_events -= events
@@ -199,9 +204,8 @@ class Watch:
 
     def _measure(self) -> Change:
         """The change just noticed, cut where the means differ most."""
-        least = min(_LEAST_EVENTS, max(self._events // 2, 1))
-        lengths = np.arange(least, max(min(len(self._recent), self._events - least), least) + 1)
-        recent = np.array(self._recent)
+        least, recent = min(_LEAST_EVENTS, max(self._events // 2, 1)), self._last_values()
+        lengths = np.arange(least, max(min(len(recent), self._events - least), least) + 1)
         totals = np.cumsum(recent[::-1])[lengths - 1]
         rests = np.maximum(self._events - lengths, 1)
         after, before = totals / lengths, (self._total - totals) / rests
@@ -218,6 +222,15 @@ class Watch:
         error = math.hypot(_error(since), math.sqrt(variance / rests[cut]))
         kind = "abrupt" if len(since) <= _ABRUPT_EVENTS else "gradual"
         return Change(float(before[cut]), float(after[cut]), error, len(since), kind, rose)
+
+
+@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)")
+def _add(values_B, total, squares):
+    """Sums that do not depend on where a batch ends: one after the other."""
+    for value in values_B:
+        total += value
+        squares += value * value
+    return total, squares
 
 
 def _error(values: np.ndarray) -> float:

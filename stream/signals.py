@@ -14,6 +14,7 @@ import numpy as np
 
 from model.encoder import Features
 from model.features import EventBatch, Schema
+from model.kernels import kernel
 from stream.errors import ConfigError
 
 SIGNALS = {
@@ -215,11 +216,13 @@ class _Scale:
 
     def update(self, values_B: np.ndarray) -> np.ndarray | None:
         """(B,) in units of the root mean square of before the batch, outliers cut off; None: there is none."""
-        squares, events = self._sums_2
+        squares, events = self._sums_2.tolist()
         spread = math.sqrt(squares / max(events, 1.0))
         fade = 0.5 ** (len(values_B) / _SPREAD_HALF_LIFE_EVENTS)
-        self._sums_2 = self._sums_2 * fade + [np.dot(values_B, values_B), len(values_B)]
-        return np.clip(values_B / spread, -self._outlier, self._outlier) if spread else None
+        scaled_B = np.empty_like(values_B)
+        gained = _scale(values_B, spread, self._outlier, scaled_B)
+        self._sums_2[:] = squares * fade + gained, events * fade + len(values_B)
+        return scaled_B if spread else None
 
     def state(self) -> np.ndarray:
         return self._sums_2.copy()
@@ -243,17 +246,9 @@ class _Course:
         if math.isnan(self._first_s):
             self._first_s = self._last_s = float(times_s_B[0])
         known = times_s_B[0] - self._first_s >= _DAY_S
-        hours_B = (times_s_B // _HOUR_S).astype(np.int64) % 24
-        labels, events = self._counts_2H
-        mean = labels.sum() / max(events.sum(), 1.0)
-        # Hours with few events are taken to be like the others.
-        usual_H = (labels + _COURSE_PRIOR_EVENTS * mean) / (events + _COURSE_PRIOR_EVENTS) - mean
-        last_s = max(float(times_s_B.max()), self._last_s)
-        self._counts_2H *= 0.5 ** ((last_s - self._last_s) / _COURSE_HALF_LIFE_S)
-        labels += np.bincount(hours_B, labels_B, 24)
-        events += np.bincount(hours_B, minlength=24)
-        self._last_s = last_s
-        return labels_B - usual_H[hours_B] if known else None
+        adjusted_B = np.empty_like(labels_B)
+        self._last_s = _adjust(labels_B, np.ascontiguousarray(times_s_B), self._last_s, self._counts_2H, adjusted_B)
+        return adjusted_B if known else None
 
     def state(self) -> np.ndarray:
         return np.append(self._counts_2H, [self._first_s, self._last_s])
@@ -261,3 +256,36 @@ class _Course:
     def restore(self, state: np.ndarray) -> None:
         self._counts_2H = state[:-2].reshape(2, 24).copy()
         self._first_s, self._last_s = state[-2:].tolist()
+
+
+@kernel("float64(float64[::1], float64, float64, float64[::1])")
+def _scale(values_B, spread, outlier, scaled_B):
+    """Values in units of `spread`, cut off; returns the sum of their squares."""
+    squares = 0.0
+    for b in range(len(values_B)):
+        squares += values_B[b] * values_B[b]
+        scaled_B[b] = min(max(values_B[b] / spread, -outlier), outlier) if spread > 0 else 0.0
+    return squares
+
+
+@kernel("float64(float64[::1], float64[::1], float64, float64[:,::1], float64[::1])")
+def _adjust(labels_B, times_s_B, last_s, counts_2H, adjusted_B):
+    """Labels less what is usual at their hour by `counts_2H`, which then take them in; returns the latest time."""
+    labels = events = 0.0
+    for hour in range(24):
+        labels += counts_2H[0, hour]
+        events += counts_2H[1, hour]
+    mean = labels / max(events, 1.0)
+    latest_s = last_s
+    for b in range(len(labels_B)):
+        hour = int(times_s_B[b] // _HOUR_S) % 24
+        # Hours with few events are taken to be like the others.
+        usual = (counts_2H[0, hour] + _COURSE_PRIOR_EVENTS * mean) / (counts_2H[1, hour] + _COURSE_PRIOR_EVENTS)
+        adjusted_B[b] = labels_B[b] - (usual - mean)
+        latest_s = max(latest_s, times_s_B[b])
+    counts_2H *= 0.5 ** ((latest_s - last_s) / _COURSE_HALF_LIFE_S)
+    for b in range(len(labels_B)):
+        hour = int(times_s_B[b] // _HOUR_S) % 24
+        counts_2H[0, hour] += labels_B[b]
+        counts_2H[1, hour] += 1.0
+    return latest_s
