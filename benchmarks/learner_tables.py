@@ -16,6 +16,7 @@ from model.evaluation import Evaluation
 
 DELAYS = (128, 1_000, 5_000)
 WINDOW_EVENTS = 20_000
+ANY_WINDOW_EVENTS = 1_000
 FEWEST_EVENTS = 20_000
 """Of a shorter stream, whose start weighs too much, nothing is claimed."""
 NIWAKI, DLRM = "niwaki, dense", "DLRM, plain"
@@ -34,17 +35,18 @@ def summarise(predictions: dict[int, np.ndarray], labels_B: np.ndarray) -> Row:
         measures[f"second_half_{delay}"] = later
         measures[f"window_error_{delay}"] = worst_window(logits_B, labels_B) if measured else None
     at_1000 = evaluate(predictions[1_000], labels_B)
+    measures["any_window_error_1000"] = worst_window(predictions[1_000], labels_B, ANY_WINDOW_EVENTS)
     measures |= {"auc": at_1000.auc, "calibration": at_1000.calibration, "decile_error": decile_error(at_1000)}
     return {
         key: float(value) if value is not None and math.isfinite(value) else None for key, value in measures.items()
     }
 
 
-def worst_window(logits_B: np.ndarray, labels_B: np.ndarray) -> float | None:
-    """Over windows of 20,000 events, but the first: how far the mean prediction is from the click rate at most, beyond
-    three standard errors of that rate, relative to it. None: there is no such window."""
+def worst_window(logits_B: np.ndarray, labels_B: np.ndarray, every_events: int = WINDOW_EVENTS) -> float | None:
+    """Over windows of 20,000 events, but the first, that begin every so many events: how far the mean prediction is
+    from the click rate at most, beyond three standard errors of that rate, relative to it. None: no such window."""
     errors = []
-    for start in range(WINDOW_EVENTS, len(labels_B) - WINDOW_EVENTS + 1, WINDOW_EVENTS):
+    for start in range(WINDOW_EVENTS, len(labels_B) - WINDOW_EVENTS + 1, every_events):
         window = slice(start, start + WINDOW_EVENTS)
         found = evaluate(logits_B[window], labels_B[window])
         if rate := found.base_rate:
@@ -113,6 +115,7 @@ def tables(rows: Sequence[Row], systems: Sequence[str]) -> str:
     lines += table("error by decile at 1,000", "decile_error", ".3f")
     for delay in DELAYS:
         lines += table(f"worst window at {delay:,}", f"window_error_{delay}", ".3f")
+    lines += table("the same at 1,000, begun every 1,000 events", "any_window_error_1000", ".3f")
     for delay in DELAYS:
         lines += table(f"NE, second half, at {delay:,}", f"second_half_{delay}", ".4f")
     return "\n".join([*lines, *table("events per s", "events_per_s", ",.0f")])
