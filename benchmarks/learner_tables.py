@@ -78,9 +78,8 @@ def merged(rows: Sequence[Row]) -> list[Row]:
     together = []
     for (stream, events, system), group in groups.items():
         one = {"stream": stream, "events": events, "system": system, "seeds": len(group)}
-        for name in group[0].keys() - {"stream", "events", "system", "seed", "commit"}:
-            values = [row[name] for row in group]
-            known = [value for value in values if value is not None]
+        for name in {name for row in rows for name in row} - {"stream", "events", "system", "seed", "commit"}:
+            known = [row[name] for row in group if row.get(name) is not None]
             for key, of in (("", median), ("_low", min), ("_high", max)):
                 one[name + key] = of(known) if known else None
         one["commit"] = ", ".join(sorted({row["commit"] for row in group}))
