@@ -8,7 +8,7 @@
     latency      from an event's arrival to a scorer that serves it, the whole path running (scoring_latency.py)
 
 `--only PART,...` measures some of them. `--recording FILE` is for precision, time and latency, which else take a
-synthetic stream. The extra `onnx` brings ONNX Runtime.
+synthetic stream. The extra `test` brings ONNX Runtime.
 """
 
 import argparse

@@ -19,6 +19,8 @@ from benchmarks import servers
 from stream.connection import KafkaConfig
 from stream.local import embedded_kafka, embedded_redis, free_port
 
+pytest_plugins = ["served", "stored"]
+
 PARTS = pytest.StashKey[list[str]]()
 
 # The same examples in each run, and no deadline: a shared machine is sometimes slow.
