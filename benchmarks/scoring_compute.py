@@ -114,7 +114,9 @@ def _measured(calls: Mapping[tuple[str, float], Callable[[], Any]], seconds: flo
         row |= {"p50_us": 1e6 * float(np.quantile(all_s, 0.5)), "p99_us": 1e6 * float(np.quantile(all_s, 0.99))}
         row["candidates_per_s"] = about["candidates"] / float(np.mean(all_s))
         for other, name in (("dense, PyTorch", "times_pytorch"), ("dense, ONNX Runtime", "times_onnx")):
-            ratios = [np.median(a) / np.median(b) for a, b in zip(bursts.get((other, 0.0), ()), taken, strict=False)]
+            ratios = [
+                float(np.median(a) / np.median(b)) for a, b in zip(bursts.get((other, 0.0), ()), taken, strict=False)
+            ]
             middle = spread(ratios) if ratios else None
             row |= {name: middle.median if middle else None}
             row |= {f"{name}_low": middle.low if middle else None, f"{name}_high": middle.high if middle else None}

@@ -1,6 +1,7 @@
 """The scoring benchmark: all sides predict the same, networks are as narrow as they say, waits are reckoned right."""
 
 import importlib.util
+import json
 
 import msgspec
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 
 from benchmarks import scoring_rivals as rivals
 from benchmarks.scoring import parts, run_main
-from benchmarks.scoring_compute import in_turns, request
+from benchmarks.scoring_compute import _measured, in_turns, request
 from benchmarks.scoring_latency import _servable
 from benchmarks.scoring_publication import precision
 from model.learner import Learner
 from serving import wire
 from stream.synthetic import SCHEMA
+
+ABOUT = {"what": "ids", "top": "64-32", "candidates": 128, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,13 @@ def test_subjects_are_called_in_turns_and_every_call_is_timed():
     assert taken.keys() == {"a", "b"}
     assert all((burst > 0).all() for bursts in taken.values() for burst in bursts)
     assert len(order) == sum(len(burst) for bursts in taken.values() for burst in bursts) + 4 + 2 * len(taken["a"])
+
+
+def test_rows_of_all_sides_can_be_written_as_json():
+    rows = _measured({("niwaki", 0.9): lambda: 0, ("dense, PyTorch", 0.0): lambda: sum(range(2_000))}, 0.0, ABOUT)
+    ours, theirs = json.loads(json.dumps(rows))
+    assert ours["times_pytorch"] > 1 == theirs["times_pytorch"] and ours["times_onnx"] is None
+    assert 0 < ours["p50_us"] <= ours["p99_us"] and ours["candidates_per_s"] > 0
 
 
 def test_an_event_is_servable_with_the_first_version_that_reaches_beyond_it():
