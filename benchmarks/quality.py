@@ -44,8 +44,8 @@ ALSO_SERVED = {0.1: (128, 5_000)}
 """Further intervals, for the first seed of a budget only: each costs about as much as learning."""
 AFTER_EVENTS, BIN_EVENTS = 50_000, 1_000
 QUICK_POLICIES = ("dense", "static", "adaptive")
-UNIFORM, BOOSTED = "adaptive, uniform layers", "dense, boosted"
-POLICIES = (*get_args(PolicyName), UNIFORM, BOOSTED)
+UNIFORM, FORGETTING = "adaptive, uniform layers", "dense, forgetting"
+POLICIES = (*get_args(PolicyName), UNIFORM, FORGETTING)
 BUDGETS = {0.1: POLICIES, **dict.fromkeys((0.2, 0.05, 0.02), ("adaptive", "static"))}
 """The policies that are run at each budget."""
 SYNTHETIC: dict[str, tuple[str, ...]] = {
@@ -62,13 +62,11 @@ ROW_FIELDS = ("stream", "events", "policy", "budget", "seed")
 """What tells one measured row from another."""
 
 
-class Boosted(Adaptive):
-    """The dense network, never pruned, that forgets and learns faster after a drift as `adaptive` does: what of that
-    policy's gain is not due to regrowing and pruning."""
+class Forgetting(Adaptive):
+    """The dense network, never pruned, that forgets after a drift as `adaptive` does: what of that policy's gain is not
+    due to regrowing and pruning."""
 
     def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
-        if drifted:
-            self.state.drifted_at = events
         return Move.STAY
 
 
@@ -132,12 +130,12 @@ class Batches:
 def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Trainer:
     """The trainer that runs a policy, or one of the two controls."""
     model = LearnerConfig(seed=seed, auxiliary=AuxiliaryConfig(uniform=policy == UNIFORM))
-    name = "adaptive" if policy in (UNIFORM, BOOSTED) else policy
+    name = "adaptive" if policy in (UNIFORM, FORGETTING) else policy
     warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
     pruning = PruningConfig(policy=name, budget=budget, warmup_events=warmup)
     trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
-    if policy == BOOSTED:
-        trainer.policy = Boosted(pruning)
+    if policy == FORGETTING:
+        trainer.policy = Forgetting(pruning)
     return trainer
 
 

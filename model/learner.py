@@ -103,7 +103,7 @@ class Learner:
             self.kept = {name: torch.arange(width) for name, width in widths.items()}
             self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
         self._followers: list[Changes] = []
-        self._doubt, self._evidence_ratio = Doubt(), 1.0
+        self._doubt, self._left = Doubt(), (1.0, 1.0)
 
     @property
     def lead(self) -> Branch:
@@ -122,11 +122,9 @@ class Learner:
         self._followers.append(Changes(sizes | self.ages.sizes))
         return self._followers[-1]
 
-    def learn(
-        self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0, boost: float = 1.0
-    ) -> np.ndarray:
+    def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
         """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
-        pruning. `boost`: factor on the network's learning rate.
+        pruning.
 
         Raises `LearnError` if the loss is not finite; nothing has been changed by then.
         """
@@ -148,10 +146,12 @@ class Learner:
         self.lap("learn_network")
         changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
         if self._doubt.confirmed(inputs.linear_BK.numpy(), labels_B):
-            changed["linear"] = self.linear.forget(self._evidence_ratio)
+            evidence_ratio, gradients_ratio = self._left
+            changed["linear"] = self.linear.forget(evidence_ratio)
+            self.tables.quicken(gradients_ratio)
         self.lap("learn_linear")
         if branches:
-            gradient_BVD = self._learn_branches(deep, labels, boost)
+            gradient_BVD = self._learn_branches(deep, labels)
             self.lap("learn_network")
             if self.schema.fields and self.config.embedding_dim:
                 changed["embedding"] = self.tables.update(features.rows_BF, gradient_BVD)
@@ -179,14 +179,14 @@ class Learner:
         correction_B = branch.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS, masks)
         return inputs.linear_BK[:, 0] + correction_B
 
-    def _learn_branches(self, deep: Mapping[Branch, torch.Tensor], labels: torch.Tensor, boost: float) -> torch.Tensor:
+    def _learn_branches(self, deep: Mapping[Branch, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
         """One step of each branch from what it predicted; (B, V, D), the sum of their gradients in the vectors, but of
         `unpruned`, which only looks on."""
         events = len(labels)
         gradients = {branch: branch.passes.backward(logits.sigmoid() - labels) for branch, logits in deep.items()}
         for branch in deep:
             ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
-            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * boost * ratio, events)
+            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, events)
             self.learned_multiply_adds += events * branch.network.cost.total({})
         first, *others = (gradient for branch, gradient in gradients.items() if branch is not self.unpruned)
         for other in others:
@@ -244,11 +244,10 @@ class Learner:
         self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
 
-    def adapt(self, gradients_ratio: float, evidence_ratio: float, within_events: int) -> None:
-        """A drift was noticed: keep only these shares, (0, 1], of what the embedding tables remember of past gradients,
-        now, and of the linear expert's evidence, if it turns out to mislead within so many events."""
-        self.tables.quicken(gradients_ratio)
-        self._evidence_ratio = evidence_ratio
+    def doubt_past(self, within_events: int, evidence_ratio: float, gradients_ratio: float) -> None:
+        """A drift was noticed: if what was learned before turns out to mislead within so many events, keep only these
+        shares, (0, 1], of the linear expert's evidence and of what the embedding tables remember of past gradients."""
+        self._left = evidence_ratio, gradients_ratio
         self._doubt.begin(within_events)
 
     def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
@@ -338,7 +337,7 @@ class Learner:
             mask_steps=self.masks.steps if self.masks else 0,
             learned_multiply_adds=self.learned_multiply_adds,
             doubt=tuple(self._doubt.counts.tolist()),
-            evidence_ratio=self._evidence_ratio,
+            left=self._left,
             events=self.events,
         )
         return state, tensors
@@ -371,7 +370,7 @@ class Learner:
             self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
         self._losses[:] = state.losses
         self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
-        self._doubt.counts[:], self._evidence_ratio = state.doubt, state.evidence_ratio
+        self._doubt.counts[:], self._left = state.doubt, state.left
 
     def _assemble(self, features: Features) -> Inputs:
         features = self.ages.fill(features)

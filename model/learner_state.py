@@ -18,6 +18,7 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     sparse_steps: float
     mask_steps: int
     learned_multiply_adds: float
-    doubt: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    evidence_ratio: float = 1.0
+    doubt: tuple[float, ...] = (0.0,) * 8
+    left: tuple[float, float] = (1.0, 1.0)
+    """What is kept of evidence and of past gradients, if the doubt is confirmed."""
     events: int

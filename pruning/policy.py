@@ -67,16 +67,13 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """How much more log loss than the served network a newly pruned one may have when it takes over, 0..1."""
     longest_wait_events: int = 20_000
     """How long a newly pruned network may learn on to get there before it takes over anyhow, events, >= 0."""
-    boost: float = 4.0
-    """Factor on the network's learning rate when a drift is detected (adaptive policies), >= 1; 1: none."""
-    boost_events: int = 20_000
-    """Events over which that factor falls back to 1, linearly, >= 1."""
-    remembered_ratio: float = 0.1
-    """Share of what the tables remember of past gradients that a drift leaves (adaptive policies), (0, 1]: the less,
-    the larger their next steps."""
+    doubt_events: int = 20_000
+    """For how long after a drift it is asked whether what was learned before misleads (adaptive policies), events,
+    >= 1; if it does, only the two shares below are left of it."""
     evidence_ratio: float = 0.03
-    """Share of the linear expert's evidence that is left after a drift, if it turns out to mislead within
-    `boost_events` (adaptive policies), (0, 1]; 1: all."""
+    """Share of the linear expert's evidence, (0, 1]; 1: all."""
+    remembered_ratio: float = 0.1
+    """Share of what the tables remember of past gradients, (0, 1]: the less, the larger their next steps."""
     period_events: int = 50_000
     """Events between two prunings (periodic) or two exchanges of units (rigl: a tenth of it), >= 10."""
     exchange_ratio: float = 0.3
@@ -91,7 +88,7 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         elif not 0 < self.budget <= 1:
             raise ValueError(f"pruning.budget must be in (0, 1], got {self.budget}")
         least = {"warmup_events": 1, "regrowth_events": 1, "pruning_events": 1, "longest_wait_events": 0}
-        least |= {"boost": 1, "boost_events": 1, "period_events": 10}
+        least |= {"doubt_events": 1, "period_events": 10}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"pruning.{name} must be at least {bound}, got {getattr(self, name)}")
@@ -113,8 +110,6 @@ class PolicyState(msgspec.Struct, kw_only=True):
     """Index of the event at which the phase began."""
     cycle: int = 0
     """How often the network has been cut."""
-    drifted_at: int | None = None
-    """Index of the event at which the latest drift was detected."""
     forced: int = 0
     """How many networks took over though they predicted worse, since the wait was at its bound."""
     chosen_ratio: float = 1.0
@@ -139,7 +134,7 @@ class Policy:
     """The protocol that every policy follows, and the one that never prunes.
 
     Class attributes say what a learner needs to be made for a policy; `decide` is called after each batch, and the
-    move that it answers with is made at once; `target_ratio` and `boost` are asked before each batch.
+    move that it answers with is made at once; `target_ratio` is asked before each batch.
     """
 
     narrow_from_the_start: ClassVar[bool] = False
@@ -149,7 +144,7 @@ class Policy:
     stays_dense: ClassVar[bool] = False
     """The dense branch goes on learning after a cut."""
     adapts: ClassVar[bool] = False
-    """A drift makes the learner forget, and learn faster."""
+    """After a drift the learner forgets what misleads."""
 
     def __init__(self, config: PruningConfig, state: PolicyState | None = None):
         self.config, self.state = config, state or PolicyState()
@@ -184,10 +179,6 @@ class Policy:
             return self.state.chosen_ratio
         done = min((events - self.state.since_event) / self._falling_events, 1.0)
         return self.budget + (1 - self.budget) * (1 - done) ** 3
-
-    def boost(self, events: int) -> float:
-        """Factor on the network's learning rate after `events`."""
-        return 1.0
 
     @property
     def _falling_events(self) -> float:
@@ -256,17 +247,6 @@ class Adaptive(Static):
     """Dense around a drift only: regrown when one is detected, pruned anew, dormant in between."""
 
     adapts = True
-
-    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
-        if drifted:
-            self.state.drifted_at = events
-        return super().decide(events, drifted, comparison)
-
-    def boost(self, events: int) -> float:
-        if self.state.drifted_at is None:
-            return 1.0
-        done = (events - self.state.drifted_at) / self.config.boost_events
-        return 1 + (self.config.boost - 1) * max(0.0, 1 - done)
 
     def _when_sparse(self, events: int, drifted: bool) -> Move:
         # in the other phases the dense branch is learning it already

@@ -254,7 +254,7 @@ class Trainer:
             publication.score(features, batch.labels_B)
         watch.lap("predict")
         learner.lap = watch.lap
-        logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events), policy.boost(self.events))
+        logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events))
         watch.lap("learn_rest")
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
@@ -266,7 +266,7 @@ class Trainer:
         forced = policy.state.forced > forced
         if drifts and policy.adapts:
             pruning = policy.config
-            learner.adapt(pruning.remembered_ratio, pruning.evidence_ratio, pruning.boost_events)
+            learner.doubt_past(pruning.doubt_events, pruning.evidence_ratio, pruning.remembered_ratio)
         if move is Move.REWIRE:
             learner.rewire(features, batch.labels_B, policy.exchange_ratio(self.events))
         self._make(move)

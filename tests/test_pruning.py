@@ -11,7 +11,7 @@ from model.network import Network, NetworkShape
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks
 from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for
 from pruning.compaction import compact, expand
-from pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PolicyState, PruningConfig
+from pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PruningConfig
 from pruning.units import MaskGradient, uniform_widths
 
 NETWORK = Network(
@@ -154,7 +154,8 @@ def test_the_target_falls_from_dense_to_the_budget_and_stays_there():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("budget", 0.0), ("budget", 1.5), ("warmup_events", 0), ("settle_ratio", 1.0), ("boost", 0.5)]
+    ("field", "value"),
+    [("budget", 0.0), ("budget", 1.5), ("warmup_events", 0), ("settle_ratio", 1.0), ("doubt_events", 0)],
 )
 def test_a_pruning_setting_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"pruning.{field}.*{value}"):
@@ -220,16 +221,6 @@ def test_rigl_exchanges_fewer_units_as_time_goes_by_and_never_none():
     ratios = [policy.exchange_ratio(events) for events in range(0, 4000, 100)]
     assert ratios[0] == 0.3 and ratios[-1] == pytest.approx(0.03)
     assert ratios == sorted(ratios, reverse=True)
-
-
-def test_only_a_drift_raises_the_learning_rate_and_it_falls_back():
-    policy = policy_for(PruningConfig(boost=4.0, boost_events=100))
-    assert policy.boost(50) == 1.0
-    policy.decide(60, True)
-    assert [policy.boost(events) for events in (60, 110, 160, 1000)] == [4.0, 2.5, 1.0, 1.0]
-    static = policy_for(PruningConfig(policy="static"), PolicyState())
-    static.decide(60, True)
-    assert static.boost(60) == 1.0
 
 
 @given(st.floats(0.05, 1.0))

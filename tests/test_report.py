@@ -31,7 +31,9 @@ def learned(events: EventBatch, **training) -> tuple[Trainer, History]:
     trainer = Trainer(
         SCHEMA,
         SMALL,
-        PruningConfig(warmup_events=1500, regrowth_events=500, pruning_events=1000, budget=0.3),
+        PruningConfig(
+            warmup_events=1500, regrowth_events=500, pruning_events=1000, longest_wait_events=3000, budget=0.3
+        ),
         DriftConfig(detectors=(DetectorConfig(detector="ADWIN", signal="log_loss"),), quiet_events=500),
         TrainingConfig(**({"batch_events": 50, "window_events": 500, "publish_every_events": 250} | training)),
     )
