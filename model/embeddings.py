@@ -49,7 +49,13 @@ class EmbeddingTables:
         """Sorted ids of every row that has ever been updated; the others are zero."""
         return self.squares_R.nonzero().squeeze(1)
 
-    def restore(self, rows_U: torch.Tensor, weight_UD: torch.Tensor, squares_U: torch.Tensor) -> None:
-        """Set the rows of a snapshot."""
-        self.weight_RD[rows_U], self.squares_R[rows_U] = weight_UD, squares_U
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything, for a snapshot."""
+        rows_U = self.touched()
+        return {"rows": rows_U, "weight": self.weight_RD[rows_U], "squares": self.squares_R[rows_U]}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Undo `state`."""
+        rows_U = tensors["rows"]
+        self.weight_RD[rows_U], self.squares_R[rows_U] = tensors["weight"], tensors["squares"]
         self.touched_rows = len(rows_U)

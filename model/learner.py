@@ -7,6 +7,7 @@ beside it only from a regrowth to the next cut; in between its weights lie dorma
 tables. The linear expert beside them is small, and never pruned.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 
@@ -35,6 +36,7 @@ from pruning.policy import Comparison
 from pruning.units import uniform_widths
 
 _RATE_EVENTS = 128
+_STEP_EVENTS = 256
 _PARTS = ("weight", "first", "second")
 _COMPARED_EVENTS = np.repeat([5_000.0, 2_000.0], 2)
 
@@ -124,10 +126,22 @@ class Learner:
 
     def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
         """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
-        pruning.
+        pruning. A long batch takes several steps: averaged over more events, one says less.
 
-        Raises `LearnError` if the loss is not finite; nothing has been changed by then.
+        Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it then.
         """
+        steps = -(-len(labels_B) // _STEP_EVENTS)
+        bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
+        parts = [
+            self._step(Features(*(tensor[start:stop] for tensor in features)), labels_B[start:stop], target_ratio)
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        logits, experts = zip(*parts, strict=True)
+        self.experts_BE = np.concatenate(experts)
+        return np.concatenate(logits)
+
+    def _step(self, features: Features, labels_B: np.ndarray, target_ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of the lead (B,) and of the experts (B, E) before the step."""
         events = len(labels_B)
         labels = torch.from_numpy(labels_B)
         inputs = self._assemble(features)
@@ -168,8 +182,7 @@ class Learner:
             for table, rows_U in changed.items():
                 follower.mark(table, rows_U)
         self.events += events
-        self.experts_BE = experts_BE
-        return logits_B
+        return logits_B, experts_BE
 
     def _deep(
         self, branch: Branch, inputs: Inputs, vectors_BFD: torch.Tensor, masks: Mapping[str, torch.Tensor] | None
@@ -306,17 +319,8 @@ class Learner:
 
     def state(self) -> tuple[LearnerState, dict[str, torch.Tensor]]:
         """Everything that learning depends on, for a snapshot."""
-        embedding, linear = self.tables.touched(), self.linear.touched()
-        tensors = {
-            "embedding.rows": embedding,
-            "embedding.weight": self.tables.weight_RD[embedding],
-            "embedding.squares": self.tables.squares_R[embedding],
-            "linear.rows": linear,
-            "linear.evidence": self.linear.evidence_R2K[linear],
-            "linear.learned": self.linear.learned_R[linear],
-            "linear.log_s": self.linear.log_s_GK,
-            "linear.squares": self.linear.squares_GK,
-        }
+        tensors = {f"embedding.{name}": tensor for name, tensor in self.tables.state().items()}
+        tensors |= {f"linear.{name}": tensor for name, tensor in self.linear.state().items()}
         tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
         tensors |= {f"mixture.{name}": torch.from_numpy(array) for name, array in self.mixture.state().items()}
         for branch_name, branch in (("dense", self.dense), ("sparse", self.sparse), ("unpruned", self.unpruned)):
@@ -344,11 +348,9 @@ class Learner:
 
     def restore(self, state: LearnerState, tensors: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state` was taken. The schema and the config must be the same."""
-        embedding, linear = _named(tensors, "embedding."), _named(tensors, "linear.")
-        self.tables.restore(embedding["rows"], embedding["weight"], embedding["squares"])
-        self.linear.restore(linear["rows"], linear["evidence"], linear["learned"])
-        self.linear.log_s_GK, self.linear.squares_GK = linear["log_s"].clone(), linear["squares"].clone()
-        self.linear.events = self.events = state.events
+        self.tables.restore(_named(tensors, "embedding."))
+        self.linear.restore(_named(tensors, "linear."), state.events)
+        self.events = state.events
         self.numerics.restore(_named(tensors, "numerics."))
         self.mixture.restore({name: tensor.numpy() for name, tensor in _named(tensors, "mixture.").items()})
         self.kept = _named(tensors, "kept.")

@@ -93,10 +93,18 @@ class BayesianLinear:
         self.evidence_R2K[rows_U] *= ratio
         return rows_U
 
-    def restore(self, rows_U: torch.Tensor, evidence_U2K: torch.Tensor, learned_U: torch.Tensor) -> None:
-        """Set the rows of a snapshot."""
-        self.evidence_R2K[rows_U], self.learned_R[rows_U] = evidence_U2K, learned_U
-        self.touched_rows = len(rows_U)
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything but the count of events, for a snapshot."""
+        rows_U = self.touched()
+        rows = {"rows": rows_U, "evidence": self.evidence_R2K[rows_U], "learned": self.learned_R[rows_U]}
+        return rows | {"log_s": self.log_s_GK, "squares": self.squares_GK}
+
+    def restore(self, tensors: dict[str, torch.Tensor], events: int) -> None:
+        """Undo `state`."""
+        rows_U = tensors["rows"]
+        self.evidence_R2K[rows_U], self.learned_R[rows_U] = tensors["evidence"], tensors["learned"]
+        self.log_s_GK, self.squares_GK = tensors["log_s"].clone(), tensors["squares"].clone()
+        self.touched_rows, self.events = len(rows_U), events
 
     def prior_SK(self) -> torch.Tensor:
         """(S, K): 1 / prior variance of each slot."""

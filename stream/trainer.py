@@ -33,7 +33,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """How the stream is cut into batches, windows and publications (the `[training]` section)."""
 
     batch_events: int = 128
-    """Events in a batch, >= 1: one optimizer step each."""
+    """Events in a batch, >= 1: one optimizer step for each 256 of them, or part of that."""
     max_batch_age_s: float = 1.0
     """A smaller batch is learned when its first event has waited this long, seconds, > 0."""
     publish_every_events: int = 1_000

@@ -15,6 +15,7 @@ from model.numerics import KNOTS, Numerics, prepare
 from model.served import ServedModel
 from pruning.baselines import POLICIES
 from pruning.policy import PruningConfig
+from stream.backtest import rebatch
 from stream.drift import DetectorConfig, DriftConfig
 from stream.history import History
 from stream.trainer import Trainer, TrainingConfig
@@ -390,3 +391,16 @@ def test_values_never_seen_before_are_predicted_no_worse_than_by_not_knowing_the
         evaluation.update(learner.predict(learner.encoder.encode(batch)), batch.labels_B)
         losses.append(evaluation.normalized_entropy)
     assert losses[0] <= losses[1] * 1.01
+
+
+def test_a_long_batch_is_learned_in_steps_as_short_batches_would_be():
+    events = click_events(1200)
+    long, short = small_trainer(), small_trainer()
+    for batch in rebatch([events], 600):
+        step = long.step(batch)
+    for batch in rebatch([events], 200):
+        short.step(batch)
+    assert len(step.losses_B) == 600
+    assert long.events == short.events and torch.equal(long.learner.linear.log_s_GK, short.learner.linear.log_s_GK)
+    for name, tensor in short.learner.dense.parameters.items():
+        assert torch.equal(long.learner.dense.parameters[name], tensor), name
