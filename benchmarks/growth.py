@@ -153,7 +153,8 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[Features, np.nd
     numerics_BN = rng.normal(size=(BATCH_EVENTS, NUMERICS)).astype(np.float32)
     labels_B = (rng.random(BATCH_EVENTS) < 1 / (1 + np.exp(1 - numerics_BN[:, 0]))).astype(np.float32)
     pairs_BP = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
-    return Features(torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN)), labels_B
+    times_s_B = torch.zeros(BATCH_EVENTS, dtype=torch.float64)
+    return Features(torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN), times_s_B), labels_B
 
 
 def run_main(arguments: list[str] | None = None) -> None:
