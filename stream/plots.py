@@ -160,7 +160,9 @@ def write_gaps(path: Path, lines: Sequence[Line], *, events: int, drifts: Sequen
         colour = [*_LAYERS, _SERVED][(place - len(lines)) % (len(_LAYERS) + 1)]  # the last one is ours
         axes.plot(line.events, line.values, color=colour, linewidth=1.8 if colour == _SERVED else 1.1)
         ends.append((line.name, line.values[-1], colour))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}\u00a0%"))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}\u00a0%" if value else "dense"))
+    axes.text(0, 1.03, "loss as served, less is better", color=_FAINT, fontsize=_TEXT_PT, transform=axes.transAxes)
     _mark_drifts(axes, {"true_drifts": [{"event": event} for event in drifts], "drifts": []})
     _label_ends(axes, ends)
     figure.savefig(path, dpi=160, facecolor=_PAPER)
