@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main
+from benchmarks.quality_tables import tables
 from model.encoder import Features
 from model.evaluation import binary_entropy, log_losses
 from model.features import EventBatch, Schema
@@ -261,7 +262,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
         "published every": SERVED,
         "commits": ", ".join(sorted({row["commit"] for row in kept})),
     }
-    return Findings(lines, claims(lines), setting)
+    return Findings(lines, claims(lines), setting, tables(lines))
 
 
 def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -20,9 +20,11 @@ from benchmarks.quality import (
     naive,
     seeds_of,
     streams,
+    summarise,
     trainer_for,
     won_back,
 )
+from benchmarks.quality_tables import tables
 from pruning.policy import Move
 from stream.synthetic import SCHEMA
 
@@ -94,3 +96,18 @@ def test_seeds_are_read(text, seeds):
 def test_seeds_that_are_none_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="seeds"):
         seeds_of(text)
+
+
+def test_a_table_shows_the_median_gap_between_the_lowest_and_the_highest_and_nothing_that_was_not_measured():
+    stream = next(streams(None, 2_000, ["abrupt"]))
+    row = {"ne": 0.7, "served_1000": 0.8, "after_drift": 0.9, "course": [0.2] * 2, "sparsity": 0.0, "cost": 1.0}
+    row |= {"by_layer": {"top.0": 0.5}, "drifts_found": [], "forced": 0}
+    pruned = [
+        row | {"seed": seed, "served_1000": 0.8 * ratio, "sparsity": 0.9} for seed, ratio in enumerate((1.02, 0.99))
+    ]
+    found = {("dense", 0.1): [row | {"seed": 0}, row | {"seed": 1}], ("adaptive", 0.1): pruned}
+    head, _, dense, ours, *naive = tables(summarise(stream, found)).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in (head, dense, ours, naive[0])]
+    gap, served = cells[0].index("gap to dense, %"), cells[0].index("served every 128 / 1,000 / 5,000")
+    assert cells[2][gap] == "+0.50 (-1.00 to +2.00)" and cells[2][served] == "- / 0.8040 / -"
+    assert cells[1][gap] == "+0.00 (+0.00 to +0.00)" and cells[3][gap] == ""
