@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.frame import Findings, Rows, at_most, commit, main
+from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
 from model.evaluation import log_losses
 from model.features import EventBatch, Schema
 from model.learner import LearnerConfig
@@ -393,12 +393,6 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     lines = summarise(rows)
     setting = {"seeds": len(seeds), "stationary_events": options.events, "max_delay": MAX_DELAY, "batch": BATCH}
     return Findings(lines, claims(rows, lines), setting)
-
-
-def seeds_of(text: str) -> list[int]:
-    """0-9, or one number."""
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
 
 
 def run_main(arguments: list[str] | None = None) -> None:

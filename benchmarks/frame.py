@@ -142,6 +142,18 @@ def main(name: str, measure: Callable[[bool], Findings], arguments: Sequence[str
     print(json.dumps(_plain(result)) if given.json else text(result, found.tables))
 
 
+def seeds_of(text: str) -> list[int]:
+    """The seeds in A-B, both counted, or in A alone: an option's type."""
+    first, _, last = text.partition("-")
+    try:
+        seeds = list(range(int(first), int(last or first) + 1))
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"seeds must read A-B with A <= B, got {text!r}")
+    return seeds
+
+
 def commit() -> str:
     """What is checked out, with a plus sign if files differ from it; "unknown" without git."""
 

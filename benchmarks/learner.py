@@ -24,7 +24,7 @@ import torch
 from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, System, VowpalWabbit, one_stream
-from benchmarks.frame import Findings, Rows, commit, main
+from benchmarks.frame import Findings, Rows, commit, main, seeds_of
 from benchmarks.learner_tables import BATCHES, DELAYS, DLRM, NIWAKI, claims, merged, summarise, tables
 from model.evaluation import WindowedEvaluation
 from model.learner import LearnerConfig
@@ -194,12 +194,6 @@ def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[
                     yield row
 
 
-def seeds_from(text: str) -> range:
-    """Seeds `A-B`, both included, or one."""
-    first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
-
-
 def run_main(arguments: list[str] | None = None) -> None:
     """The program: the frame's options, and those of this benchmark."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -207,7 +201,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--events", type=int, help="at most so many events of each stream")
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
     parser.add_argument("--print", action="store_true", help="measure nothing: print what the rows say")
-    parser.add_argument("--seeds", type=seeds_from, default=range(5), help="A-B: of what is random; the rest runs once")
+    parser.add_argument("--seeds", type=seeds_of, default=range(5), help="A-B: of what is random; the rest runs once")
     parser.add_argument("--streams", nargs="*", help="streams whose names contain one of these")
     parser.add_argument("--only", nargs="*", help="systems whose names contain one of these")
     options, rest = parser.parse_known_args(arguments)

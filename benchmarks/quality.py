@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main
+from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main, seeds_of
 from benchmarks.quality_tables import tables
 from model.encoder import Features
 from model.evaluation import binary_entropy, log_losses
@@ -362,18 +362,6 @@ def draw(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]], d
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"quality_{stream.name.replace(' ', '_')}.png"
         write_gaps(path, lines, events=len(stream.events), drifts=stream.drifts)
-
-
-def seeds_of(text: str) -> range:
-    """The seeds in A-B, both counted, or in A alone."""
-    first, _, last = text.partition("-")
-    try:
-        seeds = range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = range(0)
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"seeds must read A-B with A <= B, got {text!r}")
-    return seeds
 
 
 def run_main(arguments: list[str] | None = None) -> None:
