@@ -15,170 +15,39 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple, get_args
+from statistics import mean, median
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main, seeds_of
+from benchmarks.quality_runs import (
+    AFTER_EVENTS,
+    ALSO_SERVED,
+    BIN_EVENTS,
+    COST_STREAM,
+    POLICIES,
+    SERVED,
+    SYNTHETIC,
+    UNIFORM,
+    Batches,
+    Stream,
+    naive,
+    run,
+    streams,
+)
 from benchmarks.quality_tables import tables
-from model.encoder import Features
-from model.evaluation import binary_entropy, log_losses
-from model.features import EventBatch, Schema
-from model.learner import LearnerConfig
-from pruning.auxiliary import AuxiliaryConfig
-from pruning.policy import ALONE, Adaptive, Comparison, Move, PolicyName, PruningConfig
-from stream.backtest import rebatch
-from stream.drift import DriftConfig
-from stream.events import table_to_batch
 from stream.plots import Line, write_gaps
-from stream.recording import propose_schema, read_recording
-from stream.synthetic import SCHEMA, SyntheticConfig, bayes_log_loss, drift_points, generate, true_probabilities
-from stream.trainer import Trainer, TrainingConfig
 
 EVENTS, QUICK_EVENTS = 160_000, 120_000
-SERVED = 1_000
-"""Events between the publications that gaps and claims are of."""
-ALSO_SERVED = {0.1: (128, 5_000)}
-"""Further intervals, for the first seed of a budget only: each costs about as much as learning."""
-AFTER_EVENTS, BIN_EVENTS = 50_000, 1_000
 QUICK_POLICIES = ("dense", "static", "adaptive")
-UNIFORM, FORGETTING = "adaptive, uniform layers", "dense, forgetting"
-POLICIES = (*get_args(PolicyName), UNIFORM, FORGETTING)
 BUDGETS = {0.1: POLICIES, **dict.fromkeys((0.2, 0.05, 0.02), ("adaptive", "static"))}
 """The policies that are run at each budget."""
-SYNTHETIC: dict[str, tuple[str, ...]] = {
-    "stationary": (),
-    "abrupt": ("abrupt:concept@50%",),
-    "gradual": ("gradual:concept@40%+20%",),
-    "recurring": ("abrupt:concept@40%", "recurring:concept@70%"),
-    "new items": ("abrupt:new_items@50%:0.9:0.03",),
-    "all at once": ("abrupt:concept@50%", "abrupt:new_items@50%:0.5", "abrupt:base_rate@50%:0.2"),
-}
-COST_STREAM, COST_EVENTS = "four drifts", 2_000_000
-COST_DRIFTS, COST_POLICIES = tuple(f"abrupt:concept@{at}%" for at in (20, 40, 60, 80)), ("dense", "adaptive")
+COST_POLICIES = ("dense", "adaptive")
 ROW_FIELDS = ("stream", "events", "policy", "budget", "seed")
 """What tells one measured row from another."""
-
-
-class Forgetting(Adaptive):
-    """The dense network, never pruned, that forgets after a drift as `adaptive` does: what of that policy's gain is not
-    due to regrowing and pruning."""
-
-    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
-        return Move.STAY
-
-
-class Stream(NamedTuple):
-    """A stream in memory, and where it is known to drift."""
-
-    name: str
-    schema: Schema
-    events: EventBatch
-    drifts: list[int]
-    bayes: float | None = None
-    """Log loss of who knows the true click probabilities; None: nobody does."""
-
-
-def streams(recordings: Path | None, events: int, wanted: list[str] | None) -> Iterator[Stream]:
-    """The synthetic streams, `events` long, and the recordings, at most so long; one at a time."""
-
-    def asked(name: str) -> bool:
-        return not wanted or any(part in name for part in wanted)
-
-    for name, drifts in SYNTHETIC.items():
-        if asked(name):
-            yield _synthetic(name, events, drifts)
-    for path in sorted(recordings.iterdir()) if recordings else ():
-        name = path.name.split(".")[0]
-        if path.is_file() and path.suffix != ".md" and asked(name):
-            schema = propose_schema(path)
-            chunks = (batch for batch, _ in read_recording(path, schema))
-            yield Stream(name, schema, EventBatch.concat(list(rebatch(chunks, 65_536, events))), [])
-    if wanted and asked(COST_STREAM):
-        yield _synthetic(COST_STREAM, COST_EVENTS, COST_DRIFTS)
-
-
-def _synthetic(name: str, events: int, drifts: tuple[str, ...]) -> Stream:
-    config = SyntheticConfig(events=events, seed=1, drifts=drifts)
-    batch = EventBatch.concat([table_to_batch(table, SCHEMA)[0] for table in generate(config)])
-    places = sorted({point["event"] for point in drift_points(config)})
-    return Stream(name, SCHEMA, batch, places, bayes_log_loss(true_probabilities(config)))
-
-
-class Batches:
-    """The batches of a stream, hashed once for all runs."""
-
-    def __init__(self, stream: Stream):
-        self.batches = list(rebatch([stream.events], 128))
-        self._features: dict[int, Features] = {}
-
-    def attach(self, trainer: Trainer) -> None:
-        """Let `trainer` find its features here. All trainers hash alike: same schema, same tables."""
-        encode = trainer.learner.encoder.encode
-        known = self._features
-
-        def remembered(batch: EventBatch) -> Features:
-            if id(batch) not in known:
-                known[id(batch)] = encode(batch)
-            return known[id(batch)]
-
-        trainer.learner.encoder.encode = remembered
-
-
-def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Trainer:
-    """The trainer that runs a policy, or one of the two controls."""
-    model = LearnerConfig(seed=seed, auxiliary=AuxiliaryConfig(uniform=policy == UNIFORM))
-    name = "adaptive" if policy in (UNIFORM, FORGETTING) else policy
-    warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
-    pruning = PruningConfig(policy=name, budget=budget, warmup_events=warmup)
-    trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
-    if policy == FORGETTING:
-        trainer.policy = Forgetting(pruning)
-    return trainer
-
-
-def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int) -> dict[str, Any]:
-    """One policy over a stream: the trainer itself, and what its publications predicted."""
-    trainer = trainer_for(stream, policy, budget, seed)
-    batches.attach(trainer)
-    short = len(stream.events) < COST_EVENTS
-    intervals = (SERVED, *(ALSO_SERVED.get(budget, ()) if seed == 0 and short else ()))
-    publications = {every: trainer.follow(every) for every in intervals}
-    sums, found = [], []
-    served = publications[SERVED].evaluation
-    for batch in batches.batches:
-        before = served.total.loss_sum
-        step = trainer.step(batch)
-        sums.append(served.total.loss_sum - before)
-        found += [drift.event for drift in step.drifts]
-        for publication in publications.values():
-            if publication.due(step):
-                publication.refresh()
-    learner = trainer.learner
-    sizes = np.array([len(batch) for batch in batches.batches])
-    ends = np.cumsum(sizes)
-    inside = np.zeros(len(ends), bool)
-    for drift in stream.drifts:
-        inside |= (ends > drift) & (ends <= drift + AFTER_EVENTS)
-    entropy = binary_entropy(served.total.base_rate)
-    bins = (ends - sizes) // BIN_EVENTS
-    course = np.bincount(bins, sums) / np.bincount(bins, sizes)
-    return {
-        "ne": trainer.prequential.total.normalized_entropy,
-        **{f"served_{every}": p.evaluation.total.normalized_entropy for every, p in publications.items()},
-        "after_drift": float(np.array(sums)[inside].sum() / sizes[inside].sum() / entropy)
-        if inside.any()
-        else math.nan,
-        "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
-        "by_layer": learner.sparsity_by_layer(),
-        "cost": learner.learned_multiply_adds / (trainer.events * learner.dense_cost),
-        "drifts_found": found,
-        "forced": trainer.policy.state.forced,
-        "course": [round(float(loss), 5) for loss in course],
-    }
 
 
 def won_back(drifts: list[int], course: list[float], dense: list[float]) -> float:
@@ -204,31 +73,12 @@ def won_back(drifts: list[int], course: list[float], dense: list[float]) -> floa
     return float(np.mean(spans)) if spans else math.nan
 
 
-def naive(stream: Stream) -> dict[str, float]:
-    """Normalized entropy of the click rate so far, and of that of the last 5,000 events, always 1,000 events late; and
-    of the true click probabilities where they are known."""
-    labels = stream.events.labels_B.astype(np.float64)
-    clicks = np.concatenate([[0.0], np.cumsum(labels)])
-    known = np.arange(len(labels)) // SERVED * SERVED
-    measures = {}
-    for name, first in (
-        ("constant CTR", np.zeros_like(known)),
-        ("CTR of the last 5,000", np.maximum(known - 5_000, 0)),
-    ):
-        rate = (clicks[known] - clicks[first] + 0.5) / (known - first + 1)
-        loss = log_losses(np.log(rate / (1 - rate)), labels).mean()
-        measures[name] = float(loss / binary_entropy(float(labels.mean())))
-    if stream.bayes is not None:
-        measures["the true probabilities"] = stream.bayes / binary_entropy(float(labels.mean()))
-    return measures
-
-
 def asked_for(stream: Stream, quick: bool, options: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
     """Policy, budget and seed of each row that is wanted, the first seed of all of them first."""
     for seed in range(1) if quick else options.seeds:
         for budget, policies in BUDGETS.items():
-            few = budget != 0.1 or stream.name not in SYNTHETIC
-            if budget not in options.budgets or (few and (quick or seed > 2)) or (stream.name == COST_STREAM and seed):
+            few = budget != 0.1 and (quick or seed > 2)
+            if budget not in options.budgets or few or (stream.name == COST_STREAM and seed):
                 continue
             for policy in policies:
                 wanted = options.only or (QUICK_POLICIES if quick else None)
@@ -286,6 +136,7 @@ def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]
         line["by_layer"] = ", ".join(
             f"{layer} {median(row['by_layer'][layer] for row in seeds):.0%}" for layer in seeds[0]["by_layer"]
         )
+        line["served_by_seed"] = {row["seed"]: row[f"served_{SERVED}"] for row in seeds}
         line |= {"drifts_found": _median(len(row["drifts_found"]) for row in seeds)}
         line |= {"forced": sum(row["forced"] for row in seeds)}
         lines.append(line)
@@ -306,6 +157,10 @@ def claims(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_stream: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for line in lines:
         by_stream.setdefault(line["stream"], {})[line["policy"], line["budget"]] = line
+    pruned = [line for line in lines if line["sparsity"] > 0]
+    for budget in sorted({line["budget"] for line in pruned}, reverse=True):
+        off = max(abs(line["sparsity"] - 1 + budget) for line in pruned if line["budget"] == budget)
+        made.append(at_most(f"{1 - budget:.0%} sparse: furthest from it on {len(by_stream)} streams", off, 0.01))
     for stream, found in by_stream.items():
         ours = found.get(("adaptive", 0.1))
         if stream == COST_STREAM and ours:
@@ -325,10 +180,14 @@ def claims(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if line := found.get((other, 0.1)):
                 ratio = _times(line["gap_after_drift_percent"], lost)
                 made.append(at_least(f"{stream}: {other} loses this many times as much then", ratio, 3.0))
-        for other in ("rigl", "magnitude", "small", UNIFORM):
+        for other in ("rigl", "magnitude", "small"):
             if line := found.get((other, 0.1)):
                 ratio = ours[served] / line[served]
                 made.append(at_most(f"{stream}: adaptive's served entropy over that of {other}", ratio, 1.0))
+        if line := found.get((UNIFORM, 0.1)):
+            of = line["served_by_seed"]
+            won = [entropy <= of[seed] for seed, entropy in ours["served_by_seed"].items() if seed in of]
+            made.append(at_least(f"{stream}: share of {len(won)} seeds that beat uniform layers", mean(won), 0.8))
         static = found.get(("static", 0.1))
         if _abrupt(stream) and static and static["won_back_events"] > 0:
             ratio = ours["won_back_events"] / static["won_back_events"]

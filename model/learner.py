@@ -240,22 +240,28 @@ class Learner:
         """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
         one with no say yet (its outgoing weights are zero), so that predictions do not jump.
 
-        What lay dormant is not used: measured, the weights of before a drift win back less than fresh ones do.
+        What lay dormant is not used: measured, the weights of before a drift win back no more than fresh ones do.
         """
         if self.dense_live:
             return
         assert self.sparse
         network, groups = self.dense.network, self.dense.network.groups
-        # Seeded by the place in the stream: a restart regrows the very same units.
-        fresh = network.initial(torch.Generator().manual_seed(self.config.seed * 2**32 + self.events))
-        silence(fresh, groups, self.kept)
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
+        regrown = self._regrown()
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
         weights, first, second = (
             expand(part, store, groups, self.kept)
-            for part, store in zip(self.sparse.parts(), (fresh, nothing, nothing), strict=True)
+            for part, store in zip(self.sparse.parts(), (regrown, nothing, nothing), strict=True)
         )
         self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
         self.dense_live = True
+
+    def _regrown(self) -> dict[str, torch.Tensor]:
+        """The dense network's parameters as pruned units come back to them."""
+        # Seeded by the place in the stream: a restart regrows the very same units.
+        generator = torch.Generator().manual_seed(self.config.seed * 2**32 + self.events)
+        fresh = self.dense.network.initial(generator)
+        silence(fresh, self.dense.network.groups, self.kept)
+        return fresh
 
     def doubt_past(self, within_events: int, evidence_ratio: float, gradients_ratio: float) -> None:
         """A drift was noticed: if what was learned before turns out to mislead within so many events, keep only these

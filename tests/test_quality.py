@@ -9,35 +9,37 @@ import numpy as np
 import pytest
 
 from benchmarks.frame import Rows
-from benchmarks.quality import (
+from benchmarks.quality import ROW_FIELDS, claims, measure, seeds_of, summarise, won_back
+from benchmarks.quality_runs import (
+    ANEW,
+    CONTROLS,
     FORGETTING,
-    ROW_FIELDS,
     UNIFORM,
+    Batches,
     Forgetting,
     Stream,
-    claims,
-    measure,
     naive,
-    seeds_of,
+    run,
     streams,
-    summarise,
     trainer_for,
-    won_back,
 )
 from benchmarks.quality_tables import tables
+from model.learner import Learner
 from pruning.policy import Move
 from stream.synthetic import SCHEMA
 
 
 def line(policy: str, served: float, gap: float, after: float, back: float = 1000.0) -> dict:
     measures = {"gap_percent": gap, "gap_after_drift_percent": after, "won_back_events": back}
-    return {"stream": "abrupt", "policy": policy, "budget": 0.1, "served_1000": served, "cost": 0.4} | measures
+    measures |= {"cost": 0.4, "sparsity": 0.902, "served_by_seed": {0: served, 1: served}}
+    return {"stream": "abrupt", "policy": policy, "budget": 0.1, "served_1000": served} | measures
 
 
 def test_claims_hold_and_fail_as_the_lines_say():
     lines = [line("adaptive", 0.7, 0.1, 0.5), line("static", 0.71, 1.5, 1.2, 1500.0), line("small", 0.69, -1.0, -1.0)]
     found = {claim["claim"]: (claim["value"], claim["holds"]) for claim in claims(lines)}
-    assert [holds for _, holds in found.values()] == [True, True, False, False, False]
+    assert [holds for _, holds in found.values()] == [True, True, True, False, False, False]
+    assert found["90% sparse: furthest from it on 1 streams"][0] == pytest.approx(0.002)
     assert found["abrupt: static loses this many times as much then"][0] == pytest.approx(2.4)
 
 
@@ -77,6 +79,41 @@ def test_the_controls_are_what_they_say():
     assert isinstance(forgetting, Forgetting) and forgetting.adapts
     assert {forgetting.decide(at, True) for at in range(0, 200_000, 10_000)} == {Move.STAY}
     assert trainer_for(stream, UNIFORM, 0.1, 0).learner.config.auxiliary.uniform
+
+
+def test_what_layers_keep_is_compared_seed_by_seed():
+    ours, other = line("adaptive", 0.7, 0.1, 0.5), line(UNIFORM, 0.7, 0.1, 0.5)
+    other["served_by_seed"] = {0: 0.71, 1: 0.69}
+    found = {claim["claim"]: claim["value"] for claim in claims([ours, other])}
+    assert found["abrupt: share of 2 seeds that beat uniform layers"] == 0.5
+
+
+@pytest.mark.parametrize("policy", [name for name, control in CONTROLS.items() if control.learner is not Learner])
+def test_a_learner_whose_units_come_back_otherwise_predicts_as_before_and_learns_on(policy):
+    """What is served must not depend on what lies beside it."""
+    stream = next(streams(None, 4_000, ["abrupt"]))
+    batches, trainer = Batches(stream), trainer_for(stream, policy, 0.1, 0)
+    batches.attach(trainer)
+    learner = trainer.learner
+    for batch in batches.batches[:20]:
+        trainer.step(batch)
+    learner.prune()
+    features, labels = trainer.learner.encoder.encode(batches.batches[20]), batches.batches[20].labels_B
+    learner.learn(features, labels, 0.1)
+    learner.cut()
+    before = learner.predict(features)
+    learner.regrow()
+    np.testing.assert_array_equal(learner.predict(features), before)
+    assert np.isfinite(learner.learn(features, labels)).all() and learner.dense_live
+
+
+def test_who_begins_anew_at_the_drift_knows_nothing_after_it_and_everything_before():
+    stream = next(streams(None, 12_000, ["abrupt"]))
+    batches = Batches(stream)
+    dense, anew = (run(stream, batches, policy, 0.1, 1)["course"] for policy in ("dense", ANEW))
+    assert dense[:6] == anew[:6]
+    assert anew[6] == pytest.approx(math.log(2), abs=1e-3)  # an even chance until the first publication
+    assert dense[6] < anew[6]
 
 
 def test_a_recent_rate_follows_a_jump_that_a_constant_one_does_not():

@@ -1,0 +1,249 @@
+"""What the quality benchmark runs: streams whose drifts are known, policies, and controls of what a gain is due to.
+
+In: the name of a stream, a policy or a control, a budget, a seed. Out: a row of what one run came to.
+`benchmarks.quality` says what the rows mean.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+from model.encoder import Features
+from model.evaluation import binary_entropy, log_losses
+from model.features import EventBatch, Schema
+from model.learner import Learner, LearnerConfig
+from pruning.auxiliary import AuxiliaryConfig
+from pruning.policy import ALONE, Adaptive, Comparison, Move, PolicyName, PruningConfig
+from stream.backtest import rebatch
+from stream.drift import DriftConfig
+from stream.events import table_to_batch
+from stream.recording import propose_schema, read_recording
+from stream.synthetic import SCHEMA, SyntheticConfig, bayes_log_loss, drift_points, generate, true_probabilities
+from stream.trainer import Publication, Step, Trainer, TrainingConfig
+
+SERVED = 1_000
+"""Events between the publications that gaps and claims are of."""
+ALSO_SERVED = {0.1: (128, 5_000)}
+"""Further intervals, for the first seed of a budget only: each costs about as much as learning."""
+AFTER_EVENTS, BIN_EVENTS = 50_000, 1_000
+SYNTHETIC: dict[str, tuple[str, ...]] = {
+    "stationary": (),
+    "abrupt": ("abrupt:concept@50%",),
+    "gradual": ("gradual:concept@40%+20%",),
+    "recurring": ("abrupt:concept@40%", "recurring:concept@70%"),
+    "new items": ("abrupt:new_items@50%:0.9:0.03",),
+    "all at once": ("abrupt:concept@50%", "abrupt:new_items@50%:0.5", "abrupt:base_rate@50%:0.2"),
+}
+COST_STREAM, COST_EVENTS = "four drifts", 2_000_000
+COST_DRIFTS = tuple(f"abrupt:concept@{at}%" for at in (20, 40, 60, 80))
+
+
+class Stream(NamedTuple):
+    """A stream in memory, and where it is known to drift."""
+
+    name: str
+    schema: Schema
+    events: EventBatch
+    drifts: list[int]
+    bayes: float | None = None
+    """Log loss of who knows the true click probabilities; None: nobody does."""
+
+
+def streams(recordings: Path | None, events: int, wanted: list[str] | None) -> Iterator[Stream]:
+    """The synthetic streams, `events` long, and the recordings, at most so long; one at a time."""
+
+    def asked(name: str) -> bool:
+        return not wanted or any(part in name for part in wanted)
+
+    for name, drifts in SYNTHETIC.items():
+        if asked(name):
+            yield _synthetic(name, events, drifts)
+    for path in sorted(recordings.iterdir()) if recordings else ():
+        name = path.name.split(".")[0]
+        if path.is_file() and path.suffix != ".md" and asked(name):
+            schema = propose_schema(path)
+            chunks = (batch for batch, _ in read_recording(path, schema))
+            yield Stream(name, schema, EventBatch.concat(list(rebatch(chunks, 65_536, events))), [])
+    if wanted and asked(COST_STREAM):
+        yield _synthetic(COST_STREAM, COST_EVENTS, COST_DRIFTS)
+
+
+def _synthetic(name: str, events: int, drifts: tuple[str, ...]) -> Stream:
+    config = SyntheticConfig(events=events, seed=1, drifts=drifts)
+    batch = EventBatch.concat([table_to_batch(table, SCHEMA)[0] for table in generate(config)])
+    places = sorted({point["event"] for point in drift_points(config)})
+    return Stream(name, SCHEMA, batch, places, bayes_log_loss(true_probabilities(config)))
+
+
+class Batches:
+    """The batches of a stream, hashed once for all runs."""
+
+    def __init__(self, stream: Stream):
+        self.batches = list(rebatch([stream.events], 128))
+        self._features: dict[int, Features] = {}
+
+    def attach(self, trainer: Trainer) -> None:
+        """Let `trainer` find its features here. All trainers hash alike: same schema, same tables."""
+        encode = trainer.learner.encoder.encode
+        known = self._features
+
+        def remembered(batch: EventBatch) -> Features:
+            if id(batch) not in known:
+                known[id(batch)] = encode(batch)
+            return known[id(batch)]
+
+        trainer.learner.encoder.encode = remembered
+
+
+class Control(NamedTuple):
+    """A variation of a policy that tells what its gain is due to."""
+
+    policy: PolicyName
+    model: Mapping[str, Any] = {}
+    """Settings of the model."""
+    learner: type[Learner] = Learner
+    change: Callable[[Trainer], None] = lambda trainer: None
+    """What else is different."""
+    anew: bool = False
+    """At each true drift a new learner takes the place of the old one: it knows nothing of what was before."""
+
+
+class Forgetting(Adaptive):
+    """The dense network, never pruned, that forgets after a drift as `adaptive` does: what of that policy's gain is not
+    due to regrowing and pruning."""
+
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
+        return Move.STAY
+
+
+def _only_forgets(trainer: Trainer) -> None:
+    trainer.policy = Forgetting(trainer.policy.config)
+
+
+class Dormant(Learner):
+    """Pruned units come back as they were cut."""
+
+    def _regrown(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.dense.parameters.items()}
+
+
+class Zeros(Learner):
+    """Pruned units come back with weights of zero, in and out; only their biases are fresh, or nothing could ever wake
+    them."""
+
+    def _regrown(self) -> dict[str, torch.Tensor]:
+        fresh = super()._regrown()
+        return {name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh.items()}
+
+
+UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
+CONTROLS = {
+    UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
+    "adaptive, dormant units": Control("adaptive", learner=Dormant),
+    "adaptive, units of zeros": Control("adaptive", learner=Zeros),
+    FORGETTING: Control("adaptive", change=_only_forgets),
+    ANEW: Control("dense", anew=True),
+}
+POLICIES = (*get_args(PolicyName), *CONTROLS)
+
+
+def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Trainer:
+    """The trainer that runs a policy or a control."""
+    control = CONTROLS.get(policy) or Control(policy)
+    model = LearnerConfig(seed=seed, **control.model)
+    warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
+    pruning = PruningConfig(policy=control.policy, budget=budget, warmup_events=warmup)
+    trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
+    if control.learner is not Learner:
+        trainer.learner = control.learner(stream.schema, model)
+    control.change(trainer)
+    return trainer
+
+
+class Run:
+    """A trainer, and what its publications predict."""
+
+    def __init__(self, trainer: Trainer, batches: Batches, intervals: tuple[int, ...]):
+        self.trainer = trainer
+        batches.attach(trainer)
+        self.publications: dict[int, Publication] = {every: trainer.follow(every) for every in intervals}
+
+    def step(self, batch: EventBatch) -> Step:
+        """Predict, learn, and publish what is due."""
+        step = self.trainer.step(batch)
+        for publication in self.publications.values():
+            if publication.due(step):
+                publication.refresh()
+        return step
+
+    def succeed(self, other: "Run") -> "Run":
+        """Go on with the evaluations of the run before."""
+        self.trainer.prequential = other.trainer.prequential
+        for every, publication in self.publications.items():
+            publication.evaluation = other.publications[every].evaluation
+        return self
+
+
+def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int) -> dict[str, Any]:
+    """One policy over a stream: the trainer itself, and what its publications predicted."""
+    short = len(stream.events) < COST_EVENTS
+    intervals = (SERVED, *(ALSO_SERVED.get(budget, ()) if seed == 0 and short else ()))
+
+    def begin() -> Run:
+        return Run(trainer_for(stream, policy, budget, seed), batches, intervals)
+
+    runs, sums, found = begin(), [], []
+    served = runs.publications[SERVED].evaluation
+    anew = list(stream.drifts) if policy in CONTROLS and CONTROLS[policy].anew else []
+    for batch in batches.batches:
+        if anew and served.total.events >= anew[0]:
+            runs, anew = begin().succeed(runs), anew[1:]
+        before = served.total.loss_sum
+        found += [drift.event for drift in runs.step(batch).drifts]
+        sums.append(served.total.loss_sum - before)
+    trainer = runs.trainer
+    learner = trainer.learner
+    sizes = np.array([len(batch) for batch in batches.batches])
+    ends = np.cumsum(sizes)
+    inside = np.zeros(len(ends), bool)
+    for drift in stream.drifts:
+        inside |= (ends > drift) & (ends <= drift + AFTER_EVENTS)
+    entropy = binary_entropy(served.total.base_rate)
+    bins = (ends - sizes) // BIN_EVENTS
+    course = np.bincount(bins, sums) / np.bincount(bins, sizes)
+    return {
+        "ne": trainer.prequential.total.normalized_entropy,
+        **{f"served_{every}": p.evaluation.total.normalized_entropy for every, p in runs.publications.items()},
+        "after_drift": float(np.array(sums)[inside].sum() / sizes[inside].sum() / entropy)
+        if inside.any()
+        else math.nan,
+        "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
+        "by_layer": learner.sparsity_by_layer(),
+        "cost": learner.learned_multiply_adds / (trainer.events * learner.dense_cost),
+        "drifts_found": found,
+        "forced": trainer.policy.state.forced,
+        "course": [round(float(loss), 5) for loss in course],
+    }
+
+
+def naive(stream: Stream) -> dict[str, float]:
+    """Normalized entropy of the click rate so far, and of that of the last 5,000 events, always 1,000 events late; and
+    of the true click probabilities where they are known."""
+    labels = stream.events.labels_B.astype(np.float64)
+    clicks = np.concatenate([[0.0], np.cumsum(labels)])
+    known = np.arange(len(labels)) // SERVED * SERVED
+    measures = {}
+    for name, first in (
+        ("constant CTR", np.zeros_like(known)),
+        ("CTR of the last 5,000", np.maximum(known - 5_000, 0)),
+    ):
+        rate = (clicks[known] - clicks[first] + 0.5) / (known - first + 1)
+        loss = log_losses(np.log(rate / (1 - rate)), labels).mean()
+        measures[name] = float(loss / binary_entropy(float(labels.mean())))
+    if stream.bayes is not None:
+        measures["the true probabilities"] = stream.bayes / binary_entropy(float(labels.mean()))
+    return measures
