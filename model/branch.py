@@ -12,6 +12,7 @@ import torch
 from model import layers
 from model.network import Network
 from model.passes import Passes
+from pruning.compaction import Kept, compact, expand
 
 _ALIGNED = 16
 """Each parameter begins at a multiple of so many floats: a cache line."""
@@ -49,6 +50,23 @@ class Branch:
                 moment.copy_(given[name])
         self.steps = steps
         return self
+
+    def narrowed(self, kept: Kept) -> "Branch":
+        """Only the units in `kept`, cut out: what Adam knows of them comes along exactly."""
+        groups = self.network.groups
+        weights, first, second = (compact(part, groups, kept) for part in self.parts())
+        network = self.network.narrowed({name: len(index) for name, index in kept.items()})
+        return Branch(network, weights).restore(first, second, self.steps)
+
+    def widened(self, network: Network, kept: Kept, regrown: Mapping[str, torch.Tensor]) -> "Branch":
+        """This branch as the units `kept` of `network`; the others begin as in `regrown`, and Adam knows nothing of
+        them."""
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
+        weights, first, second = (
+            expand(part, store, network.groups, kept)
+            for part, store in zip(self.parts(), (regrown, nothing, nothing), strict=True)
+        )
+        return Branch(network, weights).restore(first, second, self.steps)
 
 
 def _flat(shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -31,7 +31,7 @@ from model.network import Network, NetworkShape
 from model.numerics import Numerics
 from pruning.auxiliary import AuxiliaryMasks
 from pruning.baselines import MagnitudeMasks, exchange
-from pruning.compaction import compact, expand, silence
+from pruning.compaction import compact, silence
 from pruning.policy import Comparison
 from pruning.units import uniform_widths
 
@@ -230,11 +230,9 @@ class Learner:
     def cut(self, stays_dense: bool = False) -> None:
         """Cut the surviving units out of the dense branch: they become the sparse one, and the rest lies dormant,
         unless the dense branch `stays_dense`."""
-        groups, kept = self.dense.network.groups, self.masks.kept()
-        weights, first, second = (compact(part, groups, kept) for part in self.dense.parts())
-        network = self.dense.network.narrowed({name: len(index) for name, index in kept.items()})
-        self.sparse = Branch(network, weights).restore(first, second, self.dense.steps)
-        self.kept, self.masks, self.unpruned, self.dense_live = kept, None, None, stays_dense
+        self.kept = self.masks.kept()
+        self.sparse = self.dense.narrowed(self.kept)
+        self.masks, self.unpruned, self.dense_live = None, None, stays_dense
 
     def regrow(self) -> None:
         """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
@@ -245,14 +243,7 @@ class Learner:
         if self.dense_live:
             return
         assert self.sparse
-        network, groups = self.dense.network, self.dense.network.groups
-        regrown = self._regrown()
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
-        weights, first, second = (
-            expand(part, store, groups, self.kept)
-            for part, store in zip(self.sparse.parts(), (regrown, nothing, nothing), strict=True)
-        )
-        self.dense = Branch(network, weights).restore(first, second, self.sparse.steps)
+        self.dense = self.sparse.widened(self.dense.network, self.kept, self._regrown())
         self.dense_live = True
 
     def _regrown(self) -> dict[str, torch.Tensor]:
@@ -275,14 +266,12 @@ class Learner:
         groups, live = self.dense.network.groups, self.dense_live
         self.regrow()
         inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF)
-        network, before = self.dense.network, self.kept
+        before = self.kept
         deep_B = self._deep(self.dense, inputs, vectors_BFD, None)
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
         self.kept = {g.name: exchange(g, before[g.name], weights, gradients, ratio) for g in groups}
-        weights, first, second = (compact(part, groups, self.kept) for part in self.dense.parts())
-        narrow = network.narrowed({name: len(index) for name, index in self.kept.items()})
-        self.sparse, self.dense_live = Branch(narrow, weights).restore(first, second, self.dense.steps), live
+        self.sparse, self.dense_live = self.dense.narrowed(self.kept), live
 
     def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
         """What a scorer needs to predict as the lead does now, mixed with `weights`.
