@@ -3,8 +3,8 @@
 The loop tells a policy how many events have been learned, whether a drift was just detected, and how the network that
 is being pruned compares with the one that is served; the policy answers with the next move. It knows nothing of
 weights, detectors or clocks. Dense-to-sparse by drift: Ye et al., arXiv:2010.08655; training that alternates between
-dense and sparse phases: Peste et al., AC/DC (arXiv:2106.12379). What a user would compare with is in
-`pruning.baselines`.
+dense and sparse phases: Peste et al., AC/DC (arXiv:2106.12379), and, for recommendation, Du et al., arXiv:2105.01064.
+What a user would compare with is in `pruning.baselines`.
 """
 
 from enum import StrEnum
