@@ -137,6 +137,9 @@ def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]
             f"{layer} {median(row['by_layer'][layer] for row in seeds):.0%}" for layer in seeds[0]["by_layer"]
         )
         line["served_by_seed"] = {row["seed"]: row[f"served_{SERVED}"] for row in seeds}
+        line["table_ratio"] = _median(row.get("table_ratio") for row in seeds)  # rows of before have none
+        if line["table_ratio"] < 1:
+            line["by_layer"] += f", table bytes {1 - line['table_ratio']:.0%}"
         line |= {"drifts_found": _median(len(row["drifts_found"]) for row in seeds)}
         line |= {"forced": sum(row["forced"] for row in seeds)}
         lines.append(line)

@@ -105,6 +105,8 @@ class Control(NamedTuple):
     policy: PolicyName
     model: Mapping[str, Any] = {}
     """Settings of the model."""
+    pruning: Mapping[str, Any] = {}
+    """Settings of pruning."""
     learner: type[Learner] = Learner
     change: Callable[[Trainer], None] = lambda trainer: None
     """What else is different."""
@@ -140,6 +142,7 @@ class Zeros(Learner):
         return {name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh.items()}
 
 
+HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
 UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
@@ -147,6 +150,8 @@ CONTROLS = {
     "adaptive, units of zeros": Control("adaptive", learner=Zeros),
     FORGETTING: Control("adaptive", change=_only_forgets),
     ANEW: Control("dense", anew=True),
+    HALF: Control("adaptive", pruning={"table_budget": 0.5}),
+    QUARTER: Control("adaptive", pruning={"table_budget": 0.25}),
 }
 POLICIES = (*get_args(PolicyName), *CONTROLS)
 
@@ -156,7 +161,7 @@ def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Traine
     control = CONTROLS.get(policy) or Control(policy)
     model = LearnerConfig(seed=seed, **control.model)
     warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
-    pruning = PruningConfig(policy=control.policy, budget=budget, warmup_events=warmup)
+    pruning = PruningConfig(policy=control.policy, budget=budget, warmup_events=warmup, **control.pruning)
     trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
     if control.learner is not Learner:
         trainer.learner = control.learner(stream.schema, model)
@@ -196,14 +201,17 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
     def begin() -> Run:
         return Run(trainer_for(stream, policy, budget, seed), batches, intervals)
 
-    runs, sums, found = begin(), [], []
+    runs, sums, found, cuts = begin(), [], [], []
     served = runs.publications[SERVED].evaluation
     anew = list(stream.drifts) if policy in CONTROLS and CONTROLS[policy].anew else []
     for batch in batches.batches:
         if anew and served.total.events >= anew[0]:
             runs, anew = begin().succeed(runs), anew[1:]
         before = served.total.loss_sum
-        found += [drift.event for drift in runs.step(batch).drifts]
+        step = runs.step(batch)
+        found += [drift.event for drift in step.drifts]
+        if step.move is Move.CUT:
+            cuts.append(round(runs.trainer.learner.table_ratio, 4))
         sums.append(served.total.loss_sum - before)
     trainer = runs.trainer
     learner = trainer.learner
@@ -223,6 +231,9 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
         else math.nan,
         "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
         "by_layer": learner.sparsity_by_layer(),
+        "table_ratio": learner.table_ratio,
+        "table_ratios": cuts,
+        "embedding_bytes": round(4 * learner.tables.touched_rows * learner.config.embedding_dim * learner.table_ratio),
         "cost": learner.learned_multiply_adds / (trainer.events * learner.dense_cost),
         "drifts_found": found,
         "forced": trainer.policy.state.forced,

@@ -53,17 +53,15 @@ class Branch:
 
     def narrowed(self, kept: Kept) -> "Branch":
         """Only the units in `kept`, cut out: what Adam knows of them comes along exactly."""
-        groups = self.network.groups
-        weights, first, second = (compact(part, groups, kept) for part in self.parts())
-        network = self.network.narrowed({name: len(index) for name, index in kept.items()})
-        return Branch(network, weights).restore(first, second, self.steps)
+        weights, first, second = (compact(part, self.network.units, kept) for part in self.parts())
+        return Branch(self.network.cut_to(kept), weights).restore(first, second, self.steps)
 
     def widened(self, network: Network, kept: Kept, regrown: Mapping[str, torch.Tensor]) -> "Branch":
         """This branch as the units `kept` of `network`; the others begin as in `regrown`, and Adam knows nothing of
         them."""
         nothing = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
         weights, first, second = (
-            expand(part, store, network.groups, kept)
+            expand(part, store, network.units, kept)
             for part, store in zip(self.parts(), (regrown, nothing, nothing), strict=True)
         )
         return Branch(network, weights).restore(first, second, self.steps)

@@ -11,7 +11,8 @@ version before it: the changed rows of the tables, and everything else as a whol
 
 Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know. How the
 rows of tables are written is in `model.table_codes`. Format 1 had no deltas, and row numbers of 64 bits; format 2 had
-plain row numbers. Both are still read.
+plain row numbers. Both are still read. Format 4 is format 3 without the columns of the embedding tables that nothing
+reads; it is written where there are any, and format 3 otherwise.
 """
 
 import hashlib
@@ -26,11 +27,11 @@ from safetensors.torch import load
 
 from model.features import Schema
 from model.network import NetworkShape
-from model.table_codes import Precision, decode, encode
+from model.table_codes import Precision, decode, drop_columns, encode, restore_columns
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION = 3
-_READABLE = (1, 2, 3)
+FORMAT_VERSION, _COLUMNS_VERSION = 3, 4
+_READABLE = (1, 2, 3, 4)
 _PREFIX = struct.Struct("<6sHI")
 _DIGEST_BYTES = 32
 H = TypeVar("H", bound=msgspec.Struct)
@@ -105,6 +106,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "table_precision",
         )
         changed = [name for name in names if getattr(self, name) != getattr(before, name)]
+        if self.shape.columns != before.shape.columns:
+            changed.append("choice of columns")
         if changed or self.parent != before.version or self.base != (before.base or before.version):
             what = f"has another {' and '.join(changed)} than" if changed else "does not change"
             raise CheckpointError(f"checkpoint: delta {self.version} {what} version {before.version}")
@@ -112,13 +115,16 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a checkpoint, tables as exact as `header.table_precision` says."""
-    return pack_as(header, encode(tensors, header.table_precision))
+    stored = encode(tensors, header.table_precision)
+    if header.shape.columns is None:
+        return pack_as(header, stored)
+    return pack_as(header, drop_columns(stored, header.shape.alive_FD(), header.table_rows), _COLUMNS_VERSION)
 
 
-def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
+def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor], version: int = FORMAT_VERSION) -> bytes:
     """The same for a file with another typed header (a learner's snapshot): every tensor as it is."""
     text = msgspec.json.encode(header)
-    parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, tensors_only(tensors)]
+    parts = [_PREFIX.pack(MAGIC, version, len(text)), text, tensors_only(tensors)]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -134,6 +140,8 @@ def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
     """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was packed."""
     header, stored = unpack_as(data, Header)
     try:
+        if header.shape.columns is not None:
+            stored = restore_columns(stored, header.shape.alive_FD(), header.table_rows)
         return header, decode(stored)
     except ValueError as error:
         raise CheckpointError(f"checkpoint: tables are unreadable: {error}") from error

@@ -5,6 +5,7 @@ gradient. Rows start at zero, so a row never touched need not be stored, publish
 summed over the batch, so a rare id is not slowed down by averaging.
 """
 
+import numpy as np
 import torch
 
 from model import layers
@@ -14,12 +15,14 @@ from model.linear import lazy_zeros
 class EmbeddingTables:
     """R rows of D floats, learned by row-wise Adagrad (Duchi et al., JMLR 2011; one accumulator a row)."""
 
-    def __init__(self, rows: int, embedding_dim: int, rate: float):
-        """`rows`: R, over all fields. `rate`: learning rate, > 0."""
+    def __init__(self, fields: int, rows: int, embedding_dim: int, rate: float):
+        """`rows`: of each field's table, R = `fields` * `rows` in all. `rate`: learning rate, > 0."""
+        self._field_rows = rows
+        rows *= fields
         self.weight_RD = lazy_zeros(rows, embedding_dim)
         self.squares_R = lazy_zeros(rows)
-        self.touched_rows = 0
-        """How many rows `touched` would name."""
+        self.touched_F = np.zeros(fields, np.int64)
+        """How many rows of each field `touched` would name."""
         self._rate = rate
         self._looked_up_BFD = torch.empty(0, 0, embedding_dim)
 
@@ -34,10 +37,37 @@ class EmbeddingTables:
         """One step against the gradient of the summed loss in what `lookup` returned, the first F of the V vectors of
         `gradient_BVD`; the ids of the rows, as often as they occur."""
         rows_BF = rows_BF.contiguous()
-        self.touched_rows += layers.learn_rows(
-            self.weight_RD.numpy(), self.squares_R.numpy(), rows_BF.numpy(), gradient_BVD.numpy(), self._rate
+        layers.learn_rows(
+            self.weight_RD.numpy(),
+            self.squares_R.numpy(),
+            rows_BF.numpy(),
+            gradient_BVD.numpy(),
+            self._rate,
+            self.touched_F,
         )
         return rows_BF.flatten()
+
+    @property
+    def touched_rows(self) -> int:
+        """How many rows `touched` would name."""
+        return int(self.touched_F.sum())
+
+    def rows(self, rows_U: torch.Tensor, mask_FD: torch.Tensor | None = None) -> torch.Tensor:
+        """(U, D): these rows, a copy. `mask_FD`: columns of a field with a 0 there come as zero."""
+        values_UD = self.weight_RD.index_select(0, rows_U)
+        return values_UD if mask_FD is None else values_UD.masked_fill_(mask_FD[rows_U // self._field_rows] == 0, 0.0)
+
+    def clear(self, mask_FD: torch.Tensor | None) -> None:
+        """Set the columns whose mask is 0 to zero; None: there are none."""
+        if mask_FD is not None:
+            rows_U = self.touched()
+            self.weight_RD[rows_U] = self.rows(rows_U, mask_FD)
+
+    def column_norms(self) -> torch.Tensor:
+        """(F * D,): the Euclidean norm of each field's columns."""
+        rows_U = self.touched()
+        squares_FD = torch.zeros(len(self.touched_F), self.weight_RD.shape[1])
+        return squares_FD.index_add_(0, rows_U // self._field_rows, self.weight_RD[rows_U].square_()).sqrt_().flatten()
 
     def quicken(self, ratio: float) -> None:
         """Keep only `ratio` of the squared gradients so far, (0, 1]: the world has changed, and steps grow again."""
@@ -58,4 +88,4 @@ class EmbeddingTables:
         """Undo `state`."""
         rows_U = tensors["rows"]
         self.weight_RD[rows_U], self.squares_R[rows_U] = tensors["weight"], tensors["squares"]
-        self.touched_rows = len(rows_U)
+        self.touched_F[:] = np.bincount(rows_U.numpy() // self._field_rows, minlength=len(self.touched_F))

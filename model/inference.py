@@ -35,8 +35,11 @@ class Inference:
         self._top = self._layers("top", len(shape.top) + 1)
         self._inputs = network.shapes["top.0.weight"][1]
         self._width = shape.embedding_dim
-        self._fields = shape.fields * shape.embedding_dim
-        self._vectors = self._fields + (shape.embedding_dim if self._bottom else 0)
+        self._cut = shape.columns is not None
+        self._wide = network.vectors * shape.embedding_dim
+        self._read = torch.cat([network.read, torch.arange(self._wide, self._wide + shape.numerics)])
+        self._vectors = len(network.read)
+        self._fields = self._vectors - (shape.embedding_dim if self._bottom else 0)
         self._numerics = self._vectors + shape.numerics
         self._slots = self._numerics + shape.slots
         self._dots = shape.interaction == "dot"
@@ -68,12 +71,17 @@ class Inference:
         x_IX = torch.empty(self._inputs, events + _APART)
         x_IB, x = x_IX[:, :events], x_IX.numpy()
         say_linear(evidence_R2K, prior_SK, *found, *self._places, x[self._numerics : self._slots], experts_BE)
-        embed(embedding_RD, found[0], found[2], self._vectors, x)
+        # Vectors as wide as dot products need them, and numerics: the first of the inputs, unless columns are cut out.
+        whole_IX = torch.empty(self._wide + len(self._read) - self._vectors, events + _APART) if self._cut else x_IX
+        whole_IB, whole = whole_IX[:, :events], whole_IX.numpy()
+        embed(embedding_RD, found[0], found[2], self._wide, whole)
         if self._bottom:
-            numerics_MB = x_IB[self._vectors : self._numerics]
-            _mlp(self._bottom, numerics_MB, x_IB[self._fields : self._vectors])
+            numerics_MB = whole_IB[self._wide : self._wide + self._numerics - self._vectors]
+            _mlp(self._bottom, numerics_MB, whole_IB[self._wide - self._width : self._wide])
         if self._dots:
-            dot(x[: self._vectors], self._width, events, x[self._slots :])
+            dot(whole[: self._wide], self._width, events, x[self._slots :])
+        if self._cut:
+            torch.index_select(whole_IX, 0, self._read, out=x_IX[: self._numerics])
         deep_1B = torch.empty(1, events)
         _mlp(self._top, x_IB, deep_1B)
         np.add(experts_BE[:, 0], deep_1B.numpy()[0], out=experts_BE[:, -1])

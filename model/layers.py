@@ -111,21 +111,20 @@ def take_rows(table_RD, rows_BF, out_BFD):
                 out_BFD[b, f, d] = table_RD[row, d]
 
 
-@kernel("int64(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)", reorder=True)
-def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
-    """One step of `model.embeddings.EmbeddingTables`; how many rows had no squares before.
+@kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32, int64[::1])", reorder=True)
+def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate, touched_F):
+    """One step of `model.embeddings.EmbeddingTables`; `touched_F` grows by the rows that had no squares before.
 
     First the squares of all events, then the steps, so that a row's steps in one batch are equally long.
     """
     events, fields = rows_BF.shape
     width = table_RD.shape[1]
-    new = 0
     for b in range(events):
         for f in range(fields):
             row, square = rows_BF[b, f], np.float32(0)
             for d in range(width):
                 square += gradient_BVD[b, f, d] * gradient_BVD[b, f, d]
-            new += squares_R[row] == 0 and square > 0
+            touched_F[f] += squares_R[row] == 0 and square > 0
             squares_R[row] += square / np.float32(width)
     for b in range(events):
         for f in range(fields):
@@ -133,4 +132,3 @@ def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
             step = rate / np.sqrt(squares_R[row] + np.float32(1e-2))
             for d in range(width):
                 table_RD[row, d] -= step * gradient_BVD[b, f, d]
-    return new

@@ -24,13 +24,13 @@ from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
 from model.features import Schema
 from model.learner_config import LearnerConfig
-from model.learner_state import LearnerState
+from model.learner_state import LearnerState, named
 from model.linear import BayesianLinear
 from model.mixture import mix
 from model.network import Network, NetworkShape
 from model.numerics import Numerics
-from pruning.auxiliary import AuxiliaryMasks
-from pruning.baselines import MagnitudeMasks, exchange
+from pruning.baselines import exchange
+from pruning.columns import Masks, masks_for
 from pruning.compaction import compact, silence
 from pruning.policy import Comparison
 from pruning.units import uniform_widths
@@ -51,9 +51,11 @@ class Learner:
     """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that lead from one to the
     other."""
 
-    def __init__(self, schema: Schema, config: LearnerConfig, narrow_ratio: float | None = None):
+    def __init__(
+        self, schema: Schema, config: LearnerConfig, narrow_ratio: float | None = None, prunes_tables: bool = False
+    ):
         """`narrow_ratio`: begin with a narrow network that takes this share of the dense multiply-adds, (0, 1], the
-        same share of each layer, and the dense branch dormant."""
+        same share of each layer, and the dense branch dormant. `prunes_tables`: columns of tables are masked, too."""
         self.schema, self.config = schema, config
         self.encoder = config.encoder(schema)
         self.slots, self.ages = Slots(schema, self.encoder), Ages(schema, config.table_rows)
@@ -65,7 +67,7 @@ class Learner:
             config.shrinkage_rate,
         )
         self.tables = EmbeddingTables(
-            len(schema.fields) * config.table_rows, config.embedding_dim, config.embedding_rate
+            len(schema.fields), config.table_rows, config.embedding_dim, config.embedding_rate
         )
         self.numerics = Numerics(len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes)
         network = Network(
@@ -84,11 +86,12 @@ class Learner:
         self.dense_live = True
         self.sparse: Branch | None = None
         self.kept: dict[str, torch.Tensor] = {}
-        self.masks: AuxiliaryMasks | MagnitudeMasks | None = None
+        self.masks: Masks | None = None
         self.unpruned: Branch | None = None
         """What the dense branch would be without its masks: a yardstick that leaves the tables alone."""
         self.mixture = config.mixture()
         """Mixes the experts of the lead as it is now, without any delay."""
+        self._prunes_columns = prunes_tables and network.columns is not None
         self.dense_cost = network.cost.total({})
         self.learned_multiply_adds = 0.0
         """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
@@ -124,23 +127,25 @@ class Learner:
         self._followers.append(Changes(sizes | self.ages.sizes))
         return self._followers[-1]
 
-    def learn(self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0) -> np.ndarray:
-        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`: for the masks, while
-        pruning. A long batch takes several steps: averaged over more events, one says less.
+    def learn(
+        self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0, table_ratio: float = 1.0
+    ) -> np.ndarray:
+        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`, `table_ratio`: for the
+        masks, while pruning. A long batch takes several steps: averaged over more events, one says less.
 
         Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it then.
         """
         steps = -(-len(labels_B) // _STEP_EVENTS)
         bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
         parts = [
-            self._step(Features(*(tensor[start:stop] for tensor in features)), labels_B[start:stop], target_ratio)
+            self._step(Features(*(t[start:stop] for t in features)), labels_B[start:stop], target_ratio, table_ratio)
             for start, stop in itertools.pairwise(bounds)
         ]
         logits, experts = zip(*parts, strict=True)
         self.experts_BE = np.concatenate(experts)
         return np.concatenate(logits)
 
-    def _step(self, features: Features, labels_B: np.ndarray, target_ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    def _step(self, features: Features, labels_B: np.ndarray, *ratios: float) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the lead (B,) and of the experts (B, E) before the step."""
         events = len(labels_B)
         labels = torch.from_numpy(labels_B)
@@ -171,7 +176,7 @@ class Learner:
                 changed["embedding"] = self.tables.update(features.rows_BF, gradient_BVD)
                 self.lap("learn_embeddings")
         if masks:
-            self.masks.update(self.dense.passes.mask_gradients(), target_ratio, self.dense.parameters)
+            self.masks.update(self.dense.passes.mask_gradients(), *ratios, self.dense.parameters)
             of = dict(zip(branches, losses, strict=True))
             latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.dense, self.unpruned)]
             self._losses += (np.array(latest) - self._losses) * np.minimum(events / _COMPARED_EVENTS, 1.0)
@@ -218,10 +223,8 @@ class Learner:
         """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude. `beside_unpruned`: a copy of it
         learns on without them until the cut."""
         network = self.dense.network
-        if kind == "magnitude":
-            self.masks = MagnitudeMasks(network.groups, network.cost)
-        else:
-            self.masks = AuxiliaryMasks(network.groups, network.cost, self.config.auxiliary)
+        columns = network.columns if self._prunes_columns else None
+        self.masks = masks_for(kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables)
         if beside_unpruned:
             weights, first, second = self.dense.parts()
             self.unpruned = Branch(network, weights).restore(first, second, self.dense.steps)
@@ -233,25 +236,26 @@ class Learner:
         self.kept = self.masks.kept()
         self.sparse = self.dense.narrowed(self.kept)
         self.masks, self.unpruned, self.dense_live = None, None, stays_dense
+        if not stays_dense:
+            self.tables.clear(self.sparse.network.column_mask_FD)
 
     def regrow(self) -> None:
         """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
-        one with no say yet (its outgoing weights are zero), so that predictions do not jump.
+        one with no say yet (its outgoing weights are zero, or the values of a column), so that predictions do not jump.
 
         What lay dormant is not used: measured, the weights of before a drift win back no more than fresh ones do.
         """
         if self.dense_live:
             return
         assert self.sparse
-        self.dense = self.sparse.widened(self.dense.network, self.kept, self._regrown())
-        self.dense_live = True
+        self.dense, self.dense_live = self.sparse.widened(self.dense.network, self.kept, self._regrown()), True
 
     def _regrown(self) -> dict[str, torch.Tensor]:
         """The dense network's parameters as pruned units come back to them."""
         # Seeded by the place in the stream: a restart regrows the very same units.
         generator = torch.Generator().manual_seed(self.config.seed * 2**32 + self.events)
         fresh = self.dense.network.initial(generator)
-        silence(fresh, self.dense.network.groups, self.kept)
+        silence(fresh, self.dense.network.groups, self.kept)  # not columns, whose values are zero already
         return fresh
 
     def doubt_past(self, within_events: int, evidence_ratio: float, gradients_ratio: float) -> None:
@@ -266,11 +270,10 @@ class Learner:
         groups, live = self.dense.network.groups, self.dense_live
         self.regrow()
         inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF)
-        before = self.kept
         deep_B = self._deep(self.dense, inputs, vectors_BFD, None)
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
-        self.kept = {g.name: exchange(g, before[g.name], weights, gradients, ratio) for g in groups}
+        self.kept = {g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups}
         self.sparse, self.dense_live = self.dense.narrowed(self.kept), live
 
     def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
@@ -283,7 +286,7 @@ class Learner:
         network, parameters = self._published()
         tensors = self.ages.export(rows) | {
             "embedding.rows": rows["embedding"],
-            "embedding.values": self.tables.weight_RD.index_select(0, rows["embedding"]),
+            "embedding.values": self.tables.rows(rows["embedding"], network.column_mask_FD),
             "linear.rows": rows["linear"],
             "linear.values": self.linear.evidence_R2K.index_select(0, rows["linear"]),
             "linear.prior": self.linear.prior_SK(),
@@ -297,13 +300,25 @@ class Learner:
 
     def sparsity_by_layer(self) -> dict[str, float]:
         """Share of units that the published network lacks, by group."""
-        shapes = self._published()[0].shapes
-        return {g.name: 1 - shapes[g.slices[0].parameter][0] / g.size for g in self.dense.network.groups}
+        groups = self.dense.network.units if self._prunes_columns else self.dense.network.groups
+        return {dense.name: 1 - g.size / dense.size for dense, g in zip(groups, self.network.units, strict=False)}
+
+    @property
+    def network(self) -> Network:
+        """The published network: without what the masks of a first pruning have removed."""
+        lead = self.sparse or not self.masks
+        return self.lead.network if lead else self.dense.network.cut_to(self.masks.kept())
 
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one prediction with the published network."""
-        return self._published()[0].cost.total({})
+        return self.network.cost.total({})
+
+    @property
+    def table_ratio(self) -> float:
+        """Share of the bytes of all rows of the embedding tables that is published."""
+        rows_F, alive_FD = self.tables.touched_F, self.network.shape.alive_FD().numpy()
+        return float(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * alive_FD.shape[1], 1)
 
     @property
     def dense_bytes(self) -> int:
@@ -343,26 +358,25 @@ class Learner:
 
     def restore(self, state: LearnerState, tensors: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state` was taken. The schema and the config must be the same."""
-        self.tables.restore(_named(tensors, "embedding."))
-        self.linear.restore(_named(tensors, "linear."), state.events)
+        self.tables.restore(named(tensors, "embedding."))
+        self.linear.restore(named(tensors, "linear."), state.events)
         self.events = state.events
-        self.numerics.restore(_named(tensors, "numerics."))
-        self.mixture.restore({name: tensor.numpy() for name, tensor in _named(tensors, "mixture.").items()})
-        self.kept = _named(tensors, "kept.")
+        self.numerics.restore(named(tensors, "numerics."))
+        self.mixture.restore({name: tensor.numpy() for name, tensor in named(tensors, "mixture.").items()})
+        self.kept = named(tensors, "kept.")
         self.ages.restore(tensors)
         network = self.dense.network
 
         def branch(name: str, network: Network, steps: float) -> Branch:
-            weights, first, second = (_named(tensors, f"{name}.{part}.") for part in _PARTS)
+            weights, first, second = (named(tensors, f"{name}.{part}.") for part in _PARTS)
             return Branch(network, weights).restore(first, second, steps)
 
         self.dense = branch("dense", network, state.dense_steps)
         if state.sparse:
-            narrowed = network.narrowed({name: len(index) for name, index in self.kept.items()})
-            self.sparse = branch("sparse", narrowed, state.sparse_steps)
+            self.sparse = branch("sparse", network.cut_to(self.kept), state.sparse_steps)
         if state.masks:
             self.prune(state.masks)
-            self.masks.restore(_named(tensors, "masks."), state.mask_steps)
+            self.masks.restore(named(tensors, "masks."), state.mask_steps)
         if state.unpruned:
             self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
         self._losses[:] = state.losses
@@ -374,21 +388,14 @@ class Learner:
         return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())
 
     def _live(self) -> list[Branch]:
-        branches = (self.dense if self.dense_live else None, self.sparse, self.unpruned)
-        return [branch for branch in branches if branch]
+        return [branch for branch in (self.dense if self.dense_live else None, self.sparse, self.unpruned) if branch]
 
     def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
-        """The lead's network and weights, with what the masks of a first pruning have removed already cut out."""
-        if self.sparse or not self.masks:
-            return self.lead.network, self.lead.parameters
-        network, kept = self.dense.network, self.masks.kept()
-        narrowed = network.narrowed({name: len(index) for name, index in kept.items()})
-        return narrowed, compact(self.dense.parameters, network.groups, kept)
+        """The published network and its weights."""
+        if (network := self.network) is self.lead.network:
+            return network, self.lead.parameters
+        return network, compact(self.dense.parameters, self.dense.network.units, self.masks.kept())
 
 
 def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
     return torch.cat([linear_BK, deep_B[:, None]], 1).numpy()
-
-
-def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

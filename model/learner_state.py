@@ -1,6 +1,7 @@
 """What a snapshot holds of a learner beside its tensors."""
 
 import msgspec
+import torch
 
 
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -22,3 +23,8 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     left: tuple[float, float] = (1.0, 1.0)
     """What is kept of evidence and of past gradients, if the doubt is confirmed."""
     events: int
+
+
+def named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

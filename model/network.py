@@ -10,6 +10,7 @@ Shapes: B events, F fields, D embedding width, M prepared numerics, S slots, V v
 units.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -21,9 +22,11 @@ import torch.nn.functional as fn
 from pruning.units import Cost, Slice, UnitGroup
 
 Parameters = Mapping[str, torch.Tensor]
+COLUMNS = "embedding"
+"""Name of the group whose units are columns of the embedding tables."""
 
 
-class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The widths of a network."""
 
     fields: int
@@ -37,6 +40,24 @@ class NetworkShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     top: tuple[int, ...]
     """Hidden widths of the MLP on top of the interaction."""
     interaction: Literal["dot", "none"]
+    columns: tuple[int, ...] | None = None
+    """The columns of the embedding tables that are read, ascending: dimension d of field f is f * embedding_dim + d.
+    The others count as zero. None: all are read."""
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        if columns is not None and not (
+            all(low < high for low, high in itertools.pairwise((-1, *columns)))
+            and (not columns or columns[-1] < self.fields * self.embedding_dim)
+        ):
+            raise ValueError(f"shape.columns must ascend and be columns of the tables, got {list(columns)}")
+
+    def alive_FD(self) -> torch.Tensor:
+        """bool: the columns that are read, by field."""
+        alive_X = torch.ones(self.fields * self.embedding_dim, dtype=torch.bool)
+        if self.columns is not None:
+            alive_X.zero_()[list(self.columns)] = True
+        return alive_X.view(self.fields, self.embedding_dim)
 
 
 class Network:
@@ -50,8 +71,14 @@ class Network:
         above, right = torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0).long()
         self.pairs = above * vectors + right
         """Where each pair of vectors lies in a flat matrix of all their dot products."""
+        flat = torch.arange(vectors * shape.embedding_dim)
+        columns = shape.fields * shape.embedding_dim
+        self.read = flat if shape.columns is None else torch.cat([torch.tensor(shape.columns).long(), flat[columns:]])
+        """Which entries of all vectors, one after the other, the top MLP reads as they are."""
+        self.column_mask_FD = None if shape.columns is None else shape.alive_FD().float()
+        """0 where a vector counts as zero, else 1; None: all are read."""
         bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.bottom else ()
-        top = (vectors * shape.embedding_dim + pairs + shape.numerics + shape.slots, *shape.top, 1)
+        top = (len(self.read) + pairs + shape.numerics + shape.slots, *shape.top, 1)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, widths in (("bottom", bottom), ("top", top)):
             for i in range(len(widths) - 1):
@@ -66,13 +93,26 @@ class Network:
             for name, hidden in (("bottom", shape.bottom), ("top", shape.top))
             for i, width in enumerate(hidden)
         )
-        self.cost = Cost(self.shapes, self.groups, fixed=pairs * shape.embedding_dim)
+        read = columns if shape.columns is None else len(shape.columns)
+        self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),)) if read else None
+        """The columns of the tables; None: there are none."""
+        self.units = (*self.groups, self.columns) if self.columns else self.groups
+        self.cost = Cost(self.shapes, self.units, fixed=pairs * shape.embedding_dim)
 
     def narrowed(self, alive: Mapping[str, int]) -> "Network":
         """The network with only `alive[group]` units in each group."""
         bottom = tuple(alive.get(f"bottom.{i}", width) for i, width in enumerate(self.shape.bottom))
         top = tuple(alive.get(f"top.{i}", width) for i, width in enumerate(self.shape.top))
         return Network(msgspec.structs.replace(self.shape, bottom=bottom, top=top))
+
+    def cut_to(self, kept: Mapping[str, torch.Tensor]) -> "Network":
+        """The network of the surviving units and columns: sorted indices by group; a group that is not named is whole.
+        This one must have all columns."""
+        narrow = self.narrowed({name: len(index) for name, index in kept.items()})
+        columns = kept.get(COLUMNS, ())
+        if self.columns is None or len(columns) in (0, self.columns.size):
+            return narrow
+        return Network(msgspec.structs.replace(narrow.shape, columns=tuple(columns.tolist())))
 
     def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Fresh parameters: He initialisation, small random biases, zeros where the logit comes out."""
@@ -98,15 +138,22 @@ class Network:
         slots_BS: torch.Tensor,
         masks: Parameters | None = None,
     ) -> torch.Tensor:
-        """(B,): what is to be added to the linear logit. `masks`: by group, factors on its units' activations.
+        """(B,): what is to be added to the linear logit. `masks`: by group, factors on its units' activations; of
+        columns, which may be left out, on the vectors of the fields.
 
         For who only predicts, and the definition of what `model.passes` computes and differentiates.
         """
+        if masks is not None and COLUMNS in masks:
+            vectors_BFD = vectors_BFD * masks[COLUMNS].view(-1, *vectors_BFD.shape[1:])
+        if self.column_mask_FD is not None:
+            vectors_BFD = vectors_BFD * self.column_mask_FD
         vectors_BVD = vectors_BFD
         if self.shape.bottom:
             dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
             vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
-        inputs = [vectors_BVD.flatten(1), numerics_BM, slots_BS]
+        flat_BX = vectors_BVD.flatten(1)
+        read_BX = flat_BX if self.column_mask_FD is None else flat_BX.index_select(1, self.read)
+        inputs = [read_BX, numerics_BM, slots_BS]
         if self.pair_count:
             dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
             inputs.append(dots_BVV.flatten(1).index_select(1, self.pairs))

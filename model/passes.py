@@ -7,9 +7,10 @@ phase, the dense one, and the dense one under masks are this one code at differe
 what they hold.
 
 Buffers are kept while batches are of one size. Masks are straight-through: a unit that is masked away still learns
-what it would be worth, but nothing flows through it.
+what it would be worth, but nothing flows through it. Columns of the tables are masked in the vectors, or cut out: then
+they are zero in the dot products, and the top MLP has no inputs for them.
 
-Shapes: as in `model.network`; I inputs of an MLP, O outputs, P dot products.
+Shapes: as in `model.network`; I inputs of an MLP, O outputs, P dot products, X columns of the tables.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 import torch
 
 from model import layers
-from model.network import Network, Parameters
+from model.network import COLUMNS, Network, Parameters
 from pruning.units import MaskGradient
 
 Masks = Mapping[str, torch.Tensor]
@@ -33,8 +34,14 @@ class Passes:
         self._shape = shape
         self._bottom = _Mlp("bottom", len(shape.bottom), parameters, gradients) if shape.bottom else None
         self._top = _Mlp("top", len(shape.top), parameters, gradients)
-        self._fields = shape.fields * shape.embedding_dim
-        self._vectors = network.vectors * shape.embedding_dim
+        self._columns = shape.fields * shape.embedding_dim
+        self._cut_X = None if network.column_mask_FD is None else network.column_mask_FD.flatten()
+        self._mask_X: torch.Tensor | None = None
+        self._column_gradients: dict[str, MaskGradient] = {}
+        self._read = network.read
+        self._vectors = len(self._read)
+        self._fields = self._vectors - (shape.embedding_dim if shape.bottom else 0)
+        self._wide = network.vectors * shape.embedding_dim
         self._dots = self._vectors + shape.numerics + shape.slots  # the first of the top's inputs that is a dot product
         self._pairs = network.pair_count
         self._events = -1
@@ -45,11 +52,20 @@ class Passes:
         """(B,): what is to be added to the linear logit. Valid until the next pass, as all that is returned here."""
         self._reserve(len(numerics_BM))
         numerics, slots = self._vectors + self._shape.numerics, self._dots
-        self._x_BI[:, : self._fields] = vectors_BFD.flatten(1)
+        self._given_BX = vectors_BFD.flatten(1)
+        self._mask_X = masks.get(COLUMNS) if masks and self._cut_X is None else self._cut_X
+        if self._mask_X is None:
+            self._x_BI[:, : self._fields] = self._given_BX
+        else:
+            torch.mul(self._given_BX, self._mask_X, out=self._wide_BX[:, : self._columns])
+            if self._cut_X is not None:
+                self._x_BI[:, : self._fields] = self._wide_BX.index_select(1, self._read[: self._fields])
         self._x_BI[:, self._vectors : numerics] = numerics_BM
         self._x_BI[:, numerics:slots] = slots_BS
         if self._bottom:
             self._bottom.forward(numerics_BM, self._dense_BD, masks)
+            if self._cut_X is not None:
+                self._wide_BX[:, self._columns :] = self._dense_BD
         if self._pairs:
             torch.bmm(self._vectors_BVD, self._vectors_BVD.transpose(1, 2), out=self._dots_BVV)
             layers.take_pairs(self._dots_BVV.numpy(), self._x_BI.numpy(), self._dots)
@@ -60,8 +76,11 @@ class Passes:
         where the parameters' are. `errors_B`: dL/dlogit of each event."""
         first_BH = self._top.backward(self._x_BI, errors_B[:, None])
         weight_HI = self._top.first_weight
-        if self._vectors:
-            torch.mm(first_BH, weight_HI[:, : self._vectors], out=self._errors_BVD.flatten(1))
+        errors_BX = self._errors_BVD.flatten(1)
+        if self._cut_X is not None:
+            errors_BX.zero_().index_copy_(1, self._read, first_BH @ weight_HI[:, : self._vectors])
+        elif self._vectors:
+            torch.mm(first_BH, weight_HI[:, : self._vectors], out=errors_BX)
         if self._pairs:
             torch.mm(first_BH, weight_HI[:, self._dots :], out=self._errors_BP)
             layers.spread_pairs(self._errors_BP.numpy(), self._dots_BVV.numpy())
@@ -69,11 +88,18 @@ class Passes:
         if self._bottom:
             self._bottom.backward(self._x_BI[:, self._vectors : self._vectors + self._shape.numerics],
                                   self._errors_BVD[:, -1])  # fmt: skip
+        self._column_gradients = {}
+        if self._mask_X is not None:
+            if self._cut_X is None:
+                each_BX = errors_BX[:, : self._columns] * self._given_BX
+                self._column_gradients[COLUMNS] = MaskGradient(each_BX.mean(0), each_BX.square_().mean(0))
+            errors_BX[:, : self._columns] *= self._mask_X
         return self._errors_BVD
 
     def mask_gradients(self) -> dict[str, MaskGradient]:
         """By group: what the last backward pass says of its units."""
-        return (self._bottom.mask_gradients if self._bottom else {}) | self._top.mask_gradients
+        found = (self._bottom.mask_gradients if self._bottom else {}) | self._top.mask_gradients
+        return found | self._column_gradients
 
     def _reserve(self, events: int) -> None:
         if events == self._events:
@@ -81,10 +107,12 @@ class Passes:
         self._events, shape = events, self._shape
         self._x_BI = torch.empty(events, self._dots + self._pairs)
         self._correction_B1 = torch.empty(events, 1)
-        if self._vectors:
-            self._vectors_BVD = self._x_BI[:, : self._vectors].unflatten(1, (-1, shape.embedding_dim))
+        if self._wide:
+            whole = self._cut_X is None
+            self._wide_BX = self._x_BI[:, : self._wide] if whole else torch.empty(events, self._wide)
+            self._vectors_BVD = self._wide_BX.unflatten(1, (-1, shape.embedding_dim))
             self._dense_BD = self._x_BI[:, self._fields : self._vectors]
-        self._errors_BVD = torch.empty(events, self._vectors // max(shape.embedding_dim, 1), shape.embedding_dim)
+        self._errors_BVD = torch.empty(events, self._wide // max(shape.embedding_dim, 1), shape.embedding_dim)
         self._errors_BP = torch.empty(events, self._pairs)
         vectors = self._errors_BVD.shape[1] if self._pairs else 0
         self._dots_BVV = torch.empty(events, vectors, vectors)

@@ -59,6 +59,39 @@ def rounded(tensors: Tensors, precision: Precision) -> Tensors:
     return tensors | {name: _decode_values(_encode_values(one, precision)) for name, one in values.items()}
 
 
+def drop_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """What `encode` made, of the embedding tables only the columns alive: of each row one after the other.
+    `table_rows`: rows of each field's table."""
+    alive = _alive(stored, alive_FD, table_rows)
+    return stored | {name: stored[name][alive_XD] for name, alive_XD in alive.items()}
+
+
+def restore_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """Undo `drop_columns`: the others are zero. Raises `ValueError` where parts do not fit together."""
+    whole = dict(stored)
+    for name, alive_XD in _alive(stored, alive_FD, table_rows).items():
+        if stored[name].shape != (int(alive_XD.sum()),):
+            raise ValueError(f"{name} must hold every alive column of its rows and nothing else")
+        whole[name] = torch.zeros(alive_XD.shape, dtype=stored[name].dtype)
+        whole[name][alive_XD] = stored[name]
+    return whole
+
+
+def _alive(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """By tensor of the embedding tables that holds rows: which entries are of columns alive."""
+    if "embedding.rows" not in stored or "embedding.values" not in stored:
+        raise ValueError("there are no embedding tables")
+    fields_U = decode_rows(stored["embedding.rows"]) // table_rows
+    if len(fields_U) and int(fields_U[-1]) >= len(alive_FD):
+        raise ValueError("rows beyond the last field")
+    alive = {"embedding.values": alive_FD[fields_U]}
+    if (exact := stored.get("embedding.exact")) is not None and "embedding.in_full" in stored:
+        if len(exact) and not 0 <= int(exact.min()) <= int(exact.max()) < len(fields_U):
+            raise ValueError("exact rows must be among the rows")
+        alive["embedding.in_full"] = alive_FD[fields_U[exact.long()]]
+    return alive
+
+
 def encode_rows(rows_U: torch.Tensor) -> torch.Tensor:
     """How many rows lie before each, since the one before it: in as few bytes as will do. The largest number of the
     type says "so many rows, and none here"."""

@@ -41,6 +41,8 @@ class AuxiliaryMasks:
         self._dense = cost.total({})
         self._importance = {group.name: torch.zeros(group.size) for group in self.groups}
         self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
+        self.given: dict[str, int] = {}
+        """Units alive in groups that somebody else decides about."""
         self.steps = 0
 
     def masks(self) -> dict[str, torch.Tensor]:
@@ -56,12 +58,8 @@ class AuxiliaryMasks:
         """Learn from the gradients in the masks, then let multiply-adds fall to `target_ratio` of dense (0..1].
         `weights` are not read: importance is a matter of gradients here."""
         self.steps += 1
-        rate = max(1 / self.config.horizon_steps, 1 / self.steps)
-        for name, (mean_U, square_U) in gradients.items():
-            # L(without) - L(with), to second order around the mask as it stands; curvature: the Fisher information
-            curvature_U = self.config.curvature * square_U
-            worth_U = torch.where(self.alive[name], curvature_U, -curvature_U) - mean_U
-            self._importance[name].lerp_(worth_U, rate)
+        for name, gradient in gradients.items():
+            learn_importance(self._importance[name], self.alive[name], gradient, self.steps, self.config)
         self._solve(target_ratio)
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -87,7 +85,7 @@ class AuxiliaryMasks:
     def _solve(self, target_ratio: float) -> None:
         """Bisect lambda: the smallest price of a multiply-add at which the units worth it fit the target."""
         if self.config.uniform:
-            for name, width in uniform_widths(self.groups, self.cost, target_ratio).items():
+            for name, width in uniform_widths(self.groups, self.cost, target_ratio, self.given).items():
                 worth = self._importance[name]
                 self.alive[name] = torch.zeros(len(worth), dtype=torch.bool).index_fill(
                     0, worth.topk(width).indices, True
@@ -101,7 +99,7 @@ class AuxiliaryMasks:
         def fits(price: float) -> bool:
             dearer = {name: len(v) - int(np.searchsorted(v, np.float32(price), "right")) for name, v in ordered.items()}
             counts = {name: max(count, least[name]) for name, count in dearer.items()}
-            return self.cost.total(counts) <= target_ratio * self._dense
+            return self.cost.total(counts | self.given) <= target_ratio * self._dense
 
         price = float("-inf")
         if not fits(price):
@@ -112,4 +110,14 @@ class AuxiliaryMasks:
             self.alive[name] = (v > price).index_fill(0, v.topk(least[name]).indices, True)
 
     def _counts(self) -> dict[str, int]:
-        return {name: int(alive.sum()) for name, alive in self.alive.items()}
+        return {name: int(alive.sum()) for name, alive in self.alive.items()} | self.given
+
+
+def learn_importance(
+    importance_U: torch.Tensor, alive_U: torch.Tensor, gradient: MaskGradient, steps: int, config: AuxiliaryConfig
+) -> None:
+    """Move the running importance of units, in place, towards what step number `steps` says of them:
+    L(without) - L(with), to second order around the mask as it stands; curvature: the Fisher information."""
+    curvature_U = config.curvature * gradient.square_U
+    worth_U = torch.where(alive_U, curvature_U, -curvature_U) - gradient.mean_U
+    importance_U.lerp_(worth_U, max(1 / config.horizon_steps, 1 / steps))

@@ -83,6 +83,8 @@ class MagnitudeMasks:
     def __init__(self, groups: Sequence[UnitGroup], cost: Cost):
         self.groups, self.cost = tuple(groups), cost
         self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
+        self.given: dict[str, int] = {}
+        """Units alive in groups that somebody else decides about."""
         self.steps = 0
 
     def masks(self) -> dict[str, torch.Tensor]:
@@ -95,7 +97,7 @@ class MagnitudeMasks:
         """Let multiply-adds fall to `target_ratio` of dense (0..1], by the size of `weights`; `gradients` are not
         read."""
         self.steps += 1
-        widths = uniform_widths(self.groups, self.cost, target_ratio)
+        widths = uniform_widths(self.groups, self.cost, target_ratio, self.given)
         for group in self.groups:
             if widths[group.name] < int(self.alive[group.name].sum()):
                 size = magnitudes(group, weights).masked_fill(~self.alive[group.name], -1.0)

@@ -20,6 +20,7 @@ _AUTO_PHASE_RATIO = 3
 _AUTO_WAIT_RATIO = 0.1
 """Share of such a phase before anything is pruned, in which the importance of units is learned."""
 _FIXED_BUDGET = ("small", "magnitude", "rigl")
+_WHOLE_TABLES = ("small", "rigl")
 
 
 class Phase(StrEnum):
@@ -52,6 +53,9 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of the dense network's multiply-adds that the sparse one may take, (0, 1]. "auto": the least, down to 0.02,
     at which the network that is being pruned predicts as well as one beside it that is not (not for small, magnitude
     and rigl). A pruning phase is then three times as long and costs twice as much an event."""
+    table_budget: float = 1.0
+    """Share of the embedding tables' bytes that may stay, (0, 1]; 1: tables are not pruned. Whole columns go, one
+    dimension of one field each; every field keeps one at least. Not for small and rigl."""
     auto_tolerance_ratio: float = 0.001
     """budget = "auto": how much more log loss than unpruned is still as well, which is the same share of normalized
     entropy, 0..1."""
@@ -87,6 +91,10 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError(f"pruning.budget must be a number for the policy {self.policy}, got 'auto'")
         elif not 0 < self.budget <= 1:
             raise ValueError(f"pruning.budget must be in (0, 1], got {self.budget}")
+        if not 0 < self.table_budget <= 1:
+            raise ValueError(f"pruning.table_budget must be in (0, 1], got {self.table_budget}")
+        if self.table_budget < 1 and self.policy in _WHOLE_TABLES:
+            raise ValueError(f"pruning.table_budget must be 1 for the policy {self.policy}, got {self.table_budget}")
         least = {"warmup_events": 1, "regrowth_events": 1, "pruning_events": 1, "longest_wait_events": 0}
         least |= {"doubt_events": 1, "period_events": 10}
         for name, bound in least.items():
@@ -177,8 +185,15 @@ class Policy:
             return 1.0
         if self.config.budget == "auto":
             return self.state.chosen_ratio
+        return self._scheduled(self.budget, events)
+
+    def table_ratio(self, events: int) -> float:
+        """Share of the tables' bytes allowed after `events`, on the same schedule."""
+        return self._scheduled(self.config.table_budget, events) if self.phase is Phase.PRUNING else 1.0
+
+    def _scheduled(self, budget: float, events: int) -> float:
         done = min((events - self.state.since_event) / self._falling_events, 1.0)
-        return self.budget + (1 - self.budget) * (1 - done) ** 3
+        return budget + (1 - budget) * (1 - done) ** 3
 
     @property
     def _falling_events(self) -> float:

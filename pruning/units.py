@@ -70,8 +70,9 @@ class Cost:
         return widths
 
 
-def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float) -> dict[str, int]:
-    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one."""
+def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float, given: Alive | None = None) -> dict[str, int]:
+    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one.
+    `given`: units alive in other groups; one that is not named is whole."""
 
     def widths(share: float) -> dict[str, int]:
         return {group.name: max(1, int(group.size * share + 1e-9)) for group in groups}
@@ -80,6 +81,6 @@ def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float) -> dic
     low, high = 0, len(shares)
     while high - low > 1:
         middle = (low + high) // 2
-        fits = cost.total(widths(shares[middle])) <= ratio * cost.total({})
+        fits = cost.total({**widths(shares[middle]), **(given or {})}) <= ratio * cost.total({})
         low, high = (middle, high) if fits else (low, middle)
     return widths(shares[low])

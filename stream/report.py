@@ -42,8 +42,7 @@ def report_data(
     """Everything in a report that depends on seed and events alone, as JSON has it: not a number is None."""
     learner = trainer.learner
     dense, sparsity = learner.dense.network, learner.sparsity_by_layer()
-    published = dense.narrowed({group.name: round(group.size * (1 - sparsity[group.name])) for group in dense.groups})
-    network_bytes, dense_network_bytes = (_bytes(network) for network in (published, dense))
+    network_bytes, dense_network_bytes = (_bytes(network) for network in (learner.network, dense))
     data = {
         "title": title,
         "events": trainer.events,

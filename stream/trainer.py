@@ -113,6 +113,11 @@ class Publication:
         self._at_event = 0
         self._multiply_adds_sum = 0.0
 
+    @property
+    def other_columns(self) -> bool:
+        """Whether other columns of the tables are read now than in what was published last. No delta can say so."""
+        return self.count > 0 and self._learner.network.shape.columns != self._served.shape.columns
+
     def score(self, features: Features, labels_B: np.ndarray) -> None:
         """Predict a batch with what is published, and count the outcome. Before the first publication: an even
         chance."""
@@ -148,7 +153,7 @@ class Publication:
         """What to publish now: a full checkpoint or a delta. Nothing is taken over before `refresh`."""
         self.learn_mixture()
         weights, changed = self.mixture.weights, self._changes.sorted()
-        delta = self._learner.export(weights, changed) if self.count else None
+        delta = self._learner.export(weights, changed) if self.count and not self.other_columns else None
         export = self._learner.export(weights) if full or delta is None else delta
         self._prepared = Prepared(self._learner.events, full, delta or export)
         return export
@@ -210,7 +215,8 @@ class Trainer:
     ):
         self.config = training
         self.policy = policy_for(pruning)
-        self.learner = Learner(schema, model, pruning.budget if self.policy.narrow_from_the_start else None)
+        narrow_ratio = pruning.budget if self.policy.narrow_from_the_start else None
+        self.learner = Learner(schema, model, narrow_ratio, prunes_tables=pruning.table_budget < 1)
         self.monitor = DriftMonitor(drift)
         self.signals = Signals(schema, model.table_rows, [one.signal for one in drift.detectors])
         self.prequential = WindowedEvaluation(training.window_events)
@@ -254,7 +260,8 @@ class Trainer:
             publication.score(features, batch.labels_B)
         watch.lap("predict")
         learner.lap = watch.lap
-        logits_B = learner.learn(features, batch.labels_B, policy.target_ratio(self.events))
+        ratios = policy.target_ratio(self.events), policy.table_ratio(self.events)
+        logits_B = learner.learn(features, batch.labels_B, *ratios)
         watch.lap("learn_rest")
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
@@ -286,8 +293,10 @@ class Trainer:
     ) -> tuple[Header, dict[str, torch.Tensor]]:
         """What to publish now, ready to be packed: a full sparse checkpoint, mixed as `publication` has learned to.
 
-        `base`: make it a delta to the version before, which goes back to the full one `base`.
+        `base`: make it a delta to the version before, which goes back to the full one `base`; a full one it is all the
+        same where other columns of the tables are read since.
         """
+        base = 0 if publication.other_columns else base
         learner, export = self.learner, publication.prepare(full=not base)
         header = Header(
             version=version,

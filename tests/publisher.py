@@ -14,8 +14,8 @@ from model.served import ServedModel
 class Publisher:
     """Learns a little before each checkpoint, and remembers what every version predicts."""
 
-    def __init__(self) -> None:
-        self.learner = Learner(SCHEMA, SMALL)
+    def __init__(self, prunes_tables: bool = False) -> None:
+        self.learner = Learner(SCHEMA, SMALL, prunes_tables=prunes_tables)
         self._changes = self.learner.follow()
         self.events = click_events(64, seed=99)
         """Always the same events to score."""
@@ -60,7 +60,7 @@ class Publisher:
         learner.prune()
         for step in range(20):
             batch = click_events(64, seed=1000 + step)
-            learner.learn(learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3)
+            learner.learn(learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3, table_ratio=0.5)
         learner.cut()
 
 

@@ -15,11 +15,11 @@ from serving.export import export, inputs, published
 from serving.store import CheckpointStore
 
 
-@pytest.fixture(params=["dense", "pruned"])
+@pytest.fixture(params=["dense", "pruned", "pruned with the tables"])
 def model(request: pytest.FixtureRequest) -> ServedModel:
-    publisher = Publisher()
+    publisher = Publisher(prunes_tables="tables" in request.param)
     publisher.checkpoint(1)
-    if request.param == "pruned":
+    if request.param != "dense":
         publisher.prune()
     return ServedModel.from_checkpoint(*unpack(publisher.checkpoint(2)[1]))
 

@@ -24,6 +24,10 @@ PREDICTIONS = json.loads((GOLDEN / "predictions.json").read_text("utf-8"))
         (["format-3-float32-full", "format-3-float32-delta"], "2"),
         (["format-3-int8-full"], "1 int8"),
         (["format-3-int8-full", "format-3-int8-delta"], "2 int8"),
+        (["format-4-float32-full"], "1 columns"),
+        (["format-4-float32-full", "format-4-float32-delta"], "2 columns"),
+        (["format-4-int8-full"], "1 columns int8"),
+        (["format-4-int8-full", "format-4-int8-delta"], "2 columns int8"),
     ],
 )
 def test_a_checkpoint_of_any_format_predicts_what_it_did(files, version):

@@ -20,17 +20,28 @@ CHANGES = [
     {"pair_rows": 0},
     {"numeric_codes": False},
     {"top": (7,), "half_lives_events": (1000.0,)},
+    {"cut": True},
+    {"cut": True, "bottom": ()},
+    {"cut": True, "interaction": "none"},
 ]
+"""To `SMALL`; cut: units and columns of the tables are cut out."""
 
 
 def served(schema: Schema, changes: dict) -> ServedModel:
+    cut = changes.get("cut", False)
+    changes = {name: value for name, value in changes.items() if name != "cut"}
     config = LearnerConfig(**{name: getattr(SMALL, name) for name in SMALL.__struct_fields__} | changes)
-    learner = Learner(schema, config)
+    learner = Learner(schema, config, prunes_tables=cut)
     for start in range(0, 512, 64):
+        if cut and start == 256:
+            learner.prune()
         batch = click_events(512).slice(start, start + 64)
         if not schema.numeric:
             batch = type(batch)(batch.labels_B, batch.times_s_B, batch.categorical, batch.numerics_BN[:, :0])
-        learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        learner.learn(learner.encoder.encode(batch), batch.labels_B, *((0.5, 0.5) if learner.masks else ()))
+    if cut:
+        learner.cut()
+        assert 0 < len(learner.network.shape.columns) < learner.dense.network.columns.size
     scales = len(config.half_lives_events)
     model = ServedModel(schema, learner.encoder, embedding_dim=config.embedding_dim, scales=scales)
     model.apply(learner.export(learner.mixture.weights))

@@ -99,21 +99,28 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
 @settings(deadline=None, max_examples=50)
 def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(seed, fields, events, width):
     rng = np.random.default_rng(seed)
-    tables = EmbeddingTables(20, width, rate=0.05)
-    weight_RD, squares_R = np.zeros((20, width)), np.zeros(20)
+    tables = EmbeddingTables(fields, 20, width, rate=0.05)
+    rows = 20 * fields
+    weight_RD, squares_R = np.zeros((rows, width)), np.zeros(rows)
     for _ in range(4):
-        rows_BF = rng.integers(0, 20, (events, fields))
+        rows_BF = rng.integers(0, 20, (events, fields)) + 20 * np.arange(fields)
         gradient_BVD = rng.normal(size=(events, fields + 1, width)).astype(np.float32)  # one vector is no field's
         assert np.array_equal(tables.lookup(torch.from_numpy(rows_BF)), tables.weight_RD.numpy()[rows_BF])
         ids = tables.update(torch.from_numpy(rows_BF), torch.from_numpy(gradient_BVD))
         assert set(ids.tolist()) == set(rows_BF.flat)
-        sums_RD, gradient_BFD = np.zeros((20, width)), gradient_BVD[:, :fields].astype(np.float64)
+        sums_RD, gradient_BFD = np.zeros((rows, width)), gradient_BVD[:, :fields].astype(np.float64)
         np.add.at(sums_RD, rows_BF, gradient_BFD)
         np.add.at(squares_R, rows_BF, np.square(gradient_BFD).mean(2))
         weight_RD -= 0.05 * sums_RD / np.sqrt(squares_R + 1e-2)[:, None]
         np.testing.assert_allclose(tables.weight_RD, weight_RD, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(tables.squares_R, squares_R, rtol=1e-4)
     assert tables.touched_rows == len(tables.touched()) == np.count_nonzero(squares_R)
+    assert tables.touched_F.tolist() == np.count_nonzero(squares_R.reshape(fields, 20), 1).tolist()
+    norms_X = np.sqrt(np.square(weight_RD).reshape(fields, 20, width).sum(1)).flatten()
+    np.testing.assert_allclose(tables.column_norms(), norms_X, rtol=1e-4, atol=1e-5)
+    restored = EmbeddingTables(fields, 20, width, rate=0.05)
+    restored.restore(tables.state())
+    assert restored.touched_F.tolist() == tables.touched_F.tolist()
 
 
 @given(st.lists(st.integers(0, 299_999), max_size=60), st.lists(st.integers(0, 299_999), max_size=60))

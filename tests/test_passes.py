@@ -10,16 +10,19 @@ from model.network import Network, NetworkShape
 
 @st.composite
 def shapes(draw):
-    """Any network: with and without embeddings, fields, numerics, a bottom MLP, dot products."""
+    """Any network: with and without embeddings, fields, numerics, a bottom MLP, dot products, columns cut out."""
     dim, numerics = draw(st.sampled_from([0, 1, 4, 5])), draw(st.sampled_from([0, 3]))
+    fields = draw(st.integers(0, 4))
+    columns = draw(st.none() | st.sets(st.integers(0, fields * dim - 1))) if fields * dim else None
     return NetworkShape(
-        fields=draw(st.integers(0, 4)),
+        fields=fields,
         numerics=numerics,
         slots=draw(st.integers(1, 7)),
         embedding_dim=dim,
         bottom=draw(st.sampled_from([(), (6,), (5, 7)])) if dim and numerics else (),
         top=draw(st.sampled_from([(9,), (8, 6), (3, 17, 2)])),
         interaction=draw(st.sampled_from(["dot", "none"])),
+        columns=None if columns is None else tuple(sorted(columns)),
     )
 
 
@@ -38,7 +41,8 @@ def inputs_of(shape: NetworkShape, events: int, generator: torch.Generator) -> l
 def test_values_and_gradients_are_those_of_the_definition(shape, events, masked, seed):
     generator = torch.Generator().manual_seed(seed)
     branch = branch_of(shape, generator)
-    alive = {g.name: torch.rand(g.size, generator=generator).round() for g in branch.network.groups} if masked else None
+    units = branch.network.groups if shape.columns is not None else branch.network.units
+    alive = {g.name: torch.rand(g.size, generator=generator).round() for g in units} if masked else None
     for _ in range(2):  # the second time in buffers that are no longer fresh
         inputs, errors_B = inputs_of(shape, events, generator), torch.randn(events, generator=generator)
         correction_B = branch.passes.forward(*inputs, alive).clone()

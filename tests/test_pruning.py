@@ -28,20 +28,20 @@ INPUTS = [
 
 @st.composite
 def kept_units(draw):
-    """Any non-empty choice of units in every group."""
+    """Any non-empty choice of units in every group, columns of the tables included."""
     return {
         group.name: torch.tensor(sorted(draw(st.sets(st.integers(0, group.size - 1), min_size=1))))
-        for group in NETWORK.groups
+        for group in NETWORK.units
     }
 
 
 @given(kept_units())
 @settings(deadline=None, max_examples=50)
 def test_a_compact_network_predicts_what_the_masked_one_does(kept):
-    masks = {g.name: torch.zeros(g.size).index_fill(0, kept[g.name], 1.0) for g in NETWORK.groups}
+    masks = {g.name: torch.zeros(g.size).index_fill(0, kept[g.name], 1.0) for g in NETWORK.units}
     masked = NETWORK.correction(PARAMETERS, *INPUTS, masks)
-    narrow = NETWORK.narrowed({name: len(index) for name, index in kept.items()})
-    compacted = compact(PARAMETERS, NETWORK.groups, kept)
+    narrow = NETWORK.cut_to(kept)
+    compacted = compact(PARAMETERS, NETWORK.units, kept)
     assert {name: tuple(t.shape) for name, t in compacted.items()} == narrow.shapes
     torch.testing.assert_close(narrow.correction(compacted, *INPUTS), masked, atol=1e-5, rtol=1e-5)
 
@@ -49,12 +49,12 @@ def test_a_compact_network_predicts_what_the_masked_one_does(kept):
 @given(kept_units())
 @settings(deadline=None, max_examples=50)
 def test_expanding_puts_every_weight_back_and_leaves_dormant_ones_alone(kept):
-    compacted = compact(PARAMETERS, NETWORK.groups, kept)
-    for name, tensor in expand(compacted, PARAMETERS, NETWORK.groups, kept).items():
+    compacted = compact(PARAMETERS, NETWORK.units, kept)
+    for name, tensor in expand(compacted, PARAMETERS, NETWORK.units, kept).items():
         assert torch.equal(tensor, PARAMETERS[name])
     trained = {name: tensor + 1 for name, tensor in compacted.items()}
-    expanded = expand(trained, PARAMETERS, NETWORK.groups, kept)
-    for name, tensor in compact(expanded, NETWORK.groups, kept).items():
+    expanded = expand(trained, PARAMETERS, NETWORK.units, kept)
+    for name, tensor in compact(expanded, NETWORK.units, kept).items():
         assert torch.equal(tensor, trained[name])
     for name, tensor in expanded.items():
         assert (tensor != PARAMETERS[name]).sum() == trained[name].numel()
@@ -64,7 +64,7 @@ def test_expanding_puts_every_weight_back_and_leaves_dormant_ones_alone(kept):
 @settings(deadline=None, max_examples=50)
 def test_the_cost_of_survivors_is_the_cost_of_the_network_cut_from_them(kept):
     alive = {name: len(index) for name, index in kept.items()}
-    assert NETWORK.cost.total(alive) == NETWORK.narrowed(alive).cost.total({})
+    assert NETWORK.cost.total(alive) == NETWORK.cut_to(kept).cost.total({})
     for name, price in NETWORK.cost.marginal(alive).items():
         more = alive | {name: alive[name] + 1}
         assert NETWORK.cost.total(more) - NETWORK.cost.total(alive) == price
@@ -155,7 +155,15 @@ def test_the_target_falls_from_dense_to_the_budget_and_stays_there():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("budget", 0.0), ("budget", 1.5), ("warmup_events", 0), ("settle_ratio", 1.0), ("doubt_events", 0)],
+    [
+        ("budget", 0.0),
+        ("budget", 1.5),
+        ("table_budget", 0.0),
+        ("table_budget", 1.01),
+        ("warmup_events", 0),
+        ("settle_ratio", 1.0),
+        ("doubt_events", 0),
+    ],
 )
 def test_a_pruning_setting_out_of_range_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"pruning.{field}.*{value}"):

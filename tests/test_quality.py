@@ -14,6 +14,8 @@ from benchmarks.quality_runs import (
     ANEW,
     CONTROLS,
     FORGETTING,
+    HALF,
+    QUARTER,
     UNIFORM,
     Batches,
     Forgetting,
@@ -79,6 +81,9 @@ def test_the_controls_are_what_they_say():
     assert isinstance(forgetting, Forgetting) and forgetting.adapts
     assert {forgetting.decide(at, True) for at in range(0, 200_000, 10_000)} == {Move.STAY}
     assert trainer_for(stream, UNIFORM, 0.1, 0).learner.config.auxiliary.uniform
+    for policy, table_budget in ((HALF, 0.5), (QUARTER, 0.25)):
+        pruning = trainer_for(stream, policy, 0.1, 0).policy.config
+        assert (pruning.policy, pruning.budget, pruning.table_budget) == ("adaptive", 0.1, table_budget)
 
 
 def test_what_layers_keep_is_compared_seed_by_seed():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model.table_codes import decode, decode_rows, encode, encode_rows, rounded
+from model.table_codes import decode, decode_rows, drop_columns, encode, encode_rows, restore_columns, rounded
 
 row_sets = st.sets(st.one_of(st.integers(0, 300), st.integers(0, 2**20), st.integers(0, 2**40)), max_size=40)
 values = hnp.arrays(np.float32, st.tuples(st.integers(0, 12), st.just(2), st.just(3)), elements=st.floats(width=32))
@@ -88,3 +88,42 @@ def test_parts_that_do_not_fit_together_are_refused(wrong):
     stored = encode(tables(np.ones((2, 2, 3), np.float32)), "int8")
     with pytest.raises(ValueError):
         decode(stored | wrong)
+
+
+@st.composite
+def pruned_tables(draw):
+    """Which columns of three fields of ten rows each are alive, and some rows that are zero in the others."""
+    alive_FD = torch.from_numpy(draw(hnp.arrays(np.bool_, (3, 4))))
+    rows = torch.tensor(sorted(draw(st.sets(st.integers(0, 29)))), dtype=torch.int64)
+    drawn = draw(hnp.arrays(np.float32, (len(rows), 4), elements=st.floats(-100, 100, width=32)))
+    embedding = torch.from_numpy(drawn).masked_fill(~alive_FD[rows // 10], 0.0)
+    return alive_FD, tables(np.zeros((2, 2, 3), np.float32)) | {"embedding.rows": rows, "embedding.values": embedding}
+
+
+@given(pruned_tables(), st.sampled_from([("float32", 4), ("float16", 2), ("int8", 1)]))
+def test_of_each_row_only_the_columns_alive_travel_and_all_come_back(pruned, precision):
+    (alive_FD, tensors), (name, width) = pruned, precision
+    stored = drop_columns(encode(tensors, name), alive_FD, 10)
+    count = int(alive_FD[tensors["embedding.rows"] // 10].sum())
+    assert stored["embedding.values"].numpy().nbytes == width * count
+    there, here = decode(restore_columns(stored, alive_FD, 10)), rounded(tensors, name)
+    assert there.keys() == here.keys()
+    assert all(torch.equal(tensor, there[key]) for key, tensor in here.items())
+
+
+@pytest.mark.parametrize("change", ["a value less", "a row beyond", "no rows", "an exact row beyond"])
+def test_columns_that_do_not_fit_their_rows_are_refused(change):
+    alive_FD = torch.tensor([[True, False], [True, True]])
+    rows, full = torch.tensor([0, 3, 7]), torch.tensor([[100.0, 0], [1, 0], [2, 3]])
+    whole = tables(np.zeros((2, 2, 3), np.float32)) | {"embedding.rows": rows, "embedding.values": full}
+    stored = drop_columns(encode(whole, "int8"), alive_FD, 5)
+    if change == "a value less":
+        stored["embedding.values"] = stored["embedding.values"][1:]
+    elif change == "a row beyond":
+        stored["embedding.rows"] = encode_rows(torch.tensor([0, 3, 10]))
+    elif change == "no rows":
+        del stored["embedding.rows"]
+    else:
+        stored["embedding.exact"] = torch.tensor([3], dtype=torch.int32)
+    with pytest.raises(ValueError):
+        restore_columns(stored, alive_FD, 5)

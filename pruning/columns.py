@@ -1,0 +1,180 @@
+"""Columns of the embedding tables as units: which of them live, within a budget of the tables' bytes.
+
+A unit is one embedding dimension of one field, and its mask acts on that field's vectors (Xiao et al., Field-wise
+Embedding Size Search via Structural Hard Auxiliary Mask Pruning, arXiv:2208.08004). A column costs as many bytes as its
+field has rows that were ever learned, so a dimension of a large table must be worth more than one of a small table.
+Importance is learned as that of any unit (`pruning.auxiliary`); the price of a byte is solved at each step. Every field
+keeps one column at least, so a budget below 1 / D cannot be reached.
+
+Shapes: F fields, D columns of each table, X = F * D of them in all.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks, learn_importance
+from pruning.baselines import MagnitudeMasks, magnitudes
+from pruning.units import Cost, MaskGradient, UnitGroup
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class Tables(Protocol):
+    """What is asked of the embedding tables."""
+
+    touched_F: np.ndarray
+    """int64, rows of each field learned so far; they may become more while masks are learned."""
+
+    def column_norms(self) -> torch.Tensor:
+        """(X,): the norm of each column's values."""
+
+
+class ColumnMasks:
+    """The auxiliary parameters of the columns, and the masks that follow from them."""
+
+    def __init__(self, group: UnitGroup, tables: Tables, config: AuxiliaryConfig):
+        self.group, self._tables, self._config = group, tables, config
+        self._fields = len(tables.touched_F)
+        self._importance_X = torch.zeros(group.size)
+        self.alive_X = torch.ones(group.size, dtype=torch.bool)
+        self.steps = 0
+
+    def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
+        """Learn from the gradients in the masks, then let the bytes of the tables fall to `target_ratio` of all,
+        (0..1]. `weights` are not read."""
+        self.steps += 1
+        learn_importance(self._importance_X, self.alive_X, gradient, self.steps, self._config)
+        if self._config.uniform:
+            self.alive_X = self._largest(self._importance_X, target_ratio)
+        else:
+            self.alive_X = torch.from_numpy(self._worth_their_price(target_ratio))
+
+    def ratio(self) -> float:
+        """Bytes of the columns alive, as a share of all."""
+        price_X = self._price_X()
+        return float(price_X[self.alive_X.numpy()].sum() / price_X.sum())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Importance and liveness, for a snapshot."""
+        return {f"importance.{self.group.name}": self._importance_X, f"alive.{self.group.name}": self.alive_X}
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], steps: int) -> None:
+        """Undo `state`."""
+        self.steps = steps
+        self._importance_X = tensors[f"importance.{self.group.name}"].clone()
+        self.alive_X = tensors[f"alive.{self.group.name}"].clone()
+
+    def _price_X(self) -> np.ndarray:
+        rows_F = np.maximum(self._tables.touched_F, 1).astype(np.float64)
+        return np.repeat(rows_F, self.group.size // self._fields)
+
+    def _worth_their_price(self, target_ratio: float) -> np.ndarray:
+        """The best column of each field; then those that are worth the most for a byte, down to the price of a byte at
+        which they just fit; then whatever still fits, in the same order."""
+        price_X, worth_X = self._price_X(), self._importance_X.numpy()
+        worth_FD = worth_X.reshape(self._fields, -1)
+        best_F = worth_FD.argmax(1) + np.arange(self._fields) * worth_FD.shape[1]
+        alive_X = np.zeros(len(price_X), bool)
+        alive_X[best_F] = True
+        left = target_ratio * price_X.sum() - price_X[best_F].sum()
+        ordered = np.argsort(-worth_X / price_X, kind="stable")
+        ordered = ordered[~alive_X[ordered]]
+        bought = int(np.searchsorted(np.cumsum(price_X[ordered]), left, "right"))
+        alive_X[ordered[:bought]] = True
+        left -= price_X[ordered[:bought]].sum()
+        for x in ordered[bought:]:
+            if price_X[x] <= left:
+                alive_X[x] = True
+                left -= price_X[x]
+        return alive_X
+
+    def _largest(self, size_X: torch.Tensor, ratio: float) -> torch.Tensor:
+        """The same number of columns of each field, those of the largest size."""
+        size_FD = size_X.view(self._fields, -1)
+        count = self._of_each_field(ratio)
+        chosen_FD = torch.zeros_like(size_FD, dtype=torch.bool).scatter_(1, size_FD.topk(count, 1).indices, True)
+        return chosen_FD.flatten()
+
+    def _of_each_field(self, ratio: float) -> int:
+        return max(1, int(ratio * (self.group.size // self._fields) + 1e-9))
+
+
+class MagnitudeColumns(ColumnMasks):
+    """The columns with the largest values and outgoing weights live, the same share of each field; one that is gone
+    stays gone."""
+
+    def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
+        """As `ColumnMasks.update`, by the size of values and `weights`; `gradient` is not read."""
+        self.steps += 1
+        if self._of_each_field(target_ratio) * self._fields < int(self.alive_X.sum()):
+            size_X = magnitudes(self.group, weights) * self._tables.column_norms()
+            self.alive_X = self._largest(size_X.masked_fill(~self.alive_X, -1.0), target_ratio)
+
+
+class Masks:
+    """All masks that are being learned: those of the network's units and, where the tables have a budget, too, those of
+    their columns. The columns are chosen first; the units share the multiply-adds that those leave."""
+
+    def __init__(self, units: AuxiliaryMasks | MagnitudeMasks, columns: ColumnMasks | None = None):
+        self.units, self.columns = units, columns
+
+    @property
+    def kind(self) -> str:
+        return self.units.kind
+
+    @property
+    def steps(self) -> int:
+        return self.units.steps
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """0/1 as float32, (size,) by group."""
+        columns = self.columns
+        return self.units.masks() | ({columns.group.name: columns.alive_X.float()} if columns else {})
+
+    def update(
+        self, gradients: Mapping[str, MaskGradient], target_ratio: float, table_ratio: float, weights: Weights
+    ) -> None:
+        """Learn from the gradients in the masks; then let multiply-adds fall to `target_ratio` of dense and the bytes
+        of the tables to `table_ratio` of all, both (0..1]."""
+        gradients = dict(gradients)
+        if self.columns:
+            self.columns.update(gradients.pop(self.columns.group.name), table_ratio, weights)
+            self._tell_units()
+        self.units.update(gradients, target_ratio, weights)
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """Sorted indices of the units and columns alive, by group."""
+        columns = self.columns
+        found = {columns.group.name: columns.alive_X.nonzero().squeeze(1)} if columns else {}
+        return self.units.kept() | found
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For a snapshot."""
+        return self.units.state() | (self.columns.state() if self.columns else {})
+
+    def restore(self, tensors: dict[str, torch.Tensor], steps: int) -> None:
+        """Undo `state`. Where no columns were masked then, they all live."""
+        self.units.restore(tensors, steps)
+        if self.columns and f"alive.{self.columns.group.name}" in tensors:
+            self.columns.restore(tensors, steps)
+            self._tell_units()
+
+    def _tell_units(self) -> None:
+        self.units.given = {self.columns.group.name: int(self.columns.alive_X.sum())}
+
+
+def masks_for(
+    kind: str,
+    groups: Sequence[UnitGroup],
+    cost: Cost,
+    config: AuxiliaryConfig,
+    columns: UnitGroup | None,
+    tables: Tables,
+) -> Masks:
+    """Masks that begin to be learned: all units live. `kind`: auxiliary or magnitude. `columns`: None: all stay."""
+    if kind == "magnitude":
+        return Masks(MagnitudeMasks(groups, cost), MagnitudeColumns(columns, tables, config) if columns else None)
+    return Masks(AuxiliaryMasks(groups, cost, config), ColumnMasks(columns, tables, config) if columns else None)
