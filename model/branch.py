@@ -14,6 +14,7 @@ from model.network import Network
 from model.passes import Passes
 from pruning.compaction import Kept, compact, expand
 
+_PARTS = ("weight", "first", "second")
 _ALIGNED = 16
 """Each parameter begins at a multiple of so many floats: a cache line."""
 
@@ -50,6 +51,17 @@ class Branch:
                 moment.copy_(given[name])
         self.steps = steps
         return self
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies of all parts, for a snapshot."""
+        parts = zip(_PARTS, self.parts(), strict=True)
+        return {f"{part}.{name}": tensor.clone() for part, tensors in parts for name, tensor in tensors.items()}
+
+    @classmethod
+    def restored(cls, network: Network, tensors: Mapping[str, torch.Tensor], steps: float) -> "Branch":
+        """Undo `state`."""
+        weights, *moments = ({name: tensors[f"{part}.{name}"] for name in network.shapes} for part in _PARTS)
+        return cls(network, weights).restore(*moments, steps)
 
     def narrowed(self, kept: Kept) -> "Branch":
         """Only the units in `kept`, cut out: what Adam knows of them comes along exactly."""

@@ -37,7 +37,6 @@ from pruning.units import uniform_widths
 
 _RATE_EVENTS = 128
 _STEP_EVENTS = 256
-_PARTS = ("weight", "first", "second")
 _COMPARED_EVENTS = np.repeat([5_000.0, 2_000.0], 2)
 
 __all__ = ["Export", "LearnError", "Learner", "LearnerConfig", "LearnerState"]
@@ -333,10 +332,9 @@ class Learner:
         tensors |= {f"linear.{name}": tensor for name, tensor in self.linear.state().items()}
         tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
         tensors |= {f"mixture.{name}": torch.from_numpy(array) for name, array in self.mixture.state().items()}
-        for branch_name, branch in (("dense", self.dense), ("sparse", self.sparse), ("unpruned", self.unpruned)):
+        for place, branch in (("dense", self.dense), ("sparse", self.sparse), ("unpruned", self.unpruned)):
             if branch:
-                for part_name, part in zip(_PARTS, branch.parts(), strict=True):
-                    tensors |= {f"{branch_name}.{part_name}.{name}": tensor.clone() for name, tensor in part.items()}
+                tensors |= {f"{place}.{name}": tensor for name, tensor in branch.state().items()}
         tensors |= {f"kept.{name}": index for name, index in self.kept.items()} | self.ages.export({})
         if self.masks:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
@@ -360,7 +358,6 @@ class Learner:
         """Continue exactly where `state` was taken. The schema and the config must be the same."""
         self.tables.restore(named(tensors, "embedding."))
         self.linear.restore(named(tensors, "linear."), state.events)
-        self.events = state.events
         self.numerics.restore(named(tensors, "numerics."))
         self.mixture.restore({name: tensor.numpy() for name, tensor in named(tensors, "mixture.").items()})
         self.kept = named(tensors, "kept.")
@@ -368,8 +365,7 @@ class Learner:
         network = self.dense.network
 
         def branch(name: str, network: Network, steps: float) -> Branch:
-            weights, first, second = (named(tensors, f"{name}.{part}.") for part in _PARTS)
-            return Branch(network, weights).restore(first, second, steps)
+            return Branch.restored(network, named(tensors, f"{name}."), steps)
 
         self.dense = branch("dense", network, state.dense_steps)
         if state.sparse:
@@ -380,7 +376,8 @@ class Learner:
         if state.unpruned:
             self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
         self._losses[:] = state.losses
-        self.dense_live, self.learned_multiply_adds = state.dense_live, state.learned_multiply_adds
+        self.events, self.dense_live = state.events, state.dense_live
+        self.learned_multiply_adds = state.learned_multiply_adds
         self._doubt.counts[:], self._left = state.doubt, state.left
 
     def _assemble(self, features: Features) -> Inputs:
