@@ -3,8 +3,8 @@
 A unit is one embedding dimension of one field, and its mask acts on that field's vectors (Xiao et al., Field-wise
 Embedding Size Search via Structural Hard Auxiliary Mask Pruning, arXiv:2208.08004). A column costs as many bytes as its
 field has rows that were ever learned, so a dimension of a large table must be worth more than one of a small table.
-Importance is learned as that of any unit (`pruning.auxiliary`); the price of a byte is solved at each step. Every field
-keeps one column at least, so a budget below 1 / D cannot be reached.
+Importance is learned as that of any unit (`pruning.auxiliary`); what a byte must be worth is solved at each step. Every
+field keeps one column at least, so a budget below 1 / D cannot be reached.
 
 Shapes: F fields, D columns of each table, X = F * D of them in all.
 """
@@ -20,6 +20,8 @@ from pruning.baselines import MagnitudeMasks, magnitudes
 from pruning.units import Cost, MaskGradient, UnitGroup
 
 Weights = Mapping[str, torch.Tensor]
+_CLOSE_RATIO = 0.01
+"""How much of the tables' bytes may stay unused without looking for other columns."""
 
 
 class Tables(Protocol):
@@ -72,24 +74,38 @@ class ColumnMasks:
         return np.repeat(rows_F, self.group.size // self._fields)
 
     def _worth_their_price(self, target_ratio: float) -> np.ndarray:
-        """The best column of each field; then those that are worth the most for a byte, down to the price of a byte at
-        which they just fit; then whatever still fits, in the same order."""
+        """The best column of each field, then those that are worth the most for a byte, as long as they fit. If that
+        leaves more than a hundredth of all bytes unused, since one field's columns are dear, columns are exchanged."""
         price_X, worth_X = self._price_X(), self._importance_X.numpy()
         worth_FD = worth_X.reshape(self._fields, -1)
-        best_F = worth_FD.argmax(1) + np.arange(self._fields) * worth_FD.shape[1]
-        alive_X = np.zeros(len(price_X), bool)
-        alive_X[best_F] = True
-        left = target_ratio * price_X.sum() - price_X[best_F].sum()
+        first_X = np.zeros(len(price_X), bool)
+        first_X[worth_FD.argmax(1) + np.arange(self._fields) * worth_FD.shape[1]] = True
         ordered = np.argsort(-worth_X / price_X, kind="stable")
-        ordered = ordered[~alive_X[ordered]]
-        bought = int(np.searchsorted(np.cumsum(price_X[ordered]), left, "right"))
-        alive_X[ordered[:bought]] = True
-        left -= price_X[ordered[:bought]].sum()
-        for x in ordered[bought:]:
-            if price_X[x] <= left:
-                alive_X[x] = True
-                left -= price_X[x]
+        alive_X, total = first_X.copy(), price_X.sum()
+        left = _buy(alive_X, ordered, price_X, target_ratio * total - price_X[first_X].sum())
+        while left > _CLOSE_RATIO * total:
+            found = [(alive_X, left)]
+            for x in self._best_dead(ordered, alive_X):
+                cheaper_X = alive_X & ~first_X & (price_X < price_X[x])
+                given_up = ordered[::-1][cheaper_X[ordered[::-1]]]
+                freed = np.cumsum(price_X[given_up])
+                enough = int(np.searchsorted(freed, price_X[x] - left)) + 1
+                if enough <= len(freed):
+                    other_X = alive_X.copy()
+                    other_X[given_up[:enough]] = False
+                    other_X[x] = True
+                    found.append((other_X, _buy(other_X, ordered, price_X, left + freed[enough - 1] - price_X[x])))
+            # the fullest; of those that are close enough, the one worth the most
+            fullest = min(found, key=lambda one: (max(one[1], _CLOSE_RATIO * total), -worth_X[one[0]].sum()))
+            if fullest[1] >= left:
+                break
+            alive_X, left = fullest
         return alive_X
+
+    def _best_dead(self, ordered: np.ndarray, alive_X: np.ndarray) -> np.ndarray:
+        """Of each field that has one, the dead column that is worth the most."""
+        dead = ordered[~alive_X[ordered]]
+        return dead[np.unique(dead // (self.group.size // self._fields), return_index=True)[1]]
 
     def _largest(self, size_X: torch.Tensor, ratio: float) -> torch.Tensor:
         """The same number of columns of each field, those of the largest size."""
@@ -100,6 +116,15 @@ class ColumnMasks:
 
     def _of_each_field(self, ratio: float) -> int:
         return max(1, int(ratio * (self.group.size // self._fields) + 1e-9))
+
+
+def _buy(alive_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: float) -> float:
+    """Let every dead column live, in the order given, that fits what is `left`, in place; what is left then."""
+    for x in ordered[~alive_X[ordered]]:
+        if price_X[x] <= left:
+            alive_X[x] = True
+            left -= price_X[x]
+    return left
 
 
 class MagnitudeColumns(ColumnMasks):

