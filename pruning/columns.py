@@ -83,23 +83,15 @@ class ColumnMasks:
         ordered = np.argsort(-worth_X / price_X, kind="stable")
         alive_X, total = first_X.copy(), price_X.sum()
         left = _buy(alive_X, ordered, price_X, target_ratio * total - price_X[first_X].sum())
-        while left > _CLOSE_RATIO * total:
-            found = [(alive_X, left)]
-            for x in self._best_dead(ordered, alive_X):
-                cheaper_X = alive_X & ~first_X & (price_X < price_X[x])
-                given_up = ordered[::-1][cheaper_X[ordered[::-1]]]
-                freed = np.cumsum(price_X[given_up])
-                enough = int(np.searchsorted(freed, price_X[x] - left)) + 1
-                if enough <= len(freed):
-                    other_X = alive_X.copy()
-                    other_X[given_up[:enough]] = False
-                    other_X[x] = True
-                    found.append((other_X, _buy(other_X, ordered, price_X, left + freed[enough - 1] - price_X[x])))
+        close = _CLOSE_RATIO * total
+        while left > close:
+            spared_X = first_X | ~alive_X
+            found = [_exchange(x, alive_X, spared_X, ordered, price_X, left) for x in self._best_dead(ordered, alive_X)]
             # the fullest; of those that are close enough, the one worth the most
-            fullest = min(found, key=lambda one: (max(one[1], _CLOSE_RATIO * total), -worth_X[one[0]].sum()))
-            if fullest[1] >= left:
+            best = min(found, key=lambda one: (max(one[1], close), -worth_X[one[0]].sum()), default=(alive_X, left))
+            if best[1] >= left:
                 break
-            alive_X, left = fullest
+            alive_X, left = best
         return alive_X
 
     def _best_dead(self, ordered: np.ndarray, alive_X: np.ndarray) -> np.ndarray:
@@ -125,6 +117,22 @@ def _buy(alive_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: fl
             alive_X[x] = True
             left -= price_X[x]
     return left
+
+
+def _exchange(
+    x: int, alive_X: np.ndarray, spared_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: float
+) -> tuple[np.ndarray, float]:
+    """Column x in the place of cheaper ones, those first that are worth the least for a byte; who is alive then, and
+    what is left. The same as before, where all of them together do not make room for it."""
+    given_up = ordered[::-1]
+    given_up = given_up[~spared_X[given_up] & (price_X[given_up] < price_X[x])]
+    freed = np.cumsum(price_X[given_up])
+    enough = int(np.searchsorted(freed, price_X[x] - left)) + 1
+    if enough > len(freed):
+        return alive_X, left
+    other_X = alive_X.copy()
+    other_X[given_up[:enough]], other_X[x] = False, True
+    return other_X, _buy(other_X, ordered, price_X, left + freed[enough - 1] - price_X[x])
 
 
 class MagnitudeColumns(ColumnMasks):

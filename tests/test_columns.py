@@ -239,10 +239,13 @@ def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
     assert publication.evaluation.total.normalized_entropy < 1.05
 
 
-@pytest.mark.parametrize("policy", ["adaptive", "adaptive-live", "periodic", "magnitude"])
-def test_a_restored_trainer_continues_bit_for_bit_from_every_phase(policy):
+@pytest.mark.parametrize(
+    "pruning",
+    [*({"policy": name} for name in ("adaptive", "adaptive-live", "periodic", "magnitude")), {"budget": "auto"}],
+)
+def test_a_restored_trainer_continues_bit_for_bit_from_every_phase(pruning):
     events = EventBatch.concat([click_events(2560), click_events(2560, seed=1, flipped=True)])
-    whole = small_trainer(policy=policy, table_budget=0.5)
+    whole = small_trainer(**pruning, table_budget=0.5)
     phases, states = [], []
     for start in range(0, len(events), 64):
         state, tensors = whole.state()
@@ -253,7 +256,7 @@ def test_a_restored_trainer_continues_bit_for_bit_from_every_phase(policy):
         whole.step(events.slice(start, start + 64))
     expected = whole.state()
     for at, state, tensors in states:
-        second = small_trainer(policy=policy, table_budget=0.5)
+        second = small_trainer(**pruning, table_budget=0.5)
         second.restore(state, tensors)
         run(second, events.slice(at, len(events)))
         assert second.state()[0] == expected[0]
