@@ -12,7 +12,8 @@ version before it: the changed rows of the tables, and everything else as a whol
 Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does not know. How the
 rows of tables are written is in `model.table_codes`. Format 1 had no deltas, and row numbers of 64 bits; format 2 had
 plain row numbers. Both are still read. Format 4 is format 3 without the columns of the embedding tables that nothing
-reads; it is written where there are any, and format 3 otherwise.
+reads, or with the blocks of weights that are left in the place of whole matrices; it is written where there are any,
+and format 3 otherwise.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from model.network import NetworkShape
 from model.table_codes import Precision, decode, drop_columns, encode, restore_columns
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION, _COLUMNS_VERSION = 3, 4
+FORMAT_VERSION, _PARTS_VERSION = 3, 4
 _READABLE = (1, 2, 3, 4)
 _PREFIX = struct.Struct("<6sHI")
 _DIGEST_BYTES = 32
@@ -115,10 +116,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a checkpoint, tables as exact as `header.table_precision` says."""
-    stored = encode(tensors, header.table_precision)
-    if header.shape.columns is None:
-        return pack_as(header, stored)
-    return pack_as(header, drop_columns(stored, header.shape.alive_FD(), header.table_rows), _COLUMNS_VERSION)
+    stored, shape = encode(tensors, header.table_precision), header.shape
+    if shape.columns is not None:
+        stored = drop_columns(stored, shape.alive_FD(), header.table_rows)
+    parts = shape.columns is not None or shape.block is not None
+    return pack_as(header, stored, _PARTS_VERSION if parts else FORMAT_VERSION)
 
 
 def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor], version: int = FORMAT_VERSION) -> bytes:

@@ -17,11 +17,13 @@ from model.experts import Slots
 from model.kernels import kernel, locate_slots
 from model.network import Network, Parameters
 from model.numerics import Scale, prepare
+from model.sparse import Pattern
 
 _PIECE_EVENTS = 128
 _APART = 16
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Layers = list[tuple[Pattern | None, torch.Tensor, torch.Tensor]]
+"""Which weights there are (None: all), weights, biases (O, 1)."""
 
 
 class Inference:
@@ -33,7 +35,7 @@ class Inference:
         shape = network.shape
         self._bottom = self._layers("bottom", len(shape.bottom) + 1) if shape.bottom else []
         self._top = self._layers("top", len(shape.top) + 1)
-        self._inputs = network.shapes["top.0.weight"][1]
+        self._inputs = network.inputs
         self._width = shape.embedding_dim
         self._cut = shape.columns is not None
         self._wide = network.vectors * shape.embedding_dim
@@ -69,33 +71,46 @@ class Inference:
         events = len(experts_BE)
         # Wider than need be: were the rows a power of two apart, they would drive each other out of the cache.
         x_IX = torch.empty(self._inputs, events + _APART)
-        x_IB, x = x_IX[:, :events], x_IX.numpy()
+        x = x_IX.numpy()
         say_linear(evidence_R2K, prior_SK, *found, *self._places, x[self._numerics : self._slots], experts_BE)
         # Vectors as wide as dot products need them, and numerics: the first of the inputs, unless columns are cut out.
         whole_IX = torch.empty(self._wide + len(self._read) - self._vectors, events + _APART) if self._cut else x_IX
-        whole_IB, whole = whole_IX[:, :events], whole_IX.numpy()
+        whole = whole_IX.numpy()
         embed(embedding_RD, found[0], found[2], self._wide, whole)
         if self._bottom:
-            numerics_MB = whole_IB[self._wide : self._wide + self._numerics - self._vectors]
-            _mlp(self._bottom, numerics_MB, whole_IB[self._wide - self._width : self._wide])
+            numerics_MX = whole_IX[self._wide : self._wide + self._numerics - self._vectors]
+            _mlp(self._bottom, numerics_MX, events, whole_IX[self._wide - self._width : self._wide])
         if self._dots:
             dot(whole[: self._wide], self._width, events, x[self._slots :])
         if self._cut:
             torch.index_select(whole_IX, 0, self._read, out=x_IX[: self._numerics])
-        deep_1B = torch.empty(1, events)
-        _mlp(self._top, x_IB, deep_1B)
-        np.add(experts_BE[:, 0], deep_1B.numpy()[0], out=experts_BE[:, -1])
+        deep_1X = torch.empty(1, events + _APART)
+        _mlp(self._top, x_IX, events, deep_1X)
+        np.add(experts_BE[:, 0], deep_1X.numpy()[0, :events], out=experts_BE[:, -1])
 
     def _layers(self, name: str, count: int) -> Layers:
+        patterns, parameters = self.network.patterns, self.parameters
         at = (f"{name}.{i}" for i in range(count))
-        return [(self.parameters[f"{layer}.weight"], self.parameters[f"{layer}.bias"].unsqueeze(1)) for layer in at]
+        return [
+            (patterns.get(f"{layer}.weight"), parameters[f"{layer}.weight"], parameters[f"{layer}.bias"].unsqueeze(1))
+            for layer in at
+        ]
 
 
-def _mlp(layers: Layers, x_IB: torch.Tensor, out_OB: torch.Tensor) -> None:
-    *hidden, (weight_OI, bias_O1) = layers
-    for weight_HI, bias_H1 in hidden:
+def _mlp(layers: Layers, x_IX: torch.Tensor, events: int, out_OX: torch.Tensor) -> None:
+    """Of the buffers' columns, the first `events` are read and written."""
+    if layers[0][0]:
+        for i, (pattern, values_N, bias_O1) in enumerate(layers, 1):
+            out = out_OX if i == len(layers) else torch.empty(len(bias_O1), out_OX.shape[1])
+            arrays = values_N.numpy(), bias_O1.flatten().numpy(), x_IX.numpy()
+            pattern.product(*arrays, events, i < len(layers), out.numpy())
+            x_IX = out
+        return
+    *hidden, (_, weight_OI, bias_O1) = layers
+    x_IB = x_IX[:, :events]
+    for _, weight_HI, bias_H1 in hidden:
         x_IB = torch.addmm(bias_H1, weight_HI, x_IB).relu_()
-    torch.addmm(bias_O1, weight_OI, x_IB, out=out_OB)
+    torch.addmm(bias_O1, weight_OI, x_IB, out=out_OX[:, :events])
 
 
 @kernel(

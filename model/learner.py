@@ -33,7 +33,6 @@ from pruning.baselines import exchange
 from pruning.columns import Masks, masks_for
 from pruning.compaction import compact, silence
 from pruning.policy import Comparison
-from pruning.units import uniform_widths
 
 _RATE_EVENTS = 128
 _STEP_EVENTS = 256
@@ -51,10 +50,16 @@ class Learner:
     other."""
 
     def __init__(
-        self, schema: Schema, config: LearnerConfig, narrow_ratio: float | None = None, prunes_tables: bool = False
+        self,
+        schema: Schema,
+        config: LearnerConfig,
+        narrow_ratio: float | None = None,
+        prunes_tables: bool = False,
+        block: tuple[int, int] | None = None,
     ):
         """`narrow_ratio`: begin with a narrow network that takes this share of the dense multiply-adds, (0, 1], the
-        same share of each layer, and the dense branch dormant. `prunes_tables`: columns of tables are masked, too."""
+        same share of each layer, and the dense branch dormant. `prunes_tables`: columns of tables are masked, too.
+        `block`: outputs and inputs of the blocks of weights that are the units, tables excepted; None: neurons are."""
         self.schema, self.config = schema, config
         self.encoder = config.encoder(schema)
         self.slots, self.ages = Slots(schema, self.encoder), Ages(schema, config.table_rows)
@@ -78,6 +83,7 @@ class Learner:
                 bottom=config.bottom if schema.numerics and config.embedding_dim else (),
                 top=config.top,
                 interaction=config.interaction,
+                block=block,
             )
         )
         generator = torch.Generator().manual_seed(config.seed)
@@ -102,9 +108,8 @@ class Learner:
         """Told of each part of `learn` when it is over, for a stopwatch."""
         self._losses = np.zeros(4)  # of the network that is being pruned and of the lead; of the former and `unpruned`
         if narrow_ratio is not None:
-            widths = uniform_widths(network.groups, network.cost, narrow_ratio)
-            narrow = network.narrowed(widths)
-            self.kept = {name: torch.arange(width) for name, width in widths.items()}
+            self.kept = network.narrow(narrow_ratio, generator)
+            narrow = network.cut_to(self.kept)
             self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
         self._followers: list[Changes] = []
         self._doubt, self._left = Doubt(), (1.0, 1.0)
@@ -293,14 +298,13 @@ class Learner:
             "numerics.knots": scale.knots_NQ,
             "mixture": torch.from_numpy(weights.copy()),
         }
-        return Export(
-            network.shape, tensors | {f"network.{name}": tensor.clone() for name, tensor in parameters.items()}
-        )
+        return Export(network.shape, tensors | network.named(parameters))
 
     def sparsity_by_layer(self) -> dict[str, float]:
         """Share of units that the published network lacks, by group."""
         groups = self.dense.network.units if self._prunes_columns else self.dense.network.groups
-        return {dense.name: 1 - g.size / dense.size for dense, g in zip(groups, self.network.units, strict=False)}
+        alive = self.network.alive()
+        return {group.name: 1 - alive[group.name] / group.size for group in groups}
 
     @property
     def network(self) -> Network:
@@ -340,6 +344,7 @@ class Learner:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
         state = LearnerState(
             dense_live=self.dense_live,
+            block=self.dense.network.shape.block,
             sparse=self.sparse is not None,
             masks=self.masks.kind if self.masks else None,
             unpruned=self.unpruned is not None,

@@ -8,6 +8,8 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The part of a learner's state that is not tensors."""
 
     dense_live: bool
+    block: tuple[int, int] | None = None
+    """Outputs and inputs of the blocks of weights that are the units; None: neurons are."""
     sparse: bool
     masks: str | None
     """Kind of the masks that are being learned; None: none are."""

@@ -4,7 +4,7 @@ In: the inputs of a batch, then the error of each event's logit. Out: the logits
 the *summed* loss in every parameter, in the embeddings, and in masks where there are any. `model.network` says what is
 computed; `Network.correction` is the same function for those who only predict. The compact network of the sparse
 phase, the dense one, and the dense one under masks are this one code at different widths, and nothing is touched but
-what they hold.
+what they hold; where blocks of weights are pruned, what is left of the matrices is `model.sparse`'s.
 
 Buffers are kept while batches are of one size. Masks are straight-through: a unit that is masked away still learns
 what it would be worth, but nothing flows through it. Columns of the tables are masked in the vectors, or cut out: then
@@ -19,6 +19,8 @@ import torch
 
 from model import layers
 from model.network import COLUMNS, Network, Parameters
+from model.sparse import SparseMlp
+from pruning.blocks import BlockGroup
 from pruning.units import MaskGradient
 
 Masks = Mapping[str, torch.Tensor]
@@ -32,8 +34,8 @@ class Passes:
         """`gradients`: of the shapes of `parameters`; overwritten by each backward pass."""
         shape = network.shape
         self._shape = shape
-        self._bottom = _Mlp("bottom", len(shape.bottom), parameters, gradients) if shape.bottom else None
-        self._top = _Mlp("top", len(shape.top), parameters, gradients)
+        self._bottom = _mlp("bottom", len(shape.bottom), network, parameters, gradients) if shape.bottom else None
+        self._top = _mlp("top", len(shape.top), network, parameters, gradients)
         self._columns = shape.fields * shape.embedding_dim
         self._cut_X = None if network.column_mask_FD is None else network.column_mask_FD.flatten()
         self._mask_X: torch.Tensor | None = None
@@ -74,15 +76,15 @@ class Passes:
     def backward(self, errors_B: torch.Tensor) -> torch.Tensor:
         """(B, V, D): the gradient in the vectors of the interaction, those of the fields first. All other gradients are
         where the parameters' are. `errors_B`: dL/dlogit of each event."""
-        first_BH = self._top.backward(self._x_BI, errors_B[:, None])
-        weight_HI = self._top.first_weight
-        errors_BX = self._errors_BVD.flatten(1)
+        self._top.backward(self._x_BI, errors_B[:, None])
+        errors_BX, read = self._errors_BVD.flatten(1), slice(0, self._vectors)
         if self._cut_X is not None:
-            errors_BX.zero_().index_copy_(1, self._read, first_BH @ weight_HI[:, : self._vectors])
+            read_BX = self._top.input_gradient(read, torch.empty(len(errors_BX), self._vectors))
+            errors_BX.zero_().index_copy_(1, self._read, read_BX)
         elif self._vectors:
-            torch.mm(first_BH, weight_HI[:, : self._vectors], out=errors_BX)
+            self._top.input_gradient(read, errors_BX)
         if self._pairs:
-            torch.mm(first_BH, weight_HI[:, self._dots :], out=self._errors_BP)
+            self._top.input_gradient(slice(self._dots, self._dots + self._pairs), self._errors_BP)
             layers.spread_pairs(self._errors_BP.numpy(), self._dots_BVV.numpy())
             self._errors_BVD.baddbmm_(self._dots_BVV, self._vectors_BVD)
         if self._bottom:
@@ -129,7 +131,6 @@ class _Mlp:
             for tensors in (parameters, gradients)
             for part in ("weight", "bias")
         )
-        self.first_weight = self._weights[0]
         self.mask_gradients: dict[str, MaskGradient] = {}
         self._active: list[torch.Tensor] = []
         self._masks: Masks | None = None
@@ -144,8 +145,8 @@ class _Mlp:
             x_BI = self._passed[i]
         return torch.addmm(self._biases[-1], x_BI, self._weights[-1].T, out=out_BO)
 
-    def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> torch.Tensor:
-        """The gradient in the sums of the first hidden layer. `x_BI`: as in the forward pass."""
+    def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> None:
+        """All gradients but that in the inputs. `x_BI`: as in the forward pass."""
         torch.sum(errors_BO, 0, out=self._bias_gradients[-1])
         for i in reversed(range(len(self._names))):
             torch.mm(errors_BO.T, self._passed[i], out=self._weight_gradients[i + 1])
@@ -157,7 +158,11 @@ class _Mlp:
                                      gradient.mean_U.numpy(), gradient.square_U.numpy())  # fmt: skip
             layers.rectify_backward(errors_BO.numpy(), active, self._bias_gradients[i].numpy())
         torch.mm(errors_BO.T, x_BI, out=self._weight_gradients[0])
-        return errors_BO
+        self._first_BH = errors_BO
+
+    def input_gradient(self, inputs: slice, out_BX: torch.Tensor) -> torch.Tensor:
+        """In some of the inputs, after a backward pass."""
+        return torch.mm(self._first_BH, self._weights[0][:, inputs], out=out_BX)
 
     def _reserve(self, events: int, masks: Masks | None) -> None:
         """Buffers by hidden layer: what its units say, what a mask lets through of it, and the gradient there."""
@@ -174,3 +179,40 @@ class _Mlp:
                 name: MaskGradient(torch.empty(active.shape[1]), torch.empty(active.shape[1]))
                 for name, active in zip(self._names, self._active, strict=True)
             }
+
+
+class _BlockMlp(_Mlp):
+    """The same with masks on blocks of weights."""
+
+    def __init__(
+        self, name: str, hidden: int, groups: Mapping[str, BlockGroup], parameters: Parameters, gradients: Parameters
+    ):
+        super().__init__(name, hidden, parameters, gradients)
+        self._groups = [groups[f"{name}.{i}"] for i in range(hidden + 1)]
+        self._every, self._factors = self._weights, None
+
+    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+        self._factors = [group.spread(masks[group.name]) for group in self._groups] if masks else None
+        self._weights = [w * m for w, m in zip(self._every, self._factors, strict=True)] if masks else self._every
+        return super().forward(x_BI, out_BO, None)
+
+    def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> None:
+        super().backward(x_BI, errors_BO)
+        if not self._factors:
+            return
+        events, layers_of = len(errors_BO), (self._groups, self._every, self._weight_gradients, self._factors)
+        for group, weight_OI, gradient_OI, factor_OI in zip(*layers_of, strict=True):
+            mean_U = group.sums(weight_OI * gradient_OI) / events
+            # The mean square as it follows from the square of the mean where events are independent and the true mean is
+            # zero. Measured, the masks that it leads to are as good as those by each event's own gradient, which costs
+            # another pass.
+            self.mask_gradients[group.name] = MaskGradient(mean_U, events * mean_U.square())
+            gradient_OI *= factor_OI
+
+
+def _mlp(name: str, hidden: int, network: Network, parameters: Parameters, gradients: Parameters) -> _Mlp | SparseMlp:
+    if network.patterns:
+        return SparseMlp(name, hidden, network.patterns, parameters, gradients)
+    if network.shape.block:
+        return _BlockMlp(name, hidden, {group.name: group for group in network.groups}, parameters, gradients)
+    return _Mlp(name, hidden, parameters, gradients)

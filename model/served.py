@@ -24,6 +24,7 @@ from model.numerics import KNOTS, Scale
 
 Tables = dict[str, torch.Tensor]
 _ROW_TYPES = (torch.int32, torch.int64)
+_BLOCKS = ".blocks"
 
 
 class ServedModel:
@@ -83,10 +84,11 @@ class ServedModel:
         self._prior_SK = tensors["linear.prior"]
         self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
         self.mixture_weights = tensors["mixture"].numpy()
+        held = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        kept, parameters = _blocks(held), {name: t for name, t in held.items() if not name.endswith(_BLOCKS)}
         network = self._inference.network if self._inference else None
-        if network is None or network.shape != export.shape:
-            network = Network(export.shape)
-        parameters = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        if network is None or network.shape != export.shape or not _same(network.kept, kept):
+            network = Network(export.shape, kept)
         self._inference = Inference(self._slots, network, parameters)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -114,6 +116,11 @@ class ServedModel:
     def contributions(self, inputs: Inputs) -> torch.Tensor:
         """(B, S, K): what each slot adds to the linear expert's logit at each time scale."""
         return contributions(self.tables["linear"], self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS)
+
+    @property
+    def network(self) -> Network:
+        """What is made of the parameters."""
+        return self._inference.network
 
     @property
     def shape(self) -> NetworkShape:
@@ -146,7 +153,9 @@ class ServedModel:
 
     def _check(self, header: Header, tensors: dict[str, torch.Tensor]) -> None:
         scales, numerics = len(header.half_lives_events), len(header.schema.numerics)
-        shapes = {f"network.{name}": shape for name, shape in Network(header.shape).shapes.items()}
+        kept = _blocks({name.removeprefix("network."): t for name, t in tensors.items()})
+        self._check_blocks(Network(header.shape), kept)
+        shapes = {f"network.{name}": shape for name, shape in Network(header.shape, kept).shapes.items()}
         shapes |= {
             "linear.prior": (len(self._slots), scales),
             "numerics.moments": (2, numerics),
@@ -165,3 +174,21 @@ class ServedModel:
                 raise CheckpointError(f"checkpoint: {name}.rows must be rows of a table of {len(table)}")
         if header.shape.slots != len(self._slots):
             raise CheckpointError(f"checkpoint: the network reads {header.shape.slots} slots, not {len(self._slots)}")
+
+    def _check_blocks(self, network: Network, kept: Tables) -> None:
+        sizes = {group.name: group.size for group in network.groups} if network.shape.block else {}
+        if kept and set(kept) != set(sizes):
+            raise CheckpointError(f"checkpoint: blocks must be those of {sorted(sizes)}, got {sorted(kept)}")
+        for name, blocks in kept.items():
+            ascend = blocks.dtype == torch.int64 and blocks.dim() == 1 and bool((blocks.diff() > 0).all())
+            if not ascend or (len(blocks) and not 0 <= int(blocks[0]) <= int(blocks[-1]) < sizes[name]):
+                raise CheckpointError(f"checkpoint: network.{name}{_BLOCKS} must be blocks of a grid of {sizes[name]}")
+
+
+def _blocks(tensors: Tables) -> Tables:
+    """The blocks that there are, by group."""
+    return {name.removesuffix(_BLOCKS): tensor for name, tensor in tensors.items() if name.endswith(_BLOCKS)}
+
+
+def _same(one: Tables, other: Tables) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

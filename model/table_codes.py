@@ -21,13 +21,14 @@ _SIGNED = (torch.int32, torch.int64)
 _WIDTHS = (np.uint8, np.uint16, np.uint32)
 _EXACT_BEYOND = 64.0
 _LEVELS = 127
+_BLOCKS = ".blocks"
 # Quarters of an octave, from square roots alone: the same on every machine.
 _QUARTERS = np.array([1.0, np.sqrt(np.sqrt(2.0)), np.sqrt(2.0), np.sqrt(2.0) * np.sqrt(np.sqrt(2.0))])
 
 
 def encode(tensors: Tensors, precision: Precision) -> Tensors:
     """The tensors of a checkpoint as they are stored: see ARCHITECTURE, "The checkpoint, byte by byte"."""
-    stored = dict(tensors)
+    stored = {name: encode_rows(tensor) if name.endswith(_BLOCKS) else tensor for name, tensor in tensors.items()}
     for table in TABLES:
         rows, values = stored.get(f"{table}.rows"), stored.get(f"{table}.values")
         if rows is not None and rows.dtype in _SIGNED:
@@ -41,7 +42,7 @@ def encode(tensors: Tensors, precision: Precision) -> Tensors:
 def decode(stored: Tensors) -> Tensors:
     """Undo `encode`; what came from an older format, or is of another type, stays as it is. Raises `ValueError` where
     parts do not fit together."""
-    tensors = dict(stored)
+    tensors = {name: decode_rows(tensor) if name.endswith(_BLOCKS) else tensor for name, tensor in stored.items()}
     for table in TABLES:
         if (rows := tensors.get(f"{table}.rows")) is not None and rows.dtype not in _SIGNED:
             tensors[f"{table}.rows"] = decode_rows(rows)

@@ -1,8 +1,8 @@
 """Auxiliary-mask pruning: which units live is learned from the stream, across layers, within one budget.
 
-Every unit j has an auxiliary parameter a_j and a hard mask m_j = 1[a_j > 0] on its activation, straight-through in
-the backward pass: dL/da_j is dL/dm_j, the first-order importance of the unit's outgoing weights (AutoPrune, Xiao et
-al., NeurIPS 2019; arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved at each step so
+Every unit j has an auxiliary parameter a_j and a hard mask m_j = 1[a_j > 0] on its activation or on its weights,
+straight-through in the backward pass: dL/da_j is dL/dm_j, the first-order importance of the unit's outgoing weights
+(AutoPrune, Xiao et al., NeurIPS 2019; arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved at each step so
 that the multiply-adds under the masks follow a schedule down to the budget: nothing to tune, and no per-layer ratio
 anywhere.
 """
@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import torch
 
-from pruning.units import Cost, MaskGradient, UnitGroup, uniform_widths
+from pruning.blocks import BlockCost, BlockGroup
+from pruning.units import Cost, Group, MaskGradient, amounts_by, uniform_widths
 
 
 class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class AuxiliaryMasks:
 
     kind = "auxiliary"
 
-    def __init__(self, groups: Sequence[UnitGroup], cost: Cost, config: AuxiliaryConfig | None = None):
+    def __init__(self, groups: Sequence[Group], cost: Cost | BlockCost, config: AuxiliaryConfig | None = None):
         self.groups, self.cost, self.config = tuple(groups), cost, config or AuxiliaryConfig()
         self._dense = cost.total({})
         self._importance = {group.name: torch.zeros(group.size) for group in self.groups}
@@ -58,8 +59,10 @@ class AuxiliaryMasks:
         """Learn from the gradients in the masks, then let multiply-adds fall to `target_ratio` of dense (0..1].
         `weights` are not read: importance is a matter of gradients here."""
         self.steps += 1
-        for name, gradient in gradients.items():
-            learn_importance(self._importance[name], self.alive[name], gradient, self.steps, self.config)
+        for group in self.groups:
+            learn = learn_sensitivity if isinstance(group, BlockGroup) else learn_importance
+            name = group.name
+            learn(self._importance[name], self.alive[name], gradients[name], self.steps, self.config)
         self._solve(target_ratio)
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -85,7 +88,8 @@ class AuxiliaryMasks:
     def _solve(self, target_ratio: float) -> None:
         """Bisect lambda: the smallest price of a multiply-add at which the units worth it fit the target."""
         if self.config.uniform:
-            for name, width in uniform_widths(self.groups, self.cost, target_ratio, self.given).items():
+            widths = uniform_widths(self.groups, self.cost, target_ratio, self.given, self._importance)
+            for name, width in widths.items():
                 worth = self._importance[name]
                 self.alive[name] = torch.zeros(len(worth), dtype=torch.bool).index_fill(
                     0, worth.topk(width).indices, True
@@ -94,23 +98,29 @@ class AuxiliaryMasks:
         prices = self.cost.marginal(self._counts())
         value = {name: worth / prices[name] for name, worth in self._importance.items()}
         ordered = {name: np.sort(v.numpy()) for name, v in value.items()}
-        least = {name: min(self.config.min_units, len(v)) for name, v in value.items()}
+        amounts = {group.name: amounts_by(group, value[group.name]) for group in self.groups}
+        least = {name: v.topk(min(self.config.min_units, len(v))).indices for name, v in value.items()}
+        floor = {g.name: g.amount(torch.zeros(g.size, dtype=torch.bool).index_fill(0, least[g.name], True))
+                 for g in self.groups}  # fmt: skip
 
         def fits(price: float) -> bool:
             dearer = {name: len(v) - int(np.searchsorted(v, np.float32(price), "right")) for name, v in ordered.items()}
-            counts = {name: max(count, least[name]) for name, count in dearer.items()}
-            return self.cost.total(counts | self.given) <= target_ratio * self._dense
+            alive = {
+                name: int(amounts[name][count]) if count > len(least[name]) else floor[name]
+                for name, count in dearer.items()
+            }
+            return self.cost.total(alive | self.given) <= target_ratio * self._dense
 
         price = float("-inf")
         if not fits(price):
-            every = np.sort(np.concatenate(list(ordered.values())))
+            every = np.sort(np.concatenate(list(ordered.values())), kind="stable")  # which is fast on sorted runs
             place = bisect.bisect_left(every, True, key=fits)  # the dearer, the fewer
             price = float(every[place]) if place < len(every) else float("inf")
         for name, v in value.items():
-            self.alive[name] = (v > price).index_fill(0, v.topk(least[name]).indices, True)
+            self.alive[name] = (v > price).index_fill(0, least[name], True)
 
     def _counts(self) -> dict[str, int]:
-        return {name: int(alive.sum()) for name, alive in self.alive.items()} | self.given
+        return {group.name: group.amount(self.alive[group.name]) for group in self.groups} | self.given
 
 
 def learn_importance(
@@ -121,3 +131,14 @@ def learn_importance(
     curvature_U = config.curvature * gradient.square_U
     worth_U = torch.where(alive_U, curvature_U, -curvature_U) - gradient.mean_U
     importance_U.lerp_(worth_U, max(1 / config.horizon_steps, 1 / steps))
+
+
+def learn_sensitivity(
+    importance_U: torch.Tensor, alive_U: torch.Tensor, gradient: MaskGradient, steps: int, config: AuxiliaryConfig
+) -> None:
+    """The same for blocks of weights: their Fisher information alone, alive or not (Theis et al., arXiv:1801.05787).
+
+    What one weight changes to first order is noise, hundreds of times its second order: measured, it cuts so many paths
+    that the network falls silent.
+    """
+    importance_U.lerp_(gradient.square_U, max(1 / config.horizon_steps, 1 / steps))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from pruning.blocks import BlockCost, BlockGroup
 from pruning.policy import (
     ALONE,
     Adaptive,
@@ -23,7 +24,7 @@ from pruning.policy import (
     PruningConfig,
     Static,
 )
-from pruning.units import Cost, MaskGradient, UnitGroup, uniform_widths
+from pruning.units import Cost, Group, MaskGradient, uniform_widths
 
 
 class Small(Policy):
@@ -40,7 +41,7 @@ class Magnitude(Static):
 
 class Rigl(Policy):
     """A fixed budget from the start; at intervals the weakest units of each layer give way to those with the largest
-    gradients (Evci et al., RigL, arXiv:1911.11134), here with neurons for units."""
+    gradients (Evci et al., RigL, arXiv:1911.11134). That is the original where units are single weights."""
 
     narrow_from_the_start = True
 
@@ -75,12 +76,12 @@ def policy_for(config: PruningConfig, state: PolicyState | None = None) -> Polic
 
 
 class MagnitudeMasks:
-    """The units with the largest outgoing weights live, the same share in each layer. A drop-in for
-    `AuxiliaryMasks`; a unit once gone stays gone."""
+    """The units with the largest weights live, the same share in each layer. A drop-in for `AuxiliaryMasks`; a unit
+    once gone stays gone."""
 
     kind = "magnitude"
 
-    def __init__(self, groups: Sequence[UnitGroup], cost: Cost):
+    def __init__(self, groups: Sequence[Group], cost: Cost | BlockCost):
         self.groups, self.cost = tuple(groups), cost
         self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
         self.given: dict[str, int] = {}
@@ -97,12 +98,12 @@ class MagnitudeMasks:
         """Let multiply-adds fall to `target_ratio` of dense (0..1], by the size of `weights`; `gradients` are not
         read."""
         self.steps += 1
-        widths = uniform_widths(self.groups, self.cost, target_ratio, self.given)
+        sizes = {g.name: magnitudes(g, weights).masked_fill(~self.alive[g.name], -1.0) for g in self.groups}
+        widths = uniform_widths(self.groups, self.cost, target_ratio, self.given, sizes)
         for group in self.groups:
             if widths[group.name] < int(self.alive[group.name].sum()):
-                size = magnitudes(group, weights).masked_fill(~self.alive[group.name], -1.0)
                 self.alive[group.name] = torch.zeros_like(self.alive[group.name]).index_fill(
-                    0, size.topk(widths[group.name]).indices, True
+                    0, sizes[group.name].topk(widths[group.name]).indices, True
                 )
 
     def kept(self) -> dict[str, torch.Tensor]:
@@ -119,8 +120,10 @@ class MagnitudeMasks:
         self.alive = {group.name: tensors[f"alive.{group.name}"].clone() for group in self.groups}
 
 
-def magnitudes(group: UnitGroup, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(size,): the norm of each unit's incoming weights times that of its outgoing ones."""
+def magnitudes(group: Group, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(size,): the norm of a block; of a neuron, that of its incoming weights times that of its outgoing ones."""
+    if isinstance(group, BlockGroup):
+        return group.sums(weights[group.parameter].square()).sqrt()
     product = torch.ones(group.size)
     for s in group.slices:
         tensor = weights[s.parameter]
@@ -130,7 +133,7 @@ def magnitudes(group: UnitGroup, weights: Mapping[str, torch.Tensor]) -> torch.T
 
 
 def exchange(
-    group: UnitGroup,
+    group: Group,
     kept: torch.Tensor,
     weights: Mapping[str, torch.Tensor],
     gradients: Mapping[str, torch.Tensor],
@@ -145,8 +148,10 @@ def exchange(
     return torch.cat([stay, grow]).sort().values
 
 
-def magnitudes_of_gradient(group: UnitGroup, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def magnitudes_of_gradient(group: Group, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """(size,): the norm of the gradient in each unit's weights."""
+    if isinstance(group, BlockGroup):
+        return magnitudes(group, gradients)
     squares = torch.zeros(group.size)
     for s in group.slices:
         tensor = gradients[s.parameter]

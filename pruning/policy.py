@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 
+Unit = Literal["neuron", "block", "weight"]
 PolicyName = Literal["dense", "small", "static", "magnitude", "rigl", "periodic", "adaptive", "adaptive-live"]
 _LEAST_BUDGET = 0.02
 """The smallest budget that `auto` tries."""
@@ -56,6 +57,11 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     table_budget: float = 1.0
     """Share of the embedding tables' bytes that may stay, (0, 1]; 1: tables are not pruned. Whole columns go, one
     dimension of one field each; every field keeps one at least. Not for small and rigl."""
+    unit: Unit = "neuron"
+    """What is pruned: neurons, blocks of weights, or single weights. What is left of neurons is a narrow network, whose
+    products are the fastest. The policy small has narrow layers whatever the unit."""
+    block: tuple[int, int] = (8, 8)
+    """unit = "block": its outputs and inputs, >= 1 each."""
     auto_tolerance_ratio: float = 0.001
     """budget = "auto": how much more log loss than unpruned is still as well, which is the same share of normalized
     entropy, 0..1."""
@@ -86,6 +92,12 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         if self.policy not in get_args(PolicyName):
             raise ValueError(f"pruning.policy must be one of {', '.join(get_args(PolicyName))}, got {self.policy!r}")
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"pruning.unit must be one of {', '.join(get_args(Unit))}, got {self.unit!r}")
+        if min(self.block) < 1:
+            raise ValueError(f"pruning.block must be two sides of at least 1, got {list(self.block)}")
+        if self.table_budget < 1 and self.unit != "neuron":
+            raise ValueError(f"pruning.unit must be neuron where tables are pruned (table_budget), got {self.unit!r}")
         if self.budget == "auto":
             if self.policy in _FIXED_BUDGET:
                 raise ValueError(f"pruning.budget must be a number for the policy {self.policy}, got 'auto'")
@@ -108,6 +120,13 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in ("auto_tolerance_ratio", "tolerance_ratio", "exchange_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"pruning.{name} must be in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def weights_of_unit(self) -> tuple[int, int] | None:
+        """Outputs and inputs of the blocks of weights that are the units; None: neurons are."""
+        if self.policy == "small" or self.unit == "neuron":
+            return None
+        return self.block if self.unit == "block" else (1, 1)
 
 
 class PolicyState(msgspec.Struct, kw_only=True):

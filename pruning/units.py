@@ -1,6 +1,7 @@
 """What a mask can remove: groups of units, and what each unit costs.
 
 A unit is whatever disappears as one: a neuron is a row of its own layer (weight and bias) and a column of the next.
+Blocks of weights are the other kind, with the same interface: see `pruning.blocks`.
 A `UnitGroup` names those slices, so that masks, compaction and cost never need to know the network. Cost is counted in
 multiply-adds of one prediction, from the shapes of the matrices alone.
 """
@@ -8,7 +9,10 @@ multiply-adds of one prediction, from the shapes of the matrices alone.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+
+from pruning.blocks import BlockCost, BlockGroup
 
 Shapes = Mapping[str, tuple[int, ...]]
 Alive = Mapping[str, int]
@@ -28,6 +32,31 @@ class UnitGroup(NamedTuple):
     name: str
     size: int
     slices: tuple[Slice, ...]
+
+    @property
+    def alike(self) -> bool:
+        """Whether each unit costs the same."""
+        return True
+
+    @property
+    def kinds(self) -> list[torch.Tensor]:
+        """The units that cost the same, as bool (size,)."""
+        return [torch.ones(self.size, dtype=torch.bool)]
+
+    def amount(self, alive_U: torch.Tensor) -> int:
+        """What `Cost` counts of the units alive: how many they are."""
+        return int(alive_U.sum())
+
+    def amounts(self, order_U: torch.Tensor | None = None) -> np.ndarray:
+        """(size + 1,): the same of the first 0, 1, 2, ... units, in whatever order."""
+        return np.arange(self.size + 1)
+
+    def any_order(self, generator: torch.Generator) -> torch.Tensor:
+        """Its units in the order in which a narrow network is to take them: none is like another before it learns."""
+        return torch.arange(self.size)
+
+
+Group = UnitGroup | BlockGroup
 
 
 class MaskGradient(NamedTuple):
@@ -70,17 +99,33 @@ class Cost:
         return widths
 
 
-def uniform_widths(groups: Sequence[UnitGroup], cost: Cost, ratio: float, given: Alive | None = None) -> dict[str, int]:
+def uniform_widths(
+    groups: Sequence[Group],
+    cost: Cost | BlockCost,
+    ratio: float,
+    given: Alive | None = None,
+    scores: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, int]:
     """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one.
-    `given`: units alive in other groups; one that is not named is whole."""
+    `given`: units alive in other groups; one that is not named is whole. `scores`: the highest come first; None: in the
+    units' own order."""
+    amounts = {group.name: amounts_by(group, scores[group.name] if scores else None) for group in groups}
 
     def widths(share: float) -> dict[str, int]:
         return {group.name: max(1, int(group.size * share + 1e-9)) for group in groups}
 
-    shares = sorted({k / group.size for group in groups for k in range(1, group.size + 1)})
+    def total(share: float) -> int:
+        alive = {name: int(amounts[name][width]) for name, width in widths(share).items()}
+        return cost.total({**alive, **(given or {})})
+
+    shares = np.unique(np.concatenate([np.arange(1, group.size + 1) / group.size for group in groups]))
     low, high = 0, len(shares)
     while high - low > 1:
         middle = (low + high) // 2
-        fits = cost.total({**widths(shares[middle]), **(given or {})}) <= ratio * cost.total({})
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if total(shares[middle]) <= ratio * cost.total({}) else (low, middle)
     return widths(shares[low])
+
+
+def amounts_by(group: Group, scores: torch.Tensor | None) -> np.ndarray:
+    """(size + 1,): what `Cost` counts of the 0, 1, 2, ... units with the highest scores."""
+    return group.amounts(None if scores is None or group.alike else scores.argsort(descending=True))

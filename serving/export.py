@@ -15,7 +15,6 @@ import torch
 from model.checkpoint import tensors_only
 from model.features import EventBatch
 from model.mixture import LOGIT_RANGE
-from model.network import Network
 from model.served import ServedModel
 from serving.errors import ServingError
 from serving.scorer import Scorer
@@ -61,8 +60,7 @@ class _Compact(torch.nn.Module):
 
     def __init__(self, model: ServedModel):
         super().__init__()
-        self._network = Network(model.shape)
-        self._weights = model.parameters
+        self._network, self._weights = model.network.whole(model.parameters)
         self._mixture = torch.from_numpy(model.mixture_weights).float()
 
     def forward(
@@ -93,7 +91,8 @@ def _onnx(model: ServedModel) -> bytes:
     except ImportError as error:
         raise ServingError("an export to ONNX needs the extra `onnx`: pip install 'niwaki[onnx]'") from error
     shape, mixture = model.shape, model.mixture_weights.astype(np.float32)
-    constants: dict[str, np.ndarray] = {name: t.numpy() for name, t in model.parameters.items()}
+    network, parameters = model.network.whole(model.parameters)
+    constants: dict[str, np.ndarray] = {name: t.numpy() for name, t in parameters.items()}
     nodes = []
 
     def node(kind: str, output: str, *names: str, **attributes: object) -> str:

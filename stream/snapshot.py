@@ -102,6 +102,7 @@ def load_snapshot(
     for section, then, now in (
         ("schema", header.schema, learner.schema),
         ("model", header.model, learner.config),
+        ("pruning.unit", header.trainer.learner.block, learner.dense.network.shape.block),
         ("kafka.topic", header.topic, topic),
     ):
         if then != now:

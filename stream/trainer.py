@@ -216,7 +216,9 @@ class Trainer:
         self.config = training
         self.policy = policy_for(pruning)
         narrow_ratio = pruning.budget if self.policy.narrow_from_the_start else None
-        self.learner = Learner(schema, model, narrow_ratio, prunes_tables=pruning.table_budget < 1)
+        self.learner = Learner(
+            schema, model, narrow_ratio, prunes_tables=pruning.table_budget < 1, block=pruning.weights_of_unit
+        )
         self.monitor = DriftMonitor(drift)
         self.signals = Signals(schema, model.table_rows, [one.signal for one in drift.detectors])
         self.prequential = WindowedEvaluation(training.window_events)
