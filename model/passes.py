@@ -203,9 +203,7 @@ class _BlockMlp(_Mlp):
         events, layers_of = len(errors_BO), (self._groups, self._every, self._weight_gradients, self._factors)
         for group, weight_OI, gradient_OI, factor_OI in zip(*layers_of, strict=True):
             mean_U = group.sums(weight_OI * gradient_OI) / events
-            # The mean square as it follows from the square of the mean where events are independent and the true mean is
-            # zero. Measured, the masks that it leads to are as good as those by each event's own gradient, which costs
-            # another pass.
+            # As if events were independent and the true mean zero: each event's own gradient would take another pass.
             self.mask_gradients[group.name] = MaskGradient(mean_U, events * mean_U.square())
             gradient_OI *= factor_OI
 

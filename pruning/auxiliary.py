@@ -2,9 +2,9 @@
 
 Every unit j has an auxiliary parameter a_j and a hard mask m_j = 1[a_j > 0] on its activation or on its weights,
 straight-through in the backward pass: dL/da_j is dL/dm_j, the first-order importance of the unit's outgoing weights
-(AutoPrune, Xiao et al., NeurIPS 2019; arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved at each step so
-that the multiply-adds under the masks follow a schedule down to the budget: nothing to tune, and no per-layer ratio
-anywhere.
+(AutoPrune, Xiao et al., NeurIPS 2019; arXiv:2010.08655, section 3). a_j falls by lambda * cost_j, and lambda is solved
+at each step so that the multiply-adds under the masks follow a schedule down to the budget: nothing to tune, and no
+per-layer ratio anywhere.
 """
 
 import bisect

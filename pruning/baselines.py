@@ -140,12 +140,16 @@ def exchange(
     ratio: float,
 ) -> torch.Tensor:
     """The units of `group` that live from now on: as many as in `kept`, but `ratio` of them, the weakest by magnitude,
-    have given way to those outside with the largest gradient. What is dropped and what is grown is disjoint."""
-    outside = torch.ones(group.size, dtype=torch.bool).index_fill(0, kept, False).nonzero().squeeze(1)
-    count = min(int(ratio * len(kept)), len(outside))
-    stay = kept[magnitudes(group, weights)[kept].argsort(stable=True)[count:]]
-    grow = outside[magnitudes_of_gradient(group, gradients)[outside].topk(count).indices]
-    return torch.cat([stay, grow]).sort().values
+    have given way to those outside, of the same cost, with the largest gradient. What is dropped and what is grown is
+    disjoint."""
+    alive = torch.zeros(group.size, dtype=torch.bool).index_fill(0, kept, True)
+    weight_U, gradient_U, found = magnitudes(group, weights), magnitudes_of_gradient(group, gradients), []
+    for kind in group.kinds:
+        inside, outside = ((kind & side).nonzero().squeeze(1) for side in (alive, ~alive))
+        count = min(int(ratio * len(inside)), len(outside))
+        stay = inside[weight_U[inside].argsort(stable=True)[count:]]
+        found += [stay, outside[gradient_U[outside].topk(count).indices]]
+    return torch.cat(found).sort().values
 
 
 def magnitudes_of_gradient(group: Group, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -116,7 +116,6 @@ def _onnx(model: ServedModel) -> bytes:
         vectors, count = node("Concat", "all_vectors", "vectors", one, axis=1), count + 1
     said = node("Gather", "said", "contributions", constant("first", 0), axis=2)
     flat = node("Reshape", "flat", vectors, constant("flat_shape", [-1, count * shape.embedding_dim]))
-    network = Network(shape)
     if shape.columns is not None:  # `inputs` gives zeros for the others
         flat = node("Gather", "read", flat, constant("columns", network.read.numpy()), axis=1)
     parts = [flat, "numerics", said]
