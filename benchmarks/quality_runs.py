@@ -143,6 +143,7 @@ class Zeros(Learner):
 
 
 HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
+BLOCKS, WEIGHTS, RIGL_WEIGHTS = "adaptive, blocks of 8 x 8", "adaptive, single weights", "rigl, single weights"
 UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
@@ -152,6 +153,9 @@ CONTROLS = {
     ANEW: Control("dense", anew=True),
     HALF: Control("adaptive", pruning={"table_budget": 0.5}),
     QUARTER: Control("adaptive", pruning={"table_budget": 0.25}),
+    BLOCKS: Control("adaptive", pruning={"unit": "block"}),
+    WEIGHTS: Control("adaptive", pruning={"unit": "weight"}),
+    RIGL_WEIGHTS: Control("rigl", pruning={"unit": "weight"}),
 }
 POLICIES = (*get_args(PolicyName), *CONTROLS)
 

@@ -14,8 +14,9 @@ from model.served import ServedModel
 class Publisher:
     """Learns a little before each checkpoint, and remembers what every version predicts."""
 
-    def __init__(self, prunes_tables: bool = False) -> None:
-        self.learner = Learner(SCHEMA, SMALL, prunes_tables=prunes_tables)
+    def __init__(self, **of_learner: object) -> None:
+        """`of_learner`: for `Learner`, beside schema and config."""
+        self.learner = Learner(SCHEMA, SMALL, **of_learner)
         self._changes = self.learner.follow()
         self.events = click_events(64, seed=99)
         """Always the same events to score."""

@@ -6,17 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import SCHEMA, SMALL, click_events
+from streams import SCHEMA, SMALL, click_events, differing
 from test_learner import learn_all, run, small_trainer
 from test_passes import branch_of, inputs_of, shapes
 
 from model.branch import Branch
 from model.checkpoint import CheckpointError, pack, unpack
+from model.features import EventBatch
 from model.learner import Learner
 from model.network import Network, NetworkShape
 from model.served import ServedModel
 from pruning.auxiliary import AuxiliaryMasks
-from pruning.baselines import MagnitudeMasks, exchange, magnitudes
+from pruning.baselines import POLICIES, MagnitudeMasks, exchange, magnitudes
 from pruning.blocks import BlockGroup
 from pruning.compaction import compact, expand, silence
 from pruning.policy import PruningConfig
@@ -282,6 +283,37 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does_and_wrong_blocks_are
     del tensors["network.top.1.blocks"]
     with pytest.raises(CheckpointError, match="blocks must be those of"):
         ServedModel.from_checkpoint(header, tensors)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+@pytest.mark.parametrize("pruning", [*({"policy": name} for name in POLICIES), {"budget": "auto"}], ids=str)
+def test_every_policy_keeps_its_budget_is_served_as_it_learns_and_continues_bit_for_bit(pruning, unit):
+    events = EventBatch.concat([click_events(2560), click_events(1280, seed=1, flipped=True)])
+    whole = small_trainer(**pruning, **unit)
+    publication = whole.follow(512)
+    phases, states = [], []
+    for start in range(0, len(events), 64):
+        state, tensors = whole.state()
+        if start and (not phases or whole.policy.phase != phases[-1]):
+            phases.append(whole.policy.phase)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
+        step = whole.step(events.slice(start, start + 64))
+        if publication.due(step):
+            publication.refresh()
+    learner = whole.learner
+    if pruning != {"budget": "auto"}:
+        assert learner.multiply_adds <= (1.0 if pruning["policy"] == "dense" else 0.3) * learner.dense_cost
+    assert all(sparsity < 1 for sparsity in learner.sparsity_by_layer().values())
+    assert publication.evaluation.total.normalized_entropy < 1.05
+    expected = whole.state()
+    for at, state, tensors in states:
+        second = small_trainer(**pruning, **unit)
+        second.restore(state, tensors)
+        run(second, events.slice(at, len(events)))
+        actual = second.state()
+        assert expected[0] == actual[0]
+        assert differing(expected[1], actual[1]) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from model.checkpoint import pack, unpack
 from model.exports import Export
 from model.served import ServedModel
 from model.table_codes import Precision
-from pruning.policy import PruningConfig
+from pruning.policy import PruningConfig, Unit
 from serving.versions import Checkpoint, Versions
 from stream.drift import DriftConfig
 from stream.trainer import Trainer, TrainingConfig
@@ -60,9 +60,9 @@ def state(model: ServedModel) -> dict[str, torch.Tensor]:
 class World:
     """One trainer that publishes, and three scorers that follow with less and less zeal."""
 
-    def __init__(self, precision: Precision = "float32", table_budget: float = 1.0) -> None:
+    def __init__(self, precision: Precision = "float32", table_budget: float = 1.0, unit: Unit = "neuron") -> None:
         training = TrainingConfig(table_precision=precision)
-        pruning = PruningConfig(policy="dense", table_budget=table_budget)
+        pruning = PruningConfig(policy="dense", table_budget=table_budget, unit=unit, block=(4, 4))
         self.trainer = Trainer(SCHEMA, SMALL, pruning, DriftConfig(), training)
         # The policy makes no move, so the masks of those that are made here would have no budget.
         self.trainer.policy.target_ratio = lambda events: 0.4
@@ -131,28 +131,29 @@ STEPS = st.lists(
 PRECISIONS = st.sampled_from(["float32", "float32", "float16", "int8"])
 
 
-TABLE_BUDGETS = st.sampled_from([1.0, 0.5, 0.3])
+PRUNINGS = st.sampled_from([(1.0, "neuron"), (0.5, "neuron"), (0.3, "neuron"), (1.0, "block"), (1.0, "weight")])
+"""Budgets of the tables, and units."""
 
 
-def follow_through(steps: list[tuple], precision: Precision, table_budget: float) -> None:
-    world = World(precision, table_budget)
+def follow_through(steps: list[tuple], precision: Precision, pruning: tuple[float, Unit]) -> None:
+    world = World(precision, *pruning)
     world.learn(32)
     for name, *arguments in steps:
         getattr(world, name)(*arguments)
         world.eager.check()
 
 
-@given(STEPS, PRECISIONS, TABLE_BUDGETS)
-@settings(max_examples=40)
-def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps, precision, table_budget):
-    follow_through(steps, precision, table_budget)
+@given(STEPS, PRECISIONS, PRUNINGS)
+@settings(max_examples=60)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_to_the_bit(steps, precision, pruning):
+    follow_through(steps, precision, pruning)
 
 
 @pytest.mark.slow
-@given(STEPS, PRECISIONS, TABLE_BUDGETS)
+@given(STEPS, PRECISIONS, PRUNINGS)
 @settings(max_examples=3000)
-def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps, precision, table_budget):
-    follow_through(steps, precision, table_budget)
+def test_deltas_are_the_full_checkpoint_of_the_same_version_in_thousands_of_sequences(steps, precision, pruning):
+    follow_through(steps, precision, pruning)
 
 
 @pytest.mark.slow

@@ -15,11 +15,21 @@ from serving.export import export, inputs, published
 from serving.store import CheckpointStore
 
 
-@pytest.fixture(params=["dense", "pruned", "pruned with the tables"])
+LEARNERS = {
+    "dense": {},
+    "pruned": {},
+    "pruned with the tables": {"prunes_tables": True},
+    "dense, to be pruned in blocks": {"block": (4, 4)},
+    "pruned in blocks": {"block": (4, 4)},
+    "pruned weight by weight": {"block": (1, 1)},
+}
+
+
+@pytest.fixture(params=LEARNERS)
 def model(request: pytest.FixtureRequest) -> ServedModel:
-    publisher = Publisher(prunes_tables="tables" in request.param)
+    publisher = Publisher(**LEARNERS[request.param])
     publisher.checkpoint(1)
-    if request.param != "dense":
+    if not request.param.startswith("dense"):
         publisher.prune()
     return ServedModel.from_checkpoint(*unpack(publisher.checkpoint(2)[1]))
 
@@ -49,8 +59,10 @@ def test_the_torchscript_network_predicts_what_the_scorer_does(model, events):
 
 def test_the_safetensors_hold_every_tensor_of_the_compact_network(model):
     tensors = load(export(model, "safetensors"))
-    assert {name for name in tensors if name.startswith("network.")} == {f"network.{n}" for n in model.parameters}
-    for name, tensor in model.parameters.items():
+    blocks = {f"{name}.blocks": kept for name, kept in model.network.kept.items()}
+    held = {**model.parameters, **blocks}
+    assert {name for name in tensors if name.startswith("network.")} == {f"network.{name}" for name in held}
+    for name, tensor in held.items():
         assert np.array_equal(tensors[f"network.{name}"], tensor.numpy())
 
 

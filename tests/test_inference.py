@@ -23,15 +23,19 @@ CHANGES = [
     {"cut": True},
     {"cut": True, "bottom": ()},
     {"cut": True, "interaction": "none"},
+    {"block": (4, 4)},
+    {"block": (1, 1)},
+    {"block": (3, 5), "bottom": ()},
+    {"block": (1, 1), "interaction": "none"},
 ]
-"""To `SMALL`; cut: units and columns of the tables are cut out."""
+"""To `SMALL`; cut: units and columns of the tables are cut out; block: such blocks of weights are."""
 
 
 def served(schema: Schema, changes: dict) -> ServedModel:
-    cut = changes.get("cut", False)
-    changes = {name: value for name, value in changes.items() if name != "cut"}
+    columns, block = changes.get("cut", False), changes.get("block")
+    changes = {name: value for name, value in changes.items() if name not in ("cut", "block")}
     config = LearnerConfig(**{name: getattr(SMALL, name) for name in SMALL.__struct_fields__} | changes)
-    learner = Learner(schema, config, prunes_tables=cut)
+    learner, cut = Learner(schema, config, prunes_tables=columns, block=block), columns or block
     for start in range(0, 512, 64):
         if cut and start == 256:
             learner.prune()
@@ -41,6 +45,8 @@ def served(schema: Schema, changes: dict) -> ServedModel:
         learner.learn(learner.encoder.encode(batch), batch.labels_B, *((0.5, 0.5) if learner.masks else ()))
     if cut:
         learner.cut()
+        assert learner.multiply_adds <= 0.5 * learner.dense_cost
+    if columns:
         assert 0 < len(learner.network.shape.columns) < learner.dense.network.columns.size
     scales = len(config.half_lives_events)
     model = ServedModel(schema, learner.encoder, embedding_dim=config.embedding_dim, scales=scales)
@@ -59,7 +65,8 @@ def test_the_experts_of_a_published_model_are_those_of_the_definition(changes, n
         batch = type(batch)(batch.labels_B, batch.times_s_B, batch.categorical, batch.numerics_BN[:, :0])
     features = model.encoder.encode(batch)
     inputs = model.inputs(features)
-    deep_B = deep_logits(Network(model.shape), model.parameters, inputs, model.vectors(features))
+    network = Network(model.shape, model.network.kept)
+    deep_B = deep_logits(network, model.parameters, inputs, model.vectors(features))
     expected_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
     found_BE = model.experts(features)
     assert found_BE.shape == expected_BE.shape
