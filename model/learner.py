@@ -27,7 +27,7 @@ from model.learner_config import LearnerConfig
 from model.learner_state import LearnerState, named
 from model.linear import BayesianLinear
 from model.mixture import mix
-from model.network import Network, NetworkShape
+from model.network import Network
 from model.numerics import Numerics
 from pruning.baselines import exchange
 from pruning.columns import Masks, masks_for
@@ -74,18 +74,7 @@ class Learner:
             len(schema.fields), config.table_rows, config.embedding_dim, config.embedding_rate
         )
         self.numerics = Numerics(len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes)
-        network = Network(
-            NetworkShape(
-                fields=len(schema.fields),
-                numerics=2 * len(schema.numerics),
-                slots=len(self.slots),
-                embedding_dim=config.embedding_dim,
-                bottom=config.bottom if schema.numerics and config.embedding_dim else (),
-                top=config.top,
-                interaction=config.interaction,
-                block=block,
-            )
-        )
+        network = config.network(schema, len(self.slots), block)
         generator = torch.Generator().manual_seed(config.seed)
         self.dense = Branch(network, network.initial(generator))
         self.dense_live = True

@@ -5,6 +5,7 @@ import msgspec
 from model.encoder import Encoder
 from model.features import Schema
 from model.mixture import Mixture
+from model.network import Network, NetworkShape
 from pruning.auxiliary import AuxiliaryConfig
 
 _NOT_NEGATIVE = (
@@ -78,6 +79,22 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         fields = len(schema.fields)
         pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
         return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
+
+    def network(self, schema: Schema, slots: int, block: tuple[int, int] | None) -> Network:
+        """The dense network. `block`: outputs and inputs of the blocks of weights that are its units; None: neurons
+        are."""
+        return Network(
+            NetworkShape(
+                fields=len(schema.fields),
+                numerics=2 * len(schema.numerics),
+                slots=slots,
+                embedding_dim=self.embedding_dim,
+                bottom=self.bottom if schema.numerics and self.embedding_dim else (),
+                top=self.top,
+                interaction=self.interaction,
+                block=block,
+            )
+        )
 
     def mixture(self) -> Mixture:
         """Of the linear expert's time scales and the deep expert."""

@@ -22,6 +22,8 @@ from pruning.blocks import BlockGroup
 from pruning.compaction import compact, expand, silence
 from pruning.policy import PruningConfig
 from pruning.units import MaskGradient, uniform_widths
+from stream.errors import ConfigError
+from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
 
 BLOCKS = st.sampled_from([(1, 1), (2, 3), (4, 4), (8, 8), (3, 1)])
 KINDS = {"block": (8, 8), "weight": (1, 1)}
@@ -314,6 +316,21 @@ def test_every_policy_keeps_its_budget_is_served_as_it_learns_and_continues_bit_
         actual = second.state()
         assert expected[0] == actual[0]
         assert differing(expected[1], actual[1]) == []
+
+
+def test_a_snapshot_of_other_units_is_refused(tmp_path):
+    config, block = SnapshotConfig(directory=str(tmp_path)), {"unit": "block", "block": (4, 4)}
+    trainer = small_trainer(**block)
+    run(trainer, click_events(2560))
+    publication = trainer.follow(512)
+    save_snapshot(config, trainer, publication, "clicks", Positions(), 1)
+    again = small_trainer(**block)
+    assert load_snapshot(config, again, again.follow(512), "clicks").version == 1
+    assert differing(trainer.state()[1], again.state()[1]) == []
+    for unit in ({}, {"unit": "weight"}):
+        other = small_trainer(**unit)
+        with pytest.raises(ConfigError, match="pruning.unit: differs from that of the snapshot"):
+            load_snapshot(config, other, other.follow(512), "clicks")
 
 
 @pytest.mark.parametrize(

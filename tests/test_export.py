@@ -14,7 +14,6 @@ from serving.errors import NotReady, ServingError
 from serving.export import export, inputs, published
 from serving.store import CheckpointStore
 
-
 LEARNERS = {
     "dense": {},
     "pruned": {},
