@@ -6,7 +6,8 @@ by round; a ratio is one of two rates in the same round. The learning rate is th
 loop's step on a network of the same widths, from row numbers to changed weights; hashing, which the others do as they
 learn, is added in a column of its own. Normalized entropy is that of predictions right before a batch was learned.
 
-The network's step is also set against the best matrix product of this machine, in multiply-adds a second: three
+Where blocks of weights, or single ones, are pruned in the place of neurons, the network of 512 and 256 is measured at
+90 %. The network's step is also set against the best matrix product of this machine, in multiply-adds a second: three
 products a layer, one forward and two back.
 """
 
@@ -50,6 +51,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Network only: as little of the linear expert as the settings allow, one time scale, and no say in the prediction
 beyond what the network adds to. There are more pairs of fields than `max_pairs`, so none are made in either."""
+UNITS = {"niwaki, blocks of 8 x 8": (8, 8), "niwaki, single weights": (1, 1)}
+"""What else can be pruned than neurons, all else as in the defaults: 90 % pruned, with the smaller top network."""
 VW_LINEAR, RIVER_LOGISTIC, RIVER_ADPREDICTOR = (
     "Vowpal Wabbit, linear",
     "River, logistic regression",
@@ -107,6 +110,8 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
             continue
         config = msgspec.structs.replace(MODEL, top=widths)
         warm = {name: _warm(config, changes, stream, size) for name, changes in VARIANTS.items()}
+        for name, block in UNITS.items() if top == "512-256" else ():
+            warm[name] = _warm(config, {}, stream, size, (0.9,), block)
         for batch in size.batches:
             runners = [_plain(config, stream, top, batch, before)]
             runners += [
@@ -154,15 +159,25 @@ def best_product() -> float:
     return max(rates)
 
 
-def _warm(config: LearnerConfig, changes: dict[str, Any], stream: Stream, size: Size) -> dict[str, Learner]:
-    """By phase: a learner that has seen all but the rounds' events, and the sparse ones have been pruned meanwhile."""
-    learner = Learner(SCHEMA, msgspec.structs.replace(config, **changes))
+def _warm(
+    config: LearnerConfig,
+    changes: dict[str, Any],
+    stream: Stream,
+    size: Size,
+    sparsities: tuple[float, ...] = (0.0, *SPARSITIES),
+    block: tuple[int, int] | None = None,
+) -> dict[str, Learner]:
+    """By phase: a learner that has seen all but the rounds' events, and the sparse ones have been pruned meanwhile.
+    `sparsities`: 0 is dense. `block`: as for `Learner`."""
+    learner = Learner(SCHEMA, msgspec.structs.replace(config, **changes), block=block)
     _learn(learner, _batches(learner, stream, 0, size.warmup_events, 512))
     batches = _batches(learner, stream, size.warmup_events, size.warmup_events + size.pruning_events, 512)
-    found = {"dense": _copy(learner)}
-    _learn(found["dense"], batches)
-    for sparsity in SPARSITIES:
-        pruned = found[f"sparse, {sparsity:.0%}"] = _copy(learner)
+    found = {}
+    for sparsity in sparsities:
+        pruned = found[f"sparse, {sparsity:.0%}" if sparsity else "dense"] = _copy(learner)
+        if not sparsity:
+            _learn(pruned, batches)
+            continue
         pruned.prune()
         for i, (features, labels_B) in enumerate(batches):
             done = min(1.0, (i + 1) / (0.75 * len(batches)))
@@ -172,7 +187,7 @@ def _warm(config: LearnerConfig, changes: dict[str, Any], stream: Stream, size: 
 
 
 def _copy(learner: Learner) -> Learner:
-    copied = Learner(SCHEMA, learner.config)
+    copied = Learner(SCHEMA, learner.config, block=learner.dense.network.shape.block)
     copied.restore(*learner.state())
     return copied
 

@@ -15,6 +15,7 @@ def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_wha
     found = training.measure(True, argparse.Namespace(threads=1, only=None))
     phases = ["dense", *(f"sparse, {sparsity:.0%}" for sparsity in training.SPARSITIES)]
     expected = [(training.PLAIN, "dense"), *((name, phase) for name in training.VARIANTS for phase in phases)]
+    expected += [(name, "sparse, 90%") for name in training.UNITS]
     assert [(row["system"], row["phase"]) for row in found.rows] == expected
     for row in found.rows:
         assert row["events_per_s"] > row["with_hashing_per_s"] > 0 and math.isfinite(row["normalized_entropy"])
@@ -24,6 +25,8 @@ def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_wha
     for name in training.VARIANTS:
         dense, *sparse = (done[name, phase] for phase in phases)
         assert sparse[0] <= 0.2 * dense and sparse == sorted(sparse, reverse=True)
+    for name in training.UNITS:
+        assert 0.05 * dense < done[name, "sparse, 90%"] <= 0.1 * dense
 
 
 def test_made_up_events_are_the_same_each_time_and_fields_matter():
