@@ -58,8 +58,9 @@ class PruningConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of the embedding tables' bytes that may stay, (0, 1]; 1: tables are not pruned. Whole columns go, one
     dimension of one field each; every field keeps one at least. Not for small and rigl."""
     unit: Unit = "neuron"
-    """What is pruned: neurons, blocks of weights, or single weights. What is left of neurons is a narrow network, whose
-    products are the fastest. The policy small has narrow layers whatever the unit."""
+    """What is pruned. neuron: what is left is a narrow network, whose products are the fastest. block: blocks of
+    weights. weight: single ones. The policy small has narrow layers whatever the unit; tables are pruned only with
+    neurons."""
     block: tuple[int, int] = (8, 8)
     """unit = "block": its outputs and inputs, >= 1 each."""
     auto_tolerance_ratio: float = 0.001
