@@ -14,6 +14,7 @@ import msgspec
 
 from model.evaluation import Evaluation
 from model.network import Network
+from model.table_codes import encode_rows
 from pruning.policy import Phase
 from stream.history import History
 from stream.page import page
@@ -127,7 +128,9 @@ def size(count: int) -> str:
 
 
 def _bytes(network: Network) -> int:
-    return 4 * sum(math.prod(shape) for shape in network.shapes.values())
+    """As a checkpoint holds it."""
+    blocks = sum(encode_rows(kept).nbytes for kept in network.kept.values())
+    return 4 * sum(math.prod(shape) for shape in network.shapes.values()) + blocks
 
 
 def _measures(evaluation: Evaluation) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_wha
         dense, *sparse = (done[name, phase] for phase in phases)
         assert sparse[0] <= 0.2 * dense and sparse == sorted(sparse, reverse=True)
     for name in training.UNITS:
-        assert 0.05 * dense < done[name, "sparse, 90%"] <= 0.1 * dense
+        share = done[name, "sparse, 90%"] / done[training.DEFAULTS, "dense"]
+        assert 0.09 < share < 0.101  # four blocks of each layer stay whatever the budget
 
 
 def test_made_up_events_are_the_same_each_time_and_fields_matter():
