@@ -24,7 +24,8 @@ class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     horizon_steps: float = 100.0
     """Steps over which a unit's importance is averaged, >= 1."""
     curvature: float = 0.5
-    """Weight of the second-order term, the unit's Fisher information, beside the first-order one, >= 0."""
+    """Weight of the second-order term, the unit's Fisher information, beside the first-order one, >= 0. Blocks of
+    weights have the second-order term alone."""
     uniform: bool = False
     """Every layer keeps the same share of its units, the most important ones. False: how much each layer keeps is
     learned, too."""
@@ -100,8 +101,10 @@ class AuxiliaryMasks:
         ordered = {name: np.sort(v.numpy()) for name, v in value.items()}
         amounts = {group.name: amounts_by(group, value[group.name]) for group in self.groups}
         least = {name: v.topk(min(self.config.min_units, len(v))).indices for name, v in value.items()}
-        floor = {g.name: g.amount(torch.zeros(g.size, dtype=torch.bool).index_fill(0, least[g.name], True))
-                 for g in self.groups}  # fmt: skip
+        none = {name: torch.zeros(len(v), dtype=torch.bool) for name, v in value.items()}
+        floor = {
+            group.name: group.amount(none[group.name].index_fill(0, least[group.name], True)) for group in self.groups
+        }
 
         def fits(price: float) -> bool:
             dearer = {name: len(v) - int(np.searchsorted(v, np.float32(price), "right")) for name, v in ordered.items()}
@@ -138,7 +141,6 @@ def learn_sensitivity(
 ) -> None:
     """The same for blocks of weights: their Fisher information alone, alive or not (Theis et al., arXiv:1801.05787).
 
-    What one weight changes to first order is noise, hundreds of times its second order: measured, it cuts so many paths
-    that the network falls silent.
+    What one weight changes to first order is mostly noise: measured, it cuts so many paths that nothing is left to say.
     """
     importance_U.lerp_(gradient.square_U, max(1 / config.horizon_steps, 1 / steps))

@@ -17,7 +17,8 @@ import torch
 
 from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks, learn_importance
 from pruning.baselines import MagnitudeMasks, magnitudes
-from pruning.units import Cost, MaskGradient, UnitGroup
+from pruning.blocks import BlockCost
+from pruning.units import Cost, Group, MaskGradient, UnitGroup
 
 Weights = Mapping[str, torch.Tensor]
 _CLOSE_RATIO = 0.01
@@ -201,8 +202,8 @@ class Masks:
 
 def masks_for(
     kind: str,
-    groups: Sequence[UnitGroup],
-    cost: Cost,
+    groups: Sequence[Group],
+    cost: Cost | BlockCost,
     config: AuxiliaryConfig,
     columns: UnitGroup | None,
     tables: Tables,
