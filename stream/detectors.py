@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from river import base, drift
 
-from model.kernels import kernel
+from model.kernels import kernel, types
 from stream.errors import ConfigError
 from stream.signals import check_signal
 
@@ -36,8 +36,8 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     signal: str = "staleness"
     """One of those in `stream.signals`. Detectors of `river.drift.binary` need one of zeros and ones: label."""
     direction: Literal["up", "down", "both"] | None = None
-    """Changes of the mean that count. None: up for staleness, surprise, excess_loss and log_loss, which fall whenever
-    the model learns, and for unseen and stability; else both."""
+    """Changes of the mean that count. None: up for both kinds of staleness, excess_loss and log_loss, which fall
+    whenever the model learns, and for unseen and stability; else both."""
     parameters: dict[str, bool | int | float | str | None] = {}
     """Parameters of the River class; those left out are River's defaults, but `seed`, which is 0. The threshold of
     PageHinkley is calibrated unless it stands here."""
@@ -53,7 +53,7 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def counts(self) -> Literal["up", "down", "both"]:
         """The direction, resolved: up, down or both."""
-        rising = ("staleness", "surprise", "log_loss", "excess_loss", "unseen", "stability")
+        rising = ("staleness", "recent_staleness", "log_loss", "excess_loss", "unseen", "stability")
         return self.direction or ("up" if self.signal.partition(":")[0] in rising else "both")
 
     @property
@@ -108,22 +108,31 @@ def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, sta
     if detector.drift_detected:
         detector._reset()
     up, down = (math.inf if detector.mode == way else detector.threshold for way in ("down", "up"))
-    mean, state = detector._x_mean, np.empty(6)
-    state[:] = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease) + (
-        detector._min_increase,
-        detector._max_decrease,
-    )
-    found = _page_hinkley(values_B, start, state, up, down, detector.alpha, detector.delta, detector.min_instances)
-    mean.n, mean._mean, detector._sum_increase, detector._sum_decrease, *extremes = state.tolist()
+    mean = detector._x_mean
+    sums = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease)
+    extremes = (detector._min_increase, detector._max_decrease)
+    rules = (up, down, detector.alpha, detector.delta, detector.min_instances)
+    found, (mean.n, mean._mean, *sums), extremes = _page_hinkley(values_B, start, sums, extremes, rules)
+    detector._sum_increase, detector._sum_decrease = sums
     detector._min_increase, detector._max_decrease = extremes
     detector._drift_detected = found >= 0
     return found if found >= 0 else None
 
 
-@kernel("int64(float64[::1], int64, float64[::1], float64, float64, float64, float64, int64)")
-def _page_hinkley(values_B, start, state, up, down, alpha, delta, least):
+@kernel(
+    types.Tuple((types.int64, types.UniTuple(types.float64, 4), types.UniTuple(types.float64, 2)))(
+        types.float64[::1],
+        types.int64,
+        types.UniTuple(types.float64, 4),
+        types.UniTuple(types.float64, 2),
+        types.UniTuple(types.float64, 5),
+    )
+)
+def _page_hinkley(values_B, start, sums, extremes, rules):
     """River's own `update`, value by value and bit for bit."""
-    events, mean, increase, decrease, lowest, highest = state
+    events, mean, increase, decrease = sums
+    lowest, highest = extremes
+    up, down, alpha, delta, least = rules
     found = -1
     for index in range(start, len(values_B)):
         events += 1.0
@@ -136,8 +145,7 @@ def _page_hinkley(values_B, start, state, up, down, alpha, delta, least):
         if (increase - lowest > up or highest - decrease > down) and events >= least:
             found = index
             break
-    state[0], state[1], state[2], state[3], state[4], state[5] = events, mean, increase, decrease, lowest, highest
-    return found
+    return found, (events, mean, increase, decrease), (lowest, highest)
 
 
 @kernel("UniTuple(float64, 2)(float64[::1], float64, float64)")

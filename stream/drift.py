@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from stream.detectors import DetectorConfig
-from stream.drift_watch import Change, Watch
+from stream.drift_watch import STATE_VERSION, Change, Watch
 from stream.errors import ConfigError
 from stream.signals import OF_THE_NETWORK
 
@@ -32,12 +32,12 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     detectors: tuple[DetectorConfig, ...] = (
         DetectorConfig(signal="staleness"),
-        DetectorConfig(signal="surprise"),
+        DetectorConfig(signal="recent_staleness"),
         DetectorConfig(signal="adjusted_label"),
     )
     """Any number of detectors. The first of the default ones sees when what was learned long ago no longer holds, even
-    in part, the second when it holds again, the third small steps of the click rate, which the model learns away before
-    they show elsewhere."""
+    in part; the second when what was learned lately does not, as when an old concept comes back; the third small steps
+    of the click rate, which the model learns away before they show elsewhere."""
     topic: str = ""
     """Kafka topic to which each drift is written, one JSON object with the fields of `Drift`; "": none."""
     agree: Literal["any", "all"] | int = "any"
@@ -121,7 +121,7 @@ class DriftMonitor:
         Where several detectors must agree, each has a `Drift` of its own, at the event where it noticed.
         """
         for signal, values_B in signals.items():
-            if not math.isfinite(values_B.sum()):
+            if not math.isfinite(np.add.reduce(values_B)):
                 raise ValueError(f"signal {signal} is not finite in the batch from event {first_event} on")
         reading = [(place, one) for place, one in enumerate(self._watches) if one.config.signal in signals]
         for watch in self._watches:
@@ -179,7 +179,7 @@ class DriftMonitor:
         """Everything that later drifts depend on, as one array of bytes."""
         watches = [[_key(watch.config), watch.quiet_left_events, watch.state()] for watch in self._watches]
         votes = [[place, list(vote)] for place, vote in self._votes.items()]
-        state = {"river": version("river"), "watches": watches, "votes": votes}
+        state = {"river": _form(), "watches": watches, "votes": votes}
         state["counts"] = [self._watched_events, self._drifts]
         return {"detectors": np.frombuffer(msgspec.msgpack.encode(state), np.uint8).copy()}
 
@@ -191,7 +191,7 @@ class DriftMonitor:
         for watch in self._watches:
             watch.reset()
             watch.quiet_left_events, detector = kept.get(_key(watch.config), (self.config.quiet_events, None))
-            if detector and state["river"] == version("river"):
+            if detector and state["river"] == _form():
                 watch.restore(detector)
             else:
                 log.warning("the snapshot has no %s on %s for this River: it begins anew", *watch.name)
@@ -212,6 +212,11 @@ class DriftMonitor:
             if len(self._votes) >= self.config.votes:
                 return index
         return None
+
+
+def _form() -> str:
+    """What a detector's state depends on, beside its configuration: River's version, and that of `Watch.state`."""
+    return f"{version('river')}/{STATE_VERSION}"
 
 
 def _key(config: DetectorConfig) -> str:

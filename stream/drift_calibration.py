@@ -17,11 +17,12 @@ from model.kernels import kernel
 Direction = Literal["up", "down", "both"]
 SLACK = 0.05
 """Shift of the mean, in standard deviations of the signal, below which nothing is a drift."""
+SPAN_EVENTS = 512
+"""How long the fluctuations are that a calm stretch can show."""
 _BLOCK_EVENTS = 2_048
 _PATHS = 16
 _TAIL_EVENTS = 5_000
 _LEAST_PEAKS = 20
-_SPAN_EVENTS = 512
 _NEWTON_STEPS = 8
 
 
@@ -37,7 +38,8 @@ def _height(calm_E: np.ndarray, paths_PE: np.ndarray, slack: float, expected_eve
     peaks = np.empty(paths_PE.size)
     peaks_desc = np.sort(peaks[: _excursions(paths_PE, slack, peaks)])[::-1]
     tail = peaks_desc[: max(_LEAST_PEAKS, paths_PE.size // _TAIL_EVENTS)]
-    decay = min(1 / max(float((tail - tail[-1]).mean()), 1e-12), _decay(calm_E - calm_E.mean(), slack))
+    measured = 1 / max(float((tail - tail[-1]).mean()), 1e-12)
+    decay = math.sqrt(measured * _decay(calm_E - calm_E.mean(), slack))
     return float(tail[-1]) + max(math.log(len(tail) / paths_PE.size * expected_events), 0.0) / decay
 
 
@@ -58,8 +60,9 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
     skewness. Neighbours that are alike make sums vary more, and peaks that much higher."""
     variance = float(noise_E.var())
     sums_E = np.append(0, np.cumsum(noise_E))
-    spans_E = sums_E[_SPAN_EVENTS:] - sums_E[:-_SPAN_EVENTS]
-    inflation = max(float(spans_E.var()) / (_SPAN_EVENTS * variance), 1.0)
+    spans_E = sums_E[SPAN_EVENTS:] - sums_E[:-SPAN_EVENTS]
+    apart_E = spans_E[SPAN_EVENTS:] - spans_E[:-SPAN_EVENTS]  # of neighbours: a slow trend is no burst
+    inflation = max(float((apart_E**2).mean()) / (2 * SPAN_EVENTS * variance), 1.0)
     # Neither this mean nor the one that a detector compares with is the true one: a standard error is set aside.
     slack -= min(math.sqrt(variance * inflation / len(noise_E)), slack / 2)
     rate = 2 * slack / variance

@@ -3,12 +3,12 @@
 In: values of one signal, in order. Out: changes, each with its size, how far that can be trusted, and whether it came
 at once. The first `calibration_events` that it reads, and those after each reset, are the calm stretch that its
 sensitivity follows from; before the first of them is over it notices nothing. After a reset the first 8,192 events say
-what mean and spread are now: compared with a mean of fewer, noise would look like drift.
+what mean and spread are now: compared with a mean of fewer, noise would look like drift. Fluctuations that last for
+thousands of events can't be told from one stretch, and are measured as long as the detector lives.
 """
 
 import logging
 import math
-from collections import deque
 from statistics import median_low
 from typing import Any, NamedTuple
 
@@ -16,17 +16,22 @@ import numpy as np
 
 from model.kernels import kernel
 from stream.detectors import DetectorConfig, begin_with, next_change
-from stream.drift_calibration import SLACK, cusum_threshold
+from stream.drift_calibration import SLACK, SPAN_EVENTS, cusum_threshold
 from stream.drift_state import freeze, thaw
 
 log = logging.getLogger("niwaki")
 
+STATE_VERSION = 2
+"""Of what `Watch.state` tells."""
 _RECENT_EVENTS = 4_096  # how far back a change that was just noticed may have begun
 _LEAST_EVENTS = 64  # and how far back at least: a few outliers are not a change
 _ABRUPT_EVENTS = 1_000
 _BASE_EVENTS = 8_192  # that mean and spread are taken of before a calibrated detector compares with them
 _KEPT_HEIGHTS = 5  # calibrations that the present threshold is a median of
 _PIECES = 16  # of a stretch, to see how far its mean can be trusted
+_SPANS = 8  # neighbours of `SPAN_EVENTS` each, whose sum is compared with that of the next ones
+_BEFOREHAND, _GREATEST = 30, 12.0  # comparisons that showed nothing, and how much one of them may show
+_COMPARED_HALF_LIFE_EVENTS = 1_000_000.0
 
 
 class Change(NamedTuple):
@@ -63,6 +68,8 @@ class Watch:
         self.expected_events = expected_events if config.calibrated else 0
         self._calibration_events = calibration_events if self.expected_events else 0
         self._heights: list[float] = []
+        self._scale = 0.0  # standard deviation that the detector is set for
+        self._compared_4 = np.zeros(4)  # of spans, of all of them together: sum of squares, number; they fade
         self.reset()
 
     def reset(self) -> None:
@@ -71,6 +78,8 @@ class Watch:
         self._calm: list[np.ndarray] = []
         self._calm_left_events = self._calibration_events
         self._base_left_events = _BASE_EVENTS if self.levels else 0
+        self._before = self._comparison = math.nan
+        self._span_events, self._spans_S = 0, np.zeros(_SPANS)
         self._clear()
 
     @property
@@ -85,9 +94,12 @@ class Watch:
         if self._calm and not self._calm_left_events:
             self._calibrate(np.concatenate(self._calm).astype(np.float64))
             self._calm = []
-        lefts = (
-            (self.quiet_left_events,) if self.quiet_left_events else (self._calm_left_events, self._base_left_events)
-        )
+        if self.quiet_left_events:
+            return self.quiet_left_events
+        if self._span_events == _SPANS * SPAN_EVENTS:
+            self._compare()
+        span_left_events = _SPANS * SPAN_EVENTS - self._span_events if self.expected_events else 0
+        lefts = (self._calm_left_events, self._base_left_events, span_left_events)
         return min(filter(None, lefts), default=None)
 
     def wait(self, events: int) -> None:
@@ -127,43 +139,58 @@ class Watch:
         """Everything, for a snapshot."""
         return {
             "detector": freeze(self._detector),
-            "sums": [self._events, self._total, self._squares],
+            "sums": self._sums_3.tolist(),
             "recent": self._last_values().tobytes(),
+            "spans": [self._span_events, self._spans_S.tolist(), self._before, self._comparison],
+            "compared": self._compared_4.tolist(),
             "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
             "levels": self.levels,
             "heights": self._heights,
+            "scale": self._scale,
             "counts": [self.watched_events, self.alarms],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Undo `state`."""
-        self.levels, self._heights = state["levels"], state["heights"]
+        self.levels, self._heights, self._scale = state["levels"], state["heights"], state["scale"]
         self.watched_events, self.alarms = state["counts"]
         self.reset()
         thaw(self._detector, state["detector"])
-        self._events, self._total, self._squares = state["sums"]
+        self._sums_3 = np.array(state["sums"])
         recent = np.frombuffer(state["recent"])
-        self._recent, self._recent_events = deque([recent]), len(recent)
+        self._recent[(self._events - len(recent) + np.arange(len(recent))) % _RECENT_EVENTS] = recent
+        self._span_events, spans, self._before, self._comparison = state["spans"]
+        self._spans_S, self._compared_4 = np.array(spans), np.array(state["compared"])
         calm, self._calm_left_events, self._base_left_events = state["calm"]
         self._calm = [np.frombuffer(calm, np.float32)] if calm else []
 
     def _clear(self) -> None:
-        self._events, self._total, self._squares = 0, 0.0, 0.0
-        self._recent: deque[np.ndarray] = deque()
-        self._recent_events = 0
+        self._sums_3 = np.zeros(3)  # events, values, squares
+        self._recent = np.empty(_RECENT_EVENTS)
+
+    @property
+    def _events(self) -> int:
+        return int(self._sums_3[0])
+
+    @property
+    def _deviation(self) -> float:
+        """Standard deviation since the last reset."""
+        events, total, squares = self._sums_3.tolist()
+        return math.sqrt(max(squares / events - (total / events) ** 2, 0.0))
 
     def _last_values(self) -> np.ndarray:
         """Those since the last reset, at most so far back as a change may have begun."""
-        return np.concatenate([np.empty(0), *self._recent])[-_RECENT_EVENTS:]
+        events = self._events
+        if events < _RECENT_EVENTS:
+            return self._recent[:events].copy()
+        return np.roll(self._recent, -events % _RECENT_EVENTS)
 
     def _take(self, values_B: np.ndarray) -> None:
         events = len(values_B)
-        self._events += events
-        self._total, self._squares = _add(values_B, self._total, self._squares)
-        self._recent.append(values_B.copy())
-        self._recent_events += events
-        while self._recent_events - len(self._recent[0]) >= _RECENT_EVENTS:
-            self._recent_events -= len(self._recent.popleft())
+        _add(values_B, self._sums_3, self._recent)
+        if self.expected_events:
+            _add_spans(values_B, self._span_events, self._spans_S)
+            self._span_events += events
         if self._calm_left_events:
             self._calm.append(values_B.astype(np.float32))
             self._calm_left_events -= events
@@ -173,10 +200,21 @@ class Watch:
             if not self._base_left_events:
                 self._set(self._deviation)
 
-    @property
-    def _deviation(self) -> float:
-        """Standard deviation since the last reset."""
-        return math.sqrt(max(self._squares / self._events - (self._total / self._events) ** 2, 0.0))
+    def _compare(self) -> None:
+        """See how long fluctuations last: how much more sums over many events vary than the calibration, which knows
+        those over few, expects. Neighbours are compared, so a slow trend is no fluctuation (von Neumann, 1941)."""
+        fade = 0.5 ** (_SPANS * SPAN_EVENTS / _COMPARED_HALF_LIFE_EVENTS)
+        squares, spans, excess, compared = (fade * self._compared_4).tolist()
+        if not math.isnan(self._comparison):  # has waited: had it been a drift, it would have been noticed since
+            excess, compared = excess + self._comparison, compared + 1
+        squares, spans = squares + float((np.diff(self._spans_S) ** 2).sum()), spans + _SPANS - 1
+        total = float(self._spans_S.sum())
+        if squares and not math.isnan(self._before):
+            self._comparison = min((total - self._before) ** 2 / (_SPANS * squares / spans), _GREATEST)
+        self._compared_4[:] = squares, spans, excess, compared
+        self._before, self._span_events = total, 0
+        self._spans_S[:] = 0
+        self._set(self._scale)
 
     def _calibrate(self, calm_E: np.ndarray) -> None:
         """Be as sensitive as the stretch that has just been read allows. Of later stretches the median counts, the
@@ -198,39 +236,53 @@ class Watch:
         """Set the detector for a signal of this standard deviation; it goes on from where it is."""
         if not deviation:
             return
+        self._scale = deviation
         slack = float(self.config.parameters.get("delta", SLACK * deviation))
-        self.levels = {"delta": slack, "threshold": float(median_low(self._heights)) * deviation}
+        _, _, excess, compared = self._compared_4.tolist()
+        lasting = max((_BEFOREHAND + excess) / (_BEFOREHAND + compared), 1.0)
+        self.levels = {"delta": slack, "threshold": float(median_low(self._heights)) * deviation * lasting}
         vars(self._detector).update(self.levels)
 
     def _measure(self) -> Change:
         """The change just noticed, cut where the means differ most."""
-        least, recent = min(_LEAST_EVENTS, max(self._events // 2, 1)), self._last_values()
-        lengths = np.arange(least, max(min(len(recent), self._events - least), least) + 1)
+        events, total, squares = self._sums_3.tolist()
+        least, recent = min(_LEAST_EVENTS, max(int(events) // 2, 1)), self._last_values()
+        lengths = np.arange(least, max(min(len(recent), int(events) - least), least) + 1)
         totals = np.cumsum(recent[::-1])[lengths - 1]
-        rests = np.maximum(self._events - lengths, 1)
-        after, before = totals / lengths, (self._total - totals) / rests
+        rests = np.maximum(events - lengths, 1)
+        after, before = totals / lengths, (total - totals) / rests
         rise = (after - before) * np.sqrt(lengths * rests)  # in units of the signal's spread
         if self.config.detector == "ADWIN":  # has compared what it dropped with what it kept
-            width, total = self._detector.width, self._detector.total
-            rose = total * (self._events - width) > (self._total - total) * width
+            width, kept = self._detector.width, self._detector.total
+            rose = kept * (events - width) > (total - kept) * width
         else:
             mode = getattr(self._detector, "mode", "both")
             rose = mode == "up" or (mode == "both" and bool(rise.max() > -rise.min()))
         cut = int(np.argmax(rise if rose else -rise))
         since = recent[len(recent) - min(int(lengths[cut]), len(recent)) :]
-        variance = max(self._squares / self._events - (self._total / self._events) ** 2, 0.0)
-        error = math.hypot(_error(since), math.sqrt(variance / rests[cut]))
+        error = math.hypot(_error(since), self._deviation / math.sqrt(rests[cut]))
         kind = "abrupt" if len(since) <= _ABRUPT_EVENTS else "gradual"
         return Change(float(before[cut]), float(after[cut]), error, len(since), kind, rose)
 
 
-@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)")
-def _add(values_B, total, squares):
-    """Sums that do not depend on where a batch ends: one after the other."""
+@kernel("void(float64[::1], float64[::1], float64[::1])")
+def _add(values_B, sums_3, recent):
+    """Sums that do not depend on where a batch ends: one after the other; and the last values, in a ring."""
+    events, total, squares = sums_3
+    place = int(events) % len(recent)
     for value in values_B:
         total += value
         squares += value * value
-    return total, squares
+        recent[place] = value
+        place = place + 1 if place + 1 < len(recent) else 0
+    sums_3[0], sums_3[1], sums_3[2] = events + len(values_B), total, squares
+
+
+@kernel("void(float64[::1], int64, float64[::1])")
+def _add_spans(values_B, events, spans_S):
+    """The sum of each span of events, of which there have been so many."""
+    for b in range(len(values_B)):
+        spans_S[(events + b) // SPAN_EVENTS] += values_B[b]
 
 
 def _error(values: np.ndarray) -> float:

@@ -21,18 +21,26 @@ SIGNALS = {
     "excess_loss": "log loss less the entropy of the prediction, nats: 0 on average as long as the model is calibrated,"
     " whatever the time of day and however far it has learned",
     "staleness": "the prediction's error times what the slowest expert's logit has above that of the next one, in units"
-    " of its own spread: 0 on average as long as the prediction is calibrated, above it where what was learned long ago"
-    " no longer holds",
-    "surprise": "excess_loss in units of its own spread, outliers cut off",
+    " of its own spread, seasonally adjusted: 0 on average as long as the prediction is calibrated, above it where what"
+    " was learned long ago no longer holds",
+    "recent_staleness": "the same of the next expert and the one after it: above 0 where what was learned lately no"
+    " longer holds, be it that what was learned long ago holds again",
     "log_loss": "of the prediction made before the event was learned, nats",
     "calibration_error": "that prediction minus the label",
     "label": "the label",
-    "adjusted_label": "the label less what is usual at its hour of the day (UTC), beyond the mean: what is usual is"
-    " learned in the first day of event time, and the detectors wait for it. Events without a time: the label",
+    "adjusted_label": "the label, seasonally adjusted. What is usual is learned in the first day of event time, and"
+    " detectors wait for it",
     "prediction": "that prediction",
 }
 """What a detector can be set on: name and meaning."""
-OF_THE_NETWORK = ("excess_loss", "staleness", "surprise", "log_loss", "calibration_error", "prediction")
+OF_THE_NETWORK = (
+    "excess_loss",
+    "staleness",
+    "recent_staleness",
+    "log_loss",
+    "calibration_error",
+    "prediction",
+)
 """Those that jump when the network is exchanged; the others do not see it."""
 FIELD_SIGNALS = {
     "unseen": "1 where the column has a value that no event before had, else 0; for embedded fields",
@@ -49,6 +57,8 @@ _SPREAD_HALF_LIFE_EVENTS = 10_000.0
 _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 _COURSE_HALF_LIFE_S = 7 * _DAY_S
 _COURSE_PRIOR_EVENTS = 500
+_STALENESS = {"staleness": 0, "recent_staleness": 1}  # by the expert whose it is
+_OUTLIER = 8.0
 
 
 def check_signal(name: str) -> None:
@@ -71,8 +81,9 @@ class Signals:
         self._rows = rows
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
-        self._staleness, self._surprise = _Scale(8.0), _Scale(5.0)
-        self._course = _Course()
+        self._scales = {name: _Scale() for name in self._names if name in _STALENESS}
+        adjusted = [name for name in self._names if name in (*_STALENESS, "adjusted_label")]
+        self._courses = {name: _Course(learned=name in OF_THE_NETWORK) for name in adjusted}
         self._place: dict[str, int] = {}
         for name in self._names:
             check_signal(name)
@@ -101,30 +112,27 @@ class Signals:
 
         `experts_BE`: logits of the experts, of which `logits_B` are mixed.
         """
-        labels_B = batch.labels_B
-        logits_B = logits_B.astype(np.float64)
-        predictions_B = 1 / (1 + np.exp(-logits_B))
-        errors_B = predictions_B - labels_B
-        signals = {}
+        labels_B, times_s_B, signals = batch.labels_B.astype(np.float64), batch.times_s_B, {}
         for name in self._names:
             kind, _, column = name.partition(":")
-            if kind == "excess_loss":
-                signals[name] = errors_B * logits_B  # the loss less the entropy of the prediction, exactly
+            if kind in _STALENESS:
+                slow = _STALENESS[kind]
+                if slow + 1 < experts_BE.shape[1]:
+                    scaled_B = self._scales[name].update(logits_B, experts_BE, slow, labels_B)
+                    signals[name] = None if scaled_B is None else self._courses[name].update(scaled_B, times_s_B)
+            elif kind == "adjusted_label":
+                adjusted_B = self._courses[name].update(labels_B, times_s_B)
+                signals[name] = adjusted_B if self._courses[name].known else None
+            elif kind == "label":
+                signals[name] = labels_B
             elif kind == "log_loss":
                 signals[name] = losses_B
-            elif kind == "calibration_error":
-                signals[name] = errors_B
-            elif kind == "label":
-                signals[name] = labels_B.astype(np.float64)
-            elif kind == "staleness":
-                apart_B = experts_BE[:, 0].astype(np.float64) - experts_BE[:, 1]
-                signals[name] = self._staleness.update(errors_B * apart_B)
-            elif kind == "surprise":
-                signals[name] = self._surprise.update(errors_B * logits_B)
-            elif kind == "adjusted_label":
-                signals[name] = self._course.update(labels_B.astype(np.float64), batch.times_s_B)
             elif kind == "prediction":
-                signals[name] = predictions_B
+                signals[name] = _predictions(logits_B)
+            elif kind == "calibration_error":
+                signals[name] = _predictions(logits_B) - labels_B
+            elif kind == "excess_loss":  # the loss less the entropy of the prediction, exactly
+                signals[name] = (_predictions(logits_B) - labels_B) * logits_B
             elif kind == "unseen":
                 signals[name] = self._unseen(features, column)
             else:
@@ -154,7 +162,8 @@ class Signals:
                 part.restore(arrays[name])
 
     def _parts(self) -> "list[tuple[str, _Scale | _Course]]":
-        return [("staleness", self._staleness), ("surprise", self._surprise), ("course", self._course)]
+        scales = [(f"scale:{name}", scale) for name, scale in self._scales.items()]
+        return scales + [(f"course:{name}", course) for name, course in self._courses.items()]
 
     def _unseen(self, features: Features, column: str) -> np.ndarray:
         """Two values that are hashed to one row count as one. Missing is seen from the start."""
@@ -207,21 +216,22 @@ class _Shares:
 
 
 class _Scale:
-    """The spread of a signal lately, to measure it by."""
+    """Staleness, and its spread lately to measure it by."""
 
-    def __init__(self, outlier: float):
-        """`outlier`: where values are cut off."""
-        self._outlier = outlier
+    def __init__(self):
         self._sums_2 = np.zeros(2)  # of squares, and of events; they fade
 
-    def update(self, values_B: np.ndarray) -> np.ndarray | None:
-        """(B,) in units of the root mean square of before the batch, outliers cut off; None: there is none."""
+    def update(
+        self, logits_B: np.ndarray, experts_BE: np.ndarray, slow: int, labels_B: np.ndarray
+    ) -> np.ndarray | None:
+        """(B,) of expert `slow`, in units of the root mean square of before the batch, outliers cut off; None: there is
+        none."""
         squares, events = self._sums_2.tolist()
         spread = math.sqrt(squares / max(events, 1.0))
-        fade = 0.5 ** (len(values_B) / _SPREAD_HALF_LIFE_EVENTS)
-        scaled_B = np.empty_like(values_B)
-        gained = _scale(values_B, spread, self._outlier, scaled_B)
-        self._sums_2[:] = squares * fade + gained, events * fade + len(values_B)
+        scaled_B = np.empty_like(labels_B)
+        gained = _staleness(logits_B, experts_BE, slow, labels_B, spread, scaled_B)
+        fade = 0.5 ** (len(labels_B) / _SPREAD_HALF_LIFE_EVENTS)
+        self._sums_2[:] = squares * fade + gained, events * fade + len(labels_B)
         return scaled_B if spread else None
 
     def state(self) -> np.ndarray:
@@ -232,60 +242,100 @@ class _Scale:
 
 
 class _Course:
-    """How the label goes with the hour of the day, so that a daily cycle is known (seasonal adjustment)."""
+    """How a signal goes with the hour of the day (UTC), so that daily cycles are known: seasonal adjustment.
 
-    def __init__(self):
-        self._counts_2H = np.zeros((2, 24))  # sums of labels, and events; they fade with event time
-        self._first_s = self._last_s = math.nan
+    A day is taken in when it is over, so no drift becomes usual while it is looked for. How far the usual course is
+    trusted is how far it has foretold the days since: noise and what happened once are not repeated.
+    """
 
-    def update(self, labels_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray | None:
-        """(B,) labels less what is usual at their hour beyond the mean, by what was known before the batch; None within
-        the first day."""
-        if not (times_s_B[0] or times_s_B[-1]):
-            return labels_B
-        if math.isnan(self._first_s):
-            self._first_s = self._last_s = float(times_s_B[0])
-        known = times_s_B[0] - self._first_s >= _DAY_S
-        adjusted_B = np.empty_like(labels_B)
-        self._last_s = _adjust(labels_B, np.ascontiguousarray(times_s_B), self._last_s, self._counts_2H, adjusted_B)
-        return adjusted_B if known else None
+    def __init__(self, learned: bool):
+        """`learned`: the signal depends on what the model has learned, so its first day is left out, and the course of
+        the next not trusted before it is repeated."""
+        self._sums_23H = np.zeros((2, 3, 24))  # known, and of this day: events, values, squares; they fade with days
+        self._products_2 = np.array([0.0, 1e-12]) if learned else np.full(2, 1e-12)  # whose ratio is the trust
+        self._day_ends_s, self._left_out = math.nan, learned
+        self._set()
+
+    @property
+    def known(self) -> bool:
+        """Whether a day has been taken in, or events have no times."""
+        return bool(self._sums_23H[0, 0].any()) or math.isnan(self._day_ends_s)
+
+    def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:
+        """(B,) values less what was usual at their hour, in proportion to the usual spread. Events without times stay
+        as they are, and so do those of the first day."""
+        first_s, last_s = times_s_B[0], times_s_B[-1]
+        if not (first_s or last_s):
+            return values_B
+        if math.isnan(self._day_ends_s):
+            self._day_ends_s = float(first_s) + _DAY_S
+        elif first_s >= self._day_ends_s:
+            self._take_in(float(first_s))
+        adjusted_B = np.empty_like(values_B)
+        _adjust(values_B, np.ascontiguousarray(times_s_B), self._usual_3H, self._sums_23H[1], adjusted_B)
+        return adjusted_B
 
     def state(self) -> np.ndarray:
-        return np.append(self._counts_2H, [self._first_s, self._last_s])
+        return np.concatenate([self._sums_23H.ravel(), self._products_2, [self._day_ends_s, self._left_out]])
 
     def restore(self, state: np.ndarray) -> None:
-        self._counts_2H = state[:-2].reshape(2, 24).copy()
-        self._first_s, self._last_s = state[-2:].tolist()
+        self._sums_23H, self._products_2 = state[:-4].reshape(2, 3, 24).copy(), state[-4:-2].copy()
+        self._day_ends_s, self._left_out = float(state[-2]), bool(state[-1])
+        self._set()
+
+    def _take_in(self, now_s: float) -> None:
+        known_3H, day_3H = self._sums_23H
+        fade = 0.5 ** ((now_s - self._day_ends_s + _DAY_S) / _COURSE_HALF_LIFE_S)
+        if self.known and not self._left_out:
+            events_H, totals_H, _ = day_3H
+            apart_2H = np.stack([totals_H / np.maximum(events_H, 1), self._means_H])
+            apart_2H -= np.average(apart_2H, axis=1, weights=events_H)[:, None]
+            self._products_2 = fade * self._products_2 + apart_2H @ (events_H * apart_2H[1])
+        known_3H *= fade
+        if not self._left_out:
+            known_3H += day_3H
+        day_3H[:] = 0
+        self._day_ends_s, self._left_out = now_s + _DAY_S, False
+        self._set()
+
+    def _set(self) -> None:
+        """What is usual at each hour: its mean, and what that is mapped to, which some unusual hours do not change;
+        and its spread, likewise."""
+        known_3H = self._sums_23H[0]
+        _, total, squares = known_3H.sum(1) / max(known_3H[0].sum(), 1.0)
+        # Hours with few events are taken to be like the others.
+        events_H, totals_H, squares_H = known_3H + _COURSE_PRIOR_EVENTS * np.array([[1.0], [total], [squares]])
+        self._means_H = totals_H / events_H
+        spreads_H = np.sqrt(np.maximum(squares_H / events_H - self._means_H**2, 0))
+        ratios_H = np.median(spreads_H) / spreads_H if spreads_H.min() > 0 else np.ones(24)
+        trust = min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0)
+        shifts_H = trust * (np.median(self._means_H) - self._means_H)
+        self._usual_3H = np.stack([self._means_H, self._means_H + shifts_H, 1 + trust * (ratios_H - 1)])
 
 
-@kernel("float64(float64[::1], float64, float64, float64[::1])")
-def _scale(values_B, spread, outlier, scaled_B):
-    """Values in units of `spread`, cut off; returns the sum of their squares."""
+def _predictions(logits_B: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
+
+
+@kernel("float64(float32[:], float32[:,:], int64, float64[::1], float64, float64[::1])")
+def _staleness(logits_B, experts_BE, slow, labels_B, spread, scaled_B):
+    """In units of `spread`, cut off; returns the sum of its squares."""
     squares = 0.0
-    for b in range(len(values_B)):
-        squares += values_B[b] * values_B[b]
-        scaled_B[b] = min(max(values_B[b] / spread, -outlier), outlier) if spread > 0 else 0.0
+    for b in range(len(labels_B)):
+        apart = np.float64(experts_BE[b, slow]) - experts_BE[b, slow + 1]
+        value = (1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]) * apart
+        squares += value * value
+        scaled_B[b] = min(max(value / spread, -_OUTLIER), _OUTLIER) if spread > 0 else 0.0
     return squares
 
 
-@kernel("float64(float64[::1], float64[::1], float64, float64[:,::1], float64[::1])")
-def _adjust(labels_B, times_s_B, last_s, counts_2H, adjusted_B):
-    """Labels less what is usual at their hour by `counts_2H`, which then take them in; returns the latest time."""
-    labels = events = 0.0
-    for hour in range(24):
-        labels += counts_2H[0, hour]
-        events += counts_2H[1, hour]
-    mean = labels / max(events, 1.0)
-    latest_s = last_s
-    for b in range(len(labels_B)):
+@kernel("void(float64[::1], float64[::1], float64[:,::1], float64[:,::1], float64[::1])")
+def _adjust(values_B, times_s_B, usual_3H, day_3H, adjusted_B):
+    """Values by what is usual at their hour; `day_3H` takes them in."""
+    for b in range(len(values_B)):
         hour = int(times_s_B[b] // _HOUR_S) % 24
-        # Hours with few events are taken to be like the others.
-        usual = (counts_2H[0, hour] + _COURSE_PRIOR_EVENTS * mean) / (counts_2H[1, hour] + _COURSE_PRIOR_EVENTS)
-        adjusted_B[b] = labels_B[b] - (usual - mean)
-        latest_s = max(latest_s, times_s_B[b])
-    counts_2H *= 0.5 ** ((latest_s - last_s) / _COURSE_HALF_LIFE_S)
-    for b in range(len(labels_B)):
-        hour = int(times_s_B[b] // _HOUR_S) % 24
-        counts_2H[0, hour] += labels_B[b]
-        counts_2H[1, hour] += 1.0
-    return latest_s
+        value = values_B[b]
+        adjusted_B[b] = usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
+        day_3H[0, hour] += 1.0
+        day_3H[1, hour] += value
+        day_3H[2, hour] += value * value

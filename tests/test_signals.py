@@ -31,7 +31,7 @@ def test_only_what_was_asked_for_is_computed():
 def test_the_excess_loss_is_the_loss_less_the_entropy_of_the_prediction():
     batch, logits = click_events(200), np.linspace(-6, 6, 200, dtype=np.float32)
     values = compute(signals(*SIGNALS), batch, logits)
-    assert "surprise" not in values  # nothing to measure it by yet
+    assert "staleness" not in values  # nothing to measure it by yet
     entropies = [binary_entropy(p) for p in values["prediction"]]
     assert values["excess_loss"] == pytest.approx(values["log_loss"] - entropies, abs=1e-6)
     assert values["calibration_error"] == pytest.approx(values["prediction"] - batch.labels_B)
@@ -89,17 +89,53 @@ def test_from_the_second_day_on_the_adjusted_label_has_no_daily_cycle_and_keeps_
     assert values[day].mean() == pytest.approx(0.2, abs=0.01)
 
 
-def test_surprise_is_the_excess_loss_in_units_of_its_spread_without_outliers():
-    rng, target = np.random.default_rng(0), signals("surprise", "excess_loss")
-    logits = rng.normal(-4, 1, 4_000).astype(np.float32)
+def test_staleness_is_in_units_of_its_spread_without_outliers():
+    rng, target = np.random.default_rng(0), signals("staleness", "recent_staleness")
+    logits, experts = rng.normal(-4, 1, 4_000).astype(np.float32), rng.normal(-4, 1, (4_000, 4)).astype(np.float32)
     batch = with_times(rng.random(4_000) < 1 / (1 + np.exp(-logits)), np.zeros(4_000))
-    compute(target, batch.slice(0, 2_000), logits[:2_000])
-    values = compute(target, batch.slice(2_000, 4_000), logits[2_000:])
-    surprise, excess = values["surprise"], values["excess_loss"]
-    inside = np.abs(surprise) < 5
-    assert surprise.max() == 5 and inside.any()
-    assert np.ptp((excess / surprise)[inside]) < 1e-9
-    assert (excess / surprise)[inside][0] == pytest.approx(np.sqrt((excess**2).mean()), rel=0.3)
+    halves = (slice(0, 2_000), slice(2_000, 4_000))
+    _, values = [
+        target.compute(None, batch.slice(at.start, at.stop), experts[at], logits[at], logits[at]) for at in halves
+    ]
+    errors = (1 / (1 + np.exp(-logits.astype(np.float64))) - batch.labels_B)[2_000:]
+    for name, slow in (("staleness", 0), ("recent_staleness", 1)):
+        raw, scaled = errors * (experts[2_000:, slow].astype(np.float64) - experts[2_000:, slow + 1]), values[name]
+        inside = np.abs(scaled) < 8
+        assert np.abs(scaled).max() == 8 and inside.any()
+        assert np.ptp((raw / scaled)[inside]) < 1e-6
+        assert (raw / scaled)[inside][0] == pytest.approx(np.sqrt((raw**2).mean()), rel=0.3)
+
+
+def test_staleness_has_no_daily_cycle_once_that_has_been_foretold_and_keeps_what_is_new():
+    """The truth goes up and down within the day, the prediction and the slow expert do not."""
+    rng, target, events = np.random.default_rng(0), signals("staleness"), 6 * 86_400
+    times_s = 1_700_006_400 + np.arange(events) * 1.0
+    wave = np.sin(times_s * 2 * np.pi / 86_400).astype(np.float32)
+    truth = -1 + 0.8 * wave
+    truth[-86_400:] += 0.8  # something new on the last day
+    labels = rng.random(events) < 1 / (1 + np.exp(-truth))
+    experts, values = np.stack([np.full(events, -1, np.float32), -0.5 + 0.1 * wave, wave], 1), []
+    for at in range(0, events, 1_200):
+        batch, cut = with_times(labels[at : at + 1_200], times_s[at : at + 1_200]), slice(at, at + 1_200)
+        values.append(target.compute(None, batch, experts[cut], experts[cut, 0], experts[cut, 0]).get("staleness"))
+    values = np.concatenate([np.zeros(1_200), *values[1:]])
+
+    def by_hour(day: int) -> np.ndarray:
+        today = values[day * 86_400 : (day + 1) * 86_400]
+        return today.reshape(24, -1).mean(1)
+
+    assert np.ptp(by_hour(2)) > 0.5  # not trusted yet
+    assert np.ptp(by_hour(4)) < 0.2
+    assert (by_hour(5) - by_hour(4)).min() > 0.1
+
+
+def test_what_happened_once_becomes_no_daily_cycle():
+    target, days = signals("adjusted_label"), 4
+    times_s, rng = np.arange(days * 86_400) * 1.0, np.random.default_rng(0)
+    rate = np.where((times_s >= 86_400 + 6 * 3_600) & (times_s < 86_400 + 9 * 3_600), 0.4, 0.2)
+    values = adjusted(target, rng.random(len(rate)) < rate, times_s)
+    last = values[3 * 86_400 :].reshape(24, -1).mean(1)
+    assert np.ptp(last) < 0.06  # and not the 0.1 that it would be, had the second day become usual
 
 
 def test_without_times_the_adjusted_label_is_the_label():
@@ -132,7 +168,7 @@ def test_the_stability_of_a_column_is_about_0_until_its_values_change(column):
 
 @pytest.mark.parametrize("stop", [1_000, 3_000])
 def test_restored_signals_go_on_exactly(stop):
-    names = ("unseen:item", "stability:item", "stability:price", "staleness", "surprise")
+    names = ("unseen:item", "stability:item", "stability:price", "staleness", "recent_staleness")
     first, second, batch = signals(*names), signals(*names), click_events(4_000)
     compute(first, batch.slice(0, stop))
     second.restore({name: array.copy() for name, array in first.state().items()})
