@@ -30,39 +30,35 @@ def cusum_threshold(calm_E: np.ndarray, slack: float, direction: Direction, expe
     """The height that a cumulative sum of a signal like `calm_E`, less its mean and `slack` an event and never below 0,
     exceeds once in `expected_events`."""
     signs = {"up": (1,), "down": (-1,), "both": (1, -1)}[direction]
-    paths_PE = _resample(calm_E)
-    return max(_height(sign * calm_E, sign * paths_PE, slack, expected_events * len(signs)) for sign in signs)
+    return max(_height(sign * calm_E, slack, expected_events * len(signs)) for sign in signs)
 
 
-def _height(calm_E: np.ndarray, paths_PE: np.ndarray, slack: float, expected_events: float) -> float:
-    peaks = np.empty(paths_PE.size)
-    peaks_desc = np.sort(peaks[: _excursions(paths_PE, slack, peaks)])[::-1]
-    tail = peaks_desc[: max(_LEAST_PEAKS, paths_PE.size // _TAIL_EVENTS)]
-    measured = 1 / max(float((tail - tail[-1]).mean()), 1e-12)
-    decay = math.sqrt(measured * _decay(calm_E - calm_E.mean(), slack))
-    return float(tail[-1]) + max(math.log(len(tail) / paths_PE.size * expected_events), 0.0) / decay
-
-
-def _resample(calm_E: np.ndarray) -> np.ndarray:
-    """(paths, events): the calm stretch drawn again in blocks. The same for the same stretch.
-
-    Each path has the mean of another taken off: a detector does not know the true mean either, and compares with one of
-    about as many events.
-    """
+def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
+    """`cusum_threshold`, upwards."""
     block = min(_BLOCK_EVENTS, max(len(calm_E) // 8, 1))
-    starts = np.random.default_rng(0).integers(0, len(calm_E) - block + 1, (_PATHS, -(-len(calm_E) // block), 1))
-    paths_PE = calm_E[(starts + np.arange(block)).reshape(_PATHS, -1)]
-    return paths_PE - np.roll(paths_PE.mean(1, keepdims=True), 1, axis=0)
+    starts_PK = np.random.default_rng(0).integers(  # the same for the same stretch
+        0, len(calm_E) - block + 1, (_PATHS, -(-len(calm_E) // block))
+    )
+    events = starts_PK.size * block
+    sums_E = np.append(0, np.cumsum(calm_E))
+    # A detector does not know the true mean either, and compares with one of about as many events: another path's.
+    means_P = np.roll((sums_E[starts_PK + block] - sums_E[starts_PK]).mean(1) / block, 1)
+    peaks, kept = np.zeros(events), max(_LEAST_PEAKS, events // _TAIL_EVENTS)
+    count = _excursions(calm_E, starts_PK, block, means_P + slack, peaks)
+    tail = np.partition(peaks[: max(count, kept)], -kept)[-kept:]
+    measured = 1 / max(float((tail - tail.min()).mean()), 1e-12)
+    decay = math.sqrt(measured * _decay(calm_E - calm_E.mean(), slack))
+    return float(tail.min()) + max(math.log(kept / events * expected_events), 0.0) / decay
 
 
 def _decay(noise_E: np.ndarray, slack: float) -> float:
     """The rate at which high peaks become rare: Lundberg's, the root of E exp(rate (noise - slack)) = 1, which knows of
     skewness. Neighbours that are alike make sums vary more, and peaks that much higher."""
-    variance = float(noise_E.var())
+    variance, span = float(noise_E.var()), min(SPAN_EVENTS, len(noise_E) // 4)
     sums_E = np.append(0, np.cumsum(noise_E))
-    spans_E = sums_E[SPAN_EVENTS:] - sums_E[:-SPAN_EVENTS]
-    apart_E = spans_E[SPAN_EVENTS:] - spans_E[:-SPAN_EVENTS]  # of neighbours: a slow trend is no burst
-    inflation = max(float((apart_E**2).mean()) / (2 * SPAN_EVENTS * variance), 1.0)
+    spans_E = sums_E[span:] - sums_E[:-span]
+    apart_E = spans_E[span:] - spans_E[:-span]  # of neighbours: a slow trend is no burst
+    inflation = max(float((apart_E**2).mean()) / (2 * span * variance), 1.0)
     # Neither this mean nor the one that a detector compares with is the true one: a standard error is set aside.
     slack -= min(math.sqrt(variance * inflation / len(noise_E)), slack / 2)
     rate = 2 * slack / variance
@@ -74,21 +70,24 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
     return float(rate / inflation)
 
 
-@kernel("int64(float64[:,::1], float64, float64[::1])")
-def _excursions(paths_PE, slack, peaks):
-    """The peak of each excursion of the cumulative sums from 0; returns how many there are."""
+@kernel("int64(float64[::1], int64[:,::1], int64, float64[::1], float64[::1])")
+def _excursions(calm_E, starts_PK, block, slack_P, peaks):
+    """The peak of each excursion of the cumulative sums above 0; returns how many there are. A path is blocks of the
+    calm stretch, one after the other."""
     count = 0
-    for p in range(len(paths_PE)):
-        total = lowest = peak = 0.0
-        for step in paths_PE[p]:
-            total += step - slack
-            if total <= lowest:
-                lowest = total
-                peaks[count] = peak
-                count += 1
-                peak = 0.0
-            else:
-                peak = max(peak, total - lowest)
-        peaks[count] = peak
-        count += 1
+    for p in range(len(starts_PK)):
+        above = peak = 0.0
+        for start in starts_PK[p]:
+            for e in range(start, start + block):
+                above += calm_E[e] - slack_P[p]
+                if above > 0:
+                    peak = max(peak, above)
+                    continue
+                if peak > 0:
+                    peaks[count] = peak
+                    count += 1
+                above = peak = 0.0
+        if peak > 0:
+            peaks[count] = peak
+            count += 1
     return count

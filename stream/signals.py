@@ -57,6 +57,7 @@ _SPREAD_HALF_LIFE_EVENTS = 10_000.0
 _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 _COURSE_HALF_LIFE_S = 7 * _DAY_S
 _COURSE_PRIOR_EVENTS = 500
+_LEAST_DAY_EVENTS = 2_400
 _STALENESS = {"staleness": 0, "recent_staleness": 1}  # by the expert whose it is
 _OUTLIER = 8.0
 
@@ -244,8 +245,9 @@ class _Scale:
 class _Course:
     """How a signal goes with the hour of the day (UTC), so that daily cycles are known: seasonal adjustment.
 
-    A day is taken in when it is over, so no drift becomes usual while it is looked for. How far the usual course is
-    trusted is how far it has foretold the days since: noise and what happened once are not repeated.
+    A day is taken in when it is over, and with those after it if it had few events; so no drift becomes usual while it
+    is looked for. The usual course is trusted as far as it has foretold the days since: noise and what happened once
+    are not repeated.
     """
 
     def __init__(self, learned: bool):
@@ -269,7 +271,7 @@ class _Course:
             return values_B
         if math.isnan(self._day_ends_s):
             self._day_ends_s = float(first_s) + _DAY_S
-        elif first_s >= self._day_ends_s:
+        elif first_s >= self._day_ends_s and self._sums_23H[1, 0].sum() >= _LEAST_DAY_EVENTS:
             self._take_in(float(first_s))
         adjusted_B = np.empty_like(values_B)
         _adjust(values_B, np.ascontiguousarray(times_s_B), self._usual_3H, self._sums_23H[1], adjusted_B)

@@ -138,6 +138,12 @@ def test_what_happened_once_becomes_no_daily_cycle():
     assert np.ptp(last) < 0.06  # and not the 0.1 that it would be, had the second day become usual
 
 
+def test_days_of_few_events_are_taken_in_together():
+    times_s = np.arange(6_000) * 86.4  # a thousand a day
+    values = adjusted(signals("adjusted_label"), times_s // 3600 % 24 < 12, times_s)
+    assert np.flatnonzero(~np.isnan(values))[0] == 2_500  # the first batch after as many as make a day
+
+
 def test_without_times_the_adjusted_label_is_the_label():
     labels = np.arange(1_000) % 3 == 0
     assert np.array_equal(adjusted(signals("adjusted_label"), labels, np.zeros(1_000)), labels)
@@ -201,10 +207,10 @@ def test_a_signal_that_cannot_be_is_refused(name, text):
 
 
 def test_restored_the_usual_course_of_the_day_is_known_at_once():
-    first, second, times_s = signals("adjusted_label"), signals("adjusted_label"), np.arange(1_000) * 90.0
+    first, second, times_s = signals("adjusted_label"), signals("adjusted_label"), np.arange(4_000) * 30.0
     labels = times_s // 3600 % 24 < 12
     adjusted(first, labels, times_s)
     second.restore(first.state())
-    values = adjusted(second, labels, times_s + 90_000)
-    assert np.array_equal(values, adjusted(first, labels, times_s + 90_000))
+    values = adjusted(second, labels, times_s + 120_000)
+    assert np.array_equal(values, adjusted(first, labels, times_s + 120_000))
     assert not np.isnan(values).any() and np.abs(values - labels).max() > 0.05
