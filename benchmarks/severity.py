@@ -1,0 +1,119 @@
+"""Whether a mild drift is better answered by regrowing half of what was pruned, and a severe one by regrowing all.
+
+In: synthetic streams with one drift in their middle, of which 30 % of the preferences change, or all. Out: for each stream
+and way to answer, how good the predictions were that were served after the drift, and what learning cost. Each way
+answers both kinds of drift, so what a policy could gain that tells them apart without fail is the most that one could
+gain that uses a drift's measured size.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
+from model.evaluation import binary_entropy
+from model.learner import LearnerConfig
+from pruning.policy import Adaptive, Move, Phase, PruningConfig
+from stream.backtest import rebatch
+from stream.click_world import SCHEMA, SyntheticConfig
+from stream.drift import DriftConfig
+from stream.events import table_to_batch
+from stream.synthetic import generate
+from stream.trainer import Trainer, TrainingConfig
+
+EVENTS, AT, AFTER_EVENTS, SERVED = 200_000, 100_000, 50_000, 1_000
+SHARES = {"mild, 30 % of the concept": 0.3, "severe, all of it": 1.0}
+ROW_FIELDS = ("stream", "seed", "answer")
+
+
+class PartlyRegrown(Adaptive):
+    """After a drift half of what was pruned comes back, and is pruned again from its first event on."""
+
+    def decide(self, events: int, drifted: bool, *rest: Any) -> Move:
+        """As `Adaptive`, but for the dense phase."""
+        if self.phase is Phase.DENSE and self.state.cycle:
+            return self._enter(Phase.PRUNING, events, Move.PRUNE)
+        return super().decide(events, drifted, *rest)
+
+    def target_ratio(self, events: int) -> float:
+        """From halfway on."""
+        whole = super().target_ratio(events)
+        return (whole + self.budget) / 2 if self.phase is Phase.PRUNING and self.state.cycle else whole
+
+
+ANSWERS = {"all regrown": Adaptive, "half regrown": PartlyRegrown}
+
+
+def measure_one(share: float, seed: int, answer: str) -> dict[str, Any]:
+    """One whole run."""
+    config = SyntheticConfig(events=EVENTS, seed=seed, drifts=(f"abrupt:concept@{AT}:{share}",))
+    trainer = Trainer(SCHEMA, LearnerConfig(seed=seed), PruningConfig(), DriftConfig(), TrainingConfig())
+    trainer.policy = ANSWERS[answer](trainer.policy.config)
+    publication = trainer.follow(SERVED)
+    found, losses = [], []
+    for batch in rebatch((table_to_batch(table, SCHEMA)[0] for table in generate(config)), 128):
+        before = publication.evaluation.total.loss_sum
+        step = trainer.step(batch)
+        found += [drift.event for drift in step.drifts]
+        losses.append(publication.evaluation.total.loss_sum - before)
+        if publication.due(step):
+            publication.refresh()
+    after = slice(AT // 128, (AT + AFTER_EVENTS) // 128)
+    entropy = binary_entropy(publication.evaluation.total.base_rate)
+    return {
+        "served": publication.evaluation.total.normalized_entropy,
+        "after_drift": float(np.sum(losses[after])) / (after.stop - after.start) / 128 / entropy,
+        "cost": trainer.learner.learned_multiply_adds / (trainer.events * trainer.learner.dense_cost),
+        "drifts": found,
+    }
+
+
+def measure(quick: bool, rows: Path | None, seeds: Sequence[int]) -> Findings:
+    """Both streams, both answers."""
+    torch.set_num_threads(1)
+    kept, found = Rows(rows, ROW_FIELDS), []
+    for seed in seeds[: 1 if quick else None]:
+        for stream, share in SHARES.items():
+            for answer in ANSWERS:
+                row = kept.get(stream, seed, answer)
+                if row is None:
+                    key = {"stream": stream, "seed": seed, "answer": answer}
+                    row = key | measure_one(share, seed, answer) | {"commit": commit()}
+                    kept.add(row)
+                    print(msgspec.json.encode(row).decode(), file=sys.stderr, flush=True)
+                found.append(row)
+    lines, claims = [], []
+    for stream in SHARES:
+        all_, half = ([row for row in found if (row["stream"], row["answer"]) == (stream, one)] for one in ANSWERS)
+        for answer, ours in zip(ANSWERS, (all_, half), strict=True):
+            line = {"stream": stream, "answer": answer, "seeds": len(ours)}
+            line |= {name: median(row[name] for row in ours) for name in ("served", "after_drift", "cost")}
+            ratios = [row["after_drift"] / whole["after_drift"] for row, whole in zip(ours, all_, strict=True)]
+            lines.append(line | {"after_drift_over_all": median(ratios), "low": min(ratios), "high": max(ratios)})
+        claim = f"{stream}: served entropy in {AFTER_EVENTS:,} events after the drift, half over all regrown"
+        claims.append(at_most(claim, lines[-1]["after_drift_over_all"], 1.0))
+    return Findings(lines, claims, {"events": EVENTS, "publish_every": SERVED, "seeds": len(seeds)})
+
+
+def run_main(arguments: list[str] | None = None) -> None:
+    """The program: the frame's options, and those of this benchmark."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--rows", type=Path, help="file that rows are kept in")
+    parser.add_argument("--seeds", type=seeds_of, default=list(range(5)), help="as in 0-4")
+    options, rest = parser.parse_known_args(arguments)
+
+    def measured(quick: bool) -> Findings:
+        return measure(quick, options.rows, options.seeds)
+
+    main("severity", measured, rest)
+
+
+if __name__ == "__main__":
+    run_main()
