@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
-import torch
 from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.frame import Findings, at_least, main, spread
@@ -45,6 +44,7 @@ from stream.intake import Intake
 from stream.pipeline import Pipeline, new_reader
 from stream.reader import Reading, Reads
 from stream.recording import batch_to_table, propose_schema, read_recording
+from stream.second_thread import tensor_threads
 from stream.sink import DeadLetters, EventSink
 from stream.snapshot import Positions, SnapshotConfig
 from stream.synthetic import SCHEMA, SyntheticConfig, generate
@@ -124,7 +124,7 @@ def measure(quick: bool, recording: Path | None = None) -> Findings:
     """Every path in every round."""
     sizes = QUICK if quick else FULL
     training = TrainingConfig(max_batch_age_s=NEVER_S)
-    torch.set_num_threads(training.threads)
+    tensor_threads(training.threads)
     rows, claims, setting = [], [], {}
     with ExitStack() as stack:
         kafka, servers = stack.enter_context(some_kafka())

@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing
 from statistics import median
 
 import pyarrow as pa
-import torch
 
 from benchmarks.frame import Findings, at_least, at_most, main, spread
 from benchmarks.servers import some_kafka, some_redis
@@ -31,6 +30,7 @@ from stream.drift import DriftConfig
 from stream.events import EventDecoder, encode_json, table_to_batch
 from stream.pipeline import Pipeline
 from stream.reader import Reader
+from stream.second_thread import tensor_threads
 from stream.sink import DeadLetters, EventSink
 from stream.snapshot import SnapshotConfig
 from stream.stopwatch import Stopwatch
@@ -55,7 +55,7 @@ def measure(quick: bool) -> Findings:
     """Warm both learners up, then measure round by round."""
     warmup_events, events, rounds = (1_024, 1_024, 2) if quick else (40_960, 10_240, 7)
     training = TrainingConfig()
-    torch.set_num_threads(training.threads)
+    tensor_threads(training.threads)
     tables = generate(SyntheticConfig(events=warmup_events + rounds * events, drifts=()), chunk_events=1_024)
     warmup = [next(tables) for _ in range(warmup_events // 1_024)]
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)

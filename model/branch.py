@@ -5,7 +5,7 @@ moments each lie in one flat buffer, so that a step is one pass over them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from model import layers
 from model.network import Network
 from model.passes import Passes
 from pruning.compaction import Kept, compact, expand
+from pruning.units import MaskGradient
 
 _PARTS = ("weight", "first", "second")
 _ALIGNED = 16
@@ -27,18 +28,33 @@ class Branch:
         self.network, self.steps = network, 0.0
         """`steps`: optimizer steps taken."""
         self._flat, self.parameters = _flat(network.shapes)
-        self._flat_gradient, self.gradients = _flat(network.shapes)
+        flat_gradients, (self.gradients, second_gradients) = zip(
+            *(_flat(network.shapes) for _ in range(2)), strict=True
+        )
         self._flat_first, self._first = _flat(network.shapes)
         self._flat_second, self._second = _flat(network.shapes)
         self.passes = Passes(network, self.parameters, self.gradients)
+        self.halves = self.passes, Passes(network, self.parameters, second_gradients)
+        """For the two halves of a batch, which may be passed through at the same time; their gradients are added in
+        `step`. `passes` and `gradients` are those of the first."""
         for name, parameter in self.parameters.items():
             parameter.copy_(parameters[name])
+        self._arrays = [b.numpy() for b in (self._flat, *flat_gradients, self._flat_first, self._flat_second)]
+        self.multiply_adds = network.cost.total({})
+        """Of one forward pass of an event."""
 
     def step(self, rate: float, events: int) -> None:
         """One optimizer step on the gradient of the mean loss; `gradients` are those of the sum over `events`."""
         self.steps += 1
-        buffers = (self._flat, self._flat_gradient, self._flat_first, self._flat_second)
-        layers.adam(*(buffer.numpy() for buffer in buffers), 1 / events, rate, self.steps)
+        layers.adam(*self._arrays, 1 / events, rate, self.steps)
+
+    def mask_gradients(self, events: Sequence[int]) -> dict[str, MaskGradient]:
+        """By group: what the last backward passes of both halves say of its units. `events`: of each half."""
+        said = [(n / sum(events), half.mask_gradients()) for n, half in zip(events, self.halves, strict=True) if n]
+        return {
+            name: MaskGradient(*(sum(share * of[name][part] for share, of in said) for part in range(2)))
+            for name in said[0][1]
+        }
 
     def parts(self) -> tuple[dict[str, torch.Tensor], ...]:
         """The parameters, and Adam's two moments, each by name; views."""

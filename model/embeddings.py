@@ -24,28 +24,25 @@ class EmbeddingTables:
         self.touched_F = np.zeros(fields, np.int64)
         """How many rows of each field `touched` would name."""
         self._rate = rate
-        self._looked_up_BFD = torch.empty(0, 0, embedding_dim)
+        self._arrays = self.weight_RD.numpy(), self.squares_R.numpy()
+        self._looked_up = [torch.empty(0, 0, embedding_dim)] * 2
 
-    def lookup(self, rows_BF: torch.Tensor) -> torch.Tensor:
-        """(B, F, D): the rows, a copy that is valid until the next lookup."""
-        if self._looked_up_BFD.shape[:2] != rows_BF.shape:
-            self._looked_up_BFD = torch.empty(*rows_BF.shape, self.weight_RD.shape[1])
-        layers.take_rows(self.weight_RD.numpy(), rows_BF.contiguous().numpy(), self._looked_up_BFD.numpy())
-        return self._looked_up_BFD
+    def lookup(self, rows_BF: np.ndarray, half: int = 0) -> torch.Tensor:
+        """(B, F, D): the rows, a copy that is valid until the next lookup for this half of a batch."""
+        if self._looked_up[half].shape[:2] != rows_BF.shape:
+            self._looked_up[half] = torch.empty(*rows_BF.shape, self.weight_RD.shape[1])
+        layers.take_rows(self._arrays[0], rows_BF, self._looked_up[half].numpy())
+        return self._looked_up[half]
 
-    def update(self, rows_BF: torch.Tensor, gradient_BVD: torch.Tensor) -> torch.Tensor:
-        """One step against the gradient of the summed loss in what `lookup` returned, the first F of the V vectors of
-        `gradient_BVD`; the ids of the rows, as often as they occur."""
-        rows_BF = rows_BF.contiguous()
-        layers.learn_rows(
-            self.weight_RD.numpy(),
-            self.squares_R.numpy(),
-            rows_BF.numpy(),
-            gradient_BVD.numpy(),
-            self._rate,
-            self.touched_F,
-        )
-        return rows_BF.flatten()
+    def update(self, *parts: tuple[np.ndarray, np.ndarray]) -> None:
+        """One step, which a batch may take in parts. Of each: rows (B, F), and the gradient of the summed loss in what
+        `lookup` returned, the first F of its (B, V, D). First come the squares of all events, then the steps, so that a
+        row's steps in one batch are equally long."""
+        weight_RD, squares_R = self._arrays
+        for part in parts:
+            layers.learn_squares(squares_R, *part, self.touched_F)
+        for part in parts:
+            layers.learn_rows(weight_RD, squares_R, *part, self._rate)
 
     @property
     def touched_rows(self) -> int:

@@ -8,14 +8,14 @@ Shapes: B events, S slots, K time scales, E = K + 1 experts; see `model.linear` 
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from model import kernels
 from model.encoder import Encoder, Features
 from model.features import Schema
-from model.linear import logits
 from model.network import Network, Parameters
-from model.numerics import CODES, Prepared, Scale, prepare
+from model.numerics import CODES, Scale
 
 _VARIANCES = {"field": 0.03, "pair": 0.003, "score": 0.01, "code": 0.01, "constant": 0.3}
 """Prior variances to begin with, by kind of slot; they are learned from there."""
@@ -45,19 +45,51 @@ class Slots:
     def __len__(self) -> int:
         return len(self.group_S)
 
-    def locate(self, features: Features, prepared: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows int64 and values float32 of each event's slots, both (B, S)."""
-        shape = len(features.rows_BF), len(self)
-        rows_BS, values_BS = torch.empty(shape, dtype=torch.int64), torch.empty(shape)
-        kernels.locate_slots(
-            features.rows_BF.numpy(),
-            features.pairs_BP.numpy(),
-            *(part.numpy() for part in prepared),
-            *self.places,
-            rows_BS.numpy(),
-            values_BS.numpy(),
-        )
-        return rows_BS, values_BS
+
+class Assembled(NamedTuple):
+    """What the linear expert reads and says of B events, and what else the deep one reads: buffers."""
+
+    scores_BM: np.ndarray
+    code_BN: np.ndarray
+    above_BN: np.ndarray
+    """These three: see `model.numerics.Prepared`."""
+    rows_BS: np.ndarray
+    """int64, the rows of the slots."""
+    values_BS: np.ndarray
+    """float32, their values."""
+    said_BS: np.ndarray
+    """float32, what each slot adds to the linear expert's logit at the first time scale."""
+    experts_BE: np.ndarray
+    """float32, logits of the experts; of the linear one at each time scale, and room for the deep one's."""
+
+    @classmethod
+    def empty(cls, events: int, numerics: int, slots: int, scales: int) -> "Assembled":
+        """For so many events; what is in it means nothing."""
+        widths = 2 * numerics, numerics, numerics, slots, slots, slots, scales + 1
+        integers = (1, 3)
+        kinds = [np.int64 if place in integers else np.float32 for place in range(len(widths))]
+        return cls(*(np.empty((events, width), kind) for width, kind in zip(widths, kinds, strict=True)))
+
+    def part(self, events: slice) -> "Assembled":
+        """Views of some of the events."""
+        return Assembled(*(array[events] for array in self))
+
+    def fill(
+        self,
+        slots: Slots,
+        rows_BF: np.ndarray,
+        pairs_BP: np.ndarray,
+        numerics_BN: np.ndarray,
+        scale: tuple[np.ndarray, np.ndarray],
+        evidence_R2K: np.ndarray,
+        prior_SK: np.ndarray,
+    ) -> None:
+        """All but the deep expert's logits. `scale`: see `model.numerics.Scale`. `prior_SK`: 1 / prior variance of each
+        slot."""
+        prepared = self[:3]
+        kernels.prepare_numerics(numerics_BN, *scale, *prepared)
+        kernels.locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
+        kernels.linear_logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, self.said_BS, self.experts_BE)
 
 
 class Inputs(NamedTuple):
@@ -77,10 +109,12 @@ def assemble(
     slots: Slots, features: Features, scale: Scale, evidence_R2K: torch.Tensor, prior_SK: torch.Tensor
 ) -> Inputs:
     """Everything but the embeddings. `prior_SK`: 1 / prior variance of each slot."""
-    prepared = prepare(features.numerics_BN, scale)
-    rows_BS, values_BS = slots.locate(features, prepared)
-    said_BS, linear_BK = logits(evidence_R2K, prior_SK, rows_BS, values_BS)
-    return Inputs(features.rows_BF, prepared.scores_BM, rows_BS, values_BS, said_BS, linear_BK)
+    found = Assembled.empty(*features.numerics_BN.shape, *prior_SK.shape)
+    read = [tensor.numpy() for tensor in features[:3]]
+    model = [tensor.numpy() for tensor in (evidence_R2K, prior_SK)]
+    found.fill(slots, *read, tuple(tensor.numpy() for tensor in scale), *model)
+    scores_BM, _, _, *linear, experts_BE = map(torch.from_numpy, found)
+    return Inputs(features.rows_BF, scores_BM, *linear, experts_BE[:, :-1])
 
 
 def deep_logits(network: Network, parameters: Parameters, inputs: Inputs, vectors_BFD: torch.Tensor) -> torch.Tensor:

@@ -68,9 +68,9 @@ def linear_contributions(evidence_R2K, prior_SK, rows_BS, values_BS, out_BSK):
 
 @kernel("void(float32[:,:,:], float32[:,::1], int64[:,::1], float32[:,::1], float32[:,::1], float32[:,::1])")
 def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK):
-    """What each slot adds to the first logit, and the sums over the slots of all."""
+    """What each slot adds to the first logit, and the sums over the slots of all. `logits_BK` may have more columns."""
     events, slots = rows_BS.shape
-    scales = logits_BK.shape[1]
+    scales = prior_SK.shape[1]
     for b in range(events):
         if b % _AHEAD_EVENTS == 0:
             fetch(evidence_R2K, rows_BS[b : b + _AHEAD_EVENTS], said_BS[b : b + _AHEAD_EVENTS])
@@ -87,19 +87,33 @@ def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK
 
 @kernel(
     "UniTuple(int64, 2)(float32[:,:,:], int64[:], int64, float32[::1], float32[:,::1], int64[:,::1], float32[:,::1],"
-    " float32[::1], float32[:,::1], int64[::1])"
+    " float32[::1], float32[:,::1], int64[::1], int32[::1], int32[:,::1], float32[:,:,::1])"
 )
-def learn_linear(evidence_R2K, learned_R, now, rates_K, prior_SK, rows_BS, values_BS, labels_B, shrinkage_SK, rows_U):
+def learn_linear(
+    evidence_R2K,
+    learned_R,
+    now,
+    rates_K,
+    prior_SK,
+    rows_BS,
+    values_BS,
+    labels_B,
+    shrinkage_SK,
+    rows_U,
+    slots_U,
+    places_BS,
+    sums_U5K,
+):
     """One step of `model.linear.BayesianLinear`; how many different rows there were, and how many were new.
 
     `now`: events learned, these included. Adds to `shrinkage_SK` the gradient of the loss in the logarithms of the
-    prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`.
+    prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`. A row has the
+    prior of the slot in which it comes first. The last three are scratch: that slot; each row's place in `rows_U`; and
+    by place a row's mean, variance, gradient, how much all slots of its events move together, and its own precision
+    gained. So a row costs a trip to the table only twice, and no division for each of its events.
     """
     events, slots = rows_BS.shape
     scales = len(rates_K)
-    place_BS = np.empty((events, slots), np.int32)
-    prior_UK = np.empty((events * slots, scales), np.float32)
-    sums_U3K = np.empty((events * slots, 3, scales), np.float32)
 
     # Fade each row when it is first met. Until the end its stamp is its place among the rows of the batch: -1 - u.
     found = new = 0
@@ -116,55 +130,51 @@ def learn_linear(evidence_R2K, learned_R, now, rates_K, prior_SK, rows_BS, value
                     fade = np.float32(0 if learned == 0 else math.exp2(-np.float32(now - learned) * rates_K[k]))
                     evidence_R2K[row, 0, k] *= fade
                     evidence_R2K[row, 1, k] *= fade
-                    for j in range(3):
-                        sums_U3K[found, j, k] = 0
+                    variance = np.float32(1) / (prior_SK[s, k] + evidence_R2K[row, 1, k])
+                    sums_U5K[found, 0, k] = evidence_R2K[row, 0, k] * variance
+                    sums_U5K[found, 1, k] = variance
+                    for j in range(2, 5):
+                        sums_U5K[found, j, k] = 0
                 learned = -1 - found
                 learned_R[row] = learned
-                rows_U[found] = row
+                rows_U[found], slots_U[found] = row, s
                 found += 1
-            place = -1 - learned
-            place_BS[b, s] = place
-            for k in range(scales):
-                prior_UK[place, k] = prior_SK[s, k]
+            places_BS[b, s] = -1 - learned
 
-    # By row: gradient, how much all slots of its events move together, and its own precision gained.
-    mean_SK = np.empty((slots, scales), np.float32)
-    variance_SK = np.empty((slots, scales), np.float32)
     error_K = np.empty(scales, np.float32)
     curvature_K = np.empty(scales, np.float32)
+    together_K = np.empty(scales, np.float32)
     logit_K = np.empty(scales, np.float32)
     spread_K = np.empty(scales, np.float32)
     for b in range(events):
         logit_K[:] = 0
         spread_K[:] = 0
         for s in range(slots):
-            row, value = rows_BS[b, s], values_BS[b, s]
+            u, value = places_BS[b, s], values_BS[b, s]
             for k in range(scales):
-                variance = np.float32(1) / (prior_SK[s, k] + evidence_R2K[row, 1, k])
-                mean = evidence_R2K[row, 0, k] * variance
-                mean_SK[s, k], variance_SK[s, k] = mean, variance
-                logit_K[k] += mean * value
-                spread_K[k] += variance * value * value
+                logit_K[k] += sums_U5K[u, 0, k] * value
+                spread_K[k] += sums_U5K[u, 1, k] * value * value
         for k in range(scales):
             prediction = np.float32(1) / (np.float32(1) + math.exp(-logit_K[k]))
             error_K[k] = prediction - labels_B[b]
             curvature_K[k] = prediction * (np.float32(1) - prediction)
+            together_K[k] = curvature_K[k] * spread_K[k]
         for s in range(slots):
-            place, value = place_BS[b, s], values_BS[b, s]
+            u, value = places_BS[b, s], values_BS[b, s]
             for k in range(scales):
-                shrinkage_SK[s, k] += error_K[k] * mean_SK[s, k] * value * prior_SK[s, k] * variance_SK[s, k]
-                sums_U3K[place, 0, k] += error_K[k] * value
-                sums_U3K[place, 1, k] += curvature_K[k] * spread_K[k] * abs(value)
-                sums_U3K[place, 2, k] += curvature_K[k] * value * value
+                sums_U5K[u, 2, k] += error_K[k] * value
+                sums_U5K[u, 3, k] += together_K[k] * abs(value)
+                sums_U5K[u, 4, k] += curvature_K[k] * value * value
 
     for u in range(found):
-        row = rows_U[u]
+        row, s = rows_U[u], slots_U[u]
         learned_R[row] = now
         for k in range(scales):
-            gradient, together, gained = sums_U3K[u, 0, k], sums_U3K[u, 1, k], sums_U3K[u, 2, k]
-            prior, precision = prior_UK[u, k], evidence_R2K[row, 1, k]
-            variance = np.float32(1) / (prior + precision)
-            mean = evidence_R2K[row, 0, k] * variance - variance * gradient / (np.float32(1) + together)
+            mean, variance, gradient = sums_U5K[u, 0, k], sums_U5K[u, 1, k], sums_U5K[u, 2, k]
+            together, gained = sums_U5K[u, 3, k], sums_U5K[u, 4, k]
+            prior, precision = prior_SK[s, k], evidence_R2K[row, 1, k]
+            shrinkage_SK[s, k] += gradient * mean * prior * variance
+            mean -= variance * gradient / (np.float32(1) + together)
             precision += gained / (np.float32(1) + max(together - variance * gained, np.float32(0)))
             evidence_R2K[row, 0, k] = mean * (prior + precision)
             evidence_R2K[row, 1, k] = precision

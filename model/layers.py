@@ -13,49 +13,48 @@ from model.kernels import kernel
 
 
 @kernel("void(float32[:,::1], float32[::1])")
-def rectify(sums_BH, bias_H):
+def rectify(sums_HB, bias_H):
     """max(0, sums + bias), in place."""
-    for b in range(len(sums_BH)):
-        for h in range(len(bias_H)):
-            sums_BH[b, h] = max(sums_BH[b, h] + bias_H[h], np.float32(0))
+    for h in range(len(bias_H)):
+        bias = bias_H[h]
+        for b in range(sums_HB.shape[1]):
+            sums_HB[h, b] = max(sums_HB[h, b] + bias, np.float32(0))
 
 
-@kernel("void(float32[:,::1], float32[:,::1], float32[::1])")
-def rectify_backward(errors_BH, active_BH, bias_gradient_H):
+@kernel("void(float32[:,::1], float32[:,::1], float32[::1])", reorder=True)
+def rectify_backward(errors_HB, active_HB, bias_gradient_H):
     """The gradient before the rectifier, in place, from that behind it and what came out of it; and its sum over
     events."""
-    bias_gradient_H[:] = 0
-    for b in range(len(errors_BH)):
-        for h in range(len(bias_gradient_H)):
-            error = errors_BH[b, h] if active_BH[b, h] > 0 else np.float32(0)
-            errors_BH[b, h] = error
-            bias_gradient_H[h] += error
+    for h in range(len(bias_gradient_H)):
+        total = np.float32(0)
+        for b in range(errors_HB.shape[1]):
+            error = errors_HB[h, b] if active_HB[h, b] > 0 else np.float32(0)
+            errors_HB[h, b] = error
+            total += error
+        bias_gradient_H[h] = total
 
 
 @kernel("void(float32[:,::1], float32[::1], float32[:,::1])")
-def mask(active_BH, mask_H, out_BH):
+def mask(active_HB, mask_H, out_HB):
     """active * mask."""
-    for b in range(len(active_BH)):
-        for h in range(len(mask_H)):
-            out_BH[b, h] = active_BH[b, h] * mask_H[h]
+    for h in range(len(mask_H)):
+        for b in range(active_HB.shape[1]):
+            out_HB[h, b] = active_HB[h, b] * mask_H[h]
 
 
-@kernel("void(float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1])")
-def mask_backward(errors_BH, active_BH, mask_H, mean_H, square_H):
+@kernel("void(float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1])", reorder=True)
+def mask_backward(errors_HB, active_HB, mask_H, mean_H, square_H):
     """The gradient before the mask, in place; each event's own gradient in the mask is averaged, and so is its
     square."""
-    mean_H[:] = 0
-    square_H[:] = 0
-    for b in range(len(errors_BH)):
-        for h in range(len(mask_H)):
-            gradient = errors_BH[b, h] * active_BH[b, h]
-            mean_H[h] += gradient
-            square_H[h] += gradient * gradient
-            errors_BH[b, h] *= mask_H[h]
-    share = np.float32(1) / np.float32(max(len(errors_BH), 1))
+    share = np.float32(1) / np.float32(max(errors_HB.shape[1], 1))
     for h in range(len(mask_H)):
-        mean_H[h] *= share
-        square_H[h] *= share
+        total = squares = np.float32(0)
+        for b in range(errors_HB.shape[1]):
+            gradient = errors_HB[h, b] * active_HB[h, b]
+            total += gradient
+            squares += gradient * gradient
+            errors_HB[h, b] *= mask_H[h]
+        mean_H[h], square_H[h] = total * share, squares * share
 
 
 @kernel("void(float32[:,:,::1], float32[:,::1], int64)")
@@ -85,15 +84,16 @@ def spread_pairs(errors_BP, out_BVV):
             p += vectors - i - 1
 
 
-@kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)")
-def adam(parameter_X, gradient_X, first_X, second_X, scale, rate, steps):
-    """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, with the usual constants) on `scale` * gradient."""
+@kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)")
+def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, rate, steps):
+    """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, with the usual constants) on `scale` * the sum of two
+    gradients."""
     one, beta1, beta2 = np.float32(1), np.float32(0.9), np.float32(0.999)
     step = np.float32(rate / (1 - 0.9**steps))
     root = np.float32(1 / math.sqrt(1 - 0.999**steps))
     epsilon = np.float32(1e-8)
     for i in range(len(parameter_X)):
-        gradient = scale * gradient_X[i]
+        gradient = scale * (gradient_X[i] + other_gradient_X[i])
         first = beta1 * first_X[i] + (one - beta1) * gradient
         second = beta2 * second_X[i] + (one - beta2) * gradient * gradient
         first_X[i], second_X[i] = first, second
@@ -111,14 +111,11 @@ def take_rows(table_RD, rows_BF, out_BFD):
                 out_BFD[b, f, d] = table_RD[row, d]
 
 
-@kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32, int64[::1])", reorder=True)
-def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate, touched_F):
-    """One step of `model.embeddings.EmbeddingTables`; `touched_F` grows by the rows that had no squares before.
-
-    First the squares of all events, then the steps, so that a row's steps in one batch are equally long.
-    """
+@kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1])", reorder=True)
+def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
+    """Add the mean square of each gradient to its row's; `touched_F` grows by the rows that had none before."""
     events, fields = rows_BF.shape
-    width = table_RD.shape[1]
+    width = gradient_BVD.shape[2]
     for b in range(events):
         for f in range(fields):
             row, square = rows_BF[b, f], np.float32(0)
@@ -126,9 +123,28 @@ def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate, touched_F):
                 square += gradient_BVD[b, f, d] * gradient_BVD[b, f, d]
             touched_F[f] += squares_R[row] == 0 and square > 0
             squares_R[row] += square / np.float32(width)
+
+
+@kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")
+def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
+    """A step of each row by each of its gradients."""
+    events, fields = rows_BF.shape
     for b in range(events):
         for f in range(fields):
             row = rows_BF[b, f]
             step = rate / np.sqrt(squares_R[row] + np.float32(1e-2))
-            for d in range(width):
+            for d in range(table_RD.shape[1]):
                 table_RD[row, d] -= step * gradient_BVD[b, f, d]
+
+
+@kernel("float64(float32[:,:], float32[::1], float32[::1], float32[::1], float32[::1])")
+def compare(linear_BK, correction_B, labels_B, logits_B, errors_B):
+    """The first linear logit, corrected, and the gradient of the log loss in it; the summed loss."""
+    loss = 0.0
+    for b in range(len(labels_B)):
+        logit = linear_BK[b, 0] + correction_B[b]
+        small = math.exp(-abs(logit))
+        loss += max(logit, 0.0) + math.log1p(small) - labels_B[b] * logit
+        logits_B[b] = logit
+        errors_B[b] = (np.float32(1) if logit >= 0 else small) / (np.float32(1) + small) - labels_B[b]
+    return loss

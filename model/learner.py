@@ -9,11 +9,11 @@ tables. The linear expert beside them is small, and never pruned.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as fn
 
 from model.ages import Ages
 from model.branch import Branch
@@ -23,6 +23,7 @@ from model.encoder import Features
 from model.experts import Inputs, Slots, assemble, deep_logits
 from model.exports import Changes, Export
 from model.features import Schema
+from model.halves import Halves, Together, one_by_one
 from model.learner_config import LearnerConfig
 from model.learner_state import LearnerState, named
 from model.linear import BayesianLinear
@@ -94,7 +95,9 @@ class Learner:
         """Logits that the experts of the lead had of the batch learned last, before it was learned."""
         self.events = 0
         self.lap: Callable[[str], object] = str  # which does nothing, and can be pickled
-        """Told of each part of `learn` when it is over, for a stopwatch."""
+        """Told of each part of `learn` when it is over, by whichever thread it was, for a stopwatch."""
+        self.together: Together = one_by_one
+        """Calls two functions, which may run at the same time; it makes no difference to what is learned."""
         self._losses = np.zeros(4)  # of the network that is being pruned and of the lead; of the former and `unpruned`
         if narrow_ratio is not None:
             self.kept = network.narrow(narrow_ratio, generator)
@@ -140,77 +143,77 @@ class Learner:
 
     def _step(self, features: Features, labels_B: np.ndarray, *ratios: float) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the lead (B,) and of the experts (B, E) before the step."""
-        events = len(labels_B)
-        labels = torch.from_numpy(labels_B)
-        inputs = self._assemble(features)
-        self.lap("learn_linear")
-        branches = self._live() if self.config.network_rate else []
-        masks = self.masks.masks() if self.masks and branches else None
-        vectors_BFD = self.tables.lookup(features.rows_BF) if branches else None
-        self.lap("learn_embeddings")
-        deep = {branch: self._deep(branch, inputs, vectors_BFD, masks) for branch in branches}
-        lead_B = deep.get(self.lead, inputs.linear_BK[:, 0])
-        losses = [fn.binary_cross_entropy_with_logits(logits, labels).item() for logits in deep.values() or [lead_B]]
-        if not math.isfinite(sum(losses)):
+        events, features = len(labels_B), self.ages.fill(features)
+        masks = self.masks.masks() if self.masks else None
+        live = self._live() if self.config.network_rate else []
+        halves = Halves(features, labels_B, self.slots, len(self.config.half_lives_events))
+        run = partial(
+            halves.run,
+            evidence_R2K=self.linear.evidence_R2K,
+            prior_SK=self.linear.prior_SK(),
+            scale=self.numerics.scale(),
+            tables=self.tables,
+            branches={branch: masks if branch is self.dense else None for branch in live},
+            lead=self.lead,
+            onlooker=self.unpruned,
+            lap=self.lap,
+        )
+        self.together(partial(run, 0), partial(run, 1))
+        losses, experts_BE = halves.losses, halves.found.experts_BE
+        if not np.isfinite(losses).all():
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
-        experts_BE = _side_by_side(inputs.linear_BK, lead_B)
         logits_B = mix(self.mixture.weights, experts_BE)
-        self.lap("learn_network")
-        changed = {"linear": self.linear.learn(inputs.slot_rows_BS, inputs.slot_values_BS, labels)}
-        if self._doubt.confirmed(inputs.linear_BK.numpy(), labels_B):
-            evidence_ratio, gradients_ratio = self._left
-            changed["linear"] = self.linear.forget(evidence_ratio)
-            self.tables.quicken(gradients_ratio)
-        self.lap("learn_linear")
-        if branches:
-            gradient_BVD = self._learn_branches(deep, labels)
-            self.lap("learn_network")
-            if self.schema.fields and self.config.embedding_dim:
-                changed["embedding"] = self.tables.update(features.rows_BF, gradient_BVD)
-                self.lap("learn_embeddings")
-        if masks:
-            self.masks.update(self.dense.passes.mask_gradients(), *ratios, self.dense.parameters)
-            of = dict(zip(branches, losses, strict=True))
+        misled = self._doubt.confirmed(experts_BE[:, :-1], labels_B)
+        self.together(
+            lambda: self._learn_deep(live, halves, misled),
+            lambda: self._learn_wide(halves, misled),
+        )
+        if masks and live:
+            self.masks.update(self.dense.mask_gradients(halves.events), *ratios, self.dense.parameters)
+            of = dict(zip(live, losses, strict=True))
             latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.dense, self.unpruned)]
             self._losses += (np.array(latest) - self._losses) * np.minimum(events / _COMPARED_EVENTS, 1.0)
-        self.numerics.update(self.ages.fill(features).numerics_BN)
-        changed |= self.ages.see(features)
-        self.mixture.update(experts_BE, labels_B)
-        for follower in self._followers:
-            for table, rows_U in changed.items():
-                follower.mark(table, rows_U)
+        for table, rows_X in self.ages.see(features).items():
+            self._mark(table, rows_X)
         self.events += events
         return logits_B, experts_BE
 
-    def _deep(
-        self, branch: Branch, inputs: Inputs, vectors_BFD: torch.Tensor, masks: Mapping[str, torch.Tensor] | None
-    ) -> torch.Tensor:
-        """(B,): what a branch predicts. As `deep_logits`, kept for the backward pass."""
-        masks = masks if branch is self.dense else None
-        correction_B = branch.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS, masks)
-        return inputs.linear_BK[:, 0] + correction_B
-
-    def _learn_branches(self, deep: Mapping[Branch, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """One step of each branch from what it predicted; (B, V, D), the sum of their gradients in the vectors, but of
-        `unpruned`, which only looks on."""
-        events = len(labels)
-        gradients = {branch: branch.passes.backward(logits.sigmoid() - labels) for branch, logits in deep.items()}
-        for branch in deep:
+    def _learn_deep(self, live: list[Branch], halves: Halves, misled: bool) -> None:
+        """One step of the networks and the embedding tables, and of what is small."""
+        events = sum(halves.events)
+        for branch in live:
             ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
             branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, events)
-            self.learned_multiply_adds += events * branch.network.cost.total({})
-        first, *others = (gradient for branch, gradient in gradients.items() if branch is not self.unpruned)
-        for other in others:
-            first += other
-        return first
+            self.learned_multiply_adds += events * branch.multiply_adds
+        self.lap("learn_network")
+        if misled:
+            self.tables.quicken(self._left[1])
+        if live and self.schema.fields and self.config.embedding_dim:
+            self.tables.update(*halves.gradients)
+            self._mark("embedding", halves.features.rows_BF.flatten())
+        self.lap("learn_embeddings")
+        self.numerics.update(halves.features.numerics_BN)
+        self.mixture.update(halves.found.experts_BE, halves.labels_B)
+        self.lap("learn_rest")
+
+    def _learn_wide(self, halves: Halves, misled: bool) -> None:
+        """One step of the linear expert. It touches nothing that `_learn_deep` does."""
+        rows_U = self.linear.learn(halves.found.rows_BS, halves.found.values_BS, halves.labels_B)
+        self._mark("linear", self.linear.forget(self._left[0]) if misled else rows_U)
+        self.lap("learn_linear")
+
+    def _mark(self, table: str, rows_X: torch.Tensor) -> None:
+        for follower in self._followers:
+            follower.mark(table, rows_X)
 
     def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the lead's own."""
         with torch.no_grad():
             inputs = self._assemble(features)
             network, parameters = self._published()
-            deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF))
-            return mix(self.mixture.weights if weights is None else weights, _side_by_side(inputs.linear_BK, deep_B))
+            deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF.numpy()))
+            experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
+            return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
     def prune(self, kind: str = "auxiliary", beside_unpruned: bool = False) -> None:
         """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude. `beside_unpruned`: a copy of it
@@ -262,8 +265,8 @@ class Learner:
         outgoing weights are zero."""
         groups, live = self.dense.network.groups, self.dense_live
         self.regrow()
-        inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF)
-        deep_B = self._deep(self.dense, inputs, vectors_BFD, None)
+        inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF.numpy())
+        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS)
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
         self.kept = {g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups}
@@ -375,8 +378,8 @@ class Learner:
         self._doubt.counts[:], self._left = state.doubt, state.left
 
     def _assemble(self, features: Features) -> Inputs:
-        features = self.ages.fill(features)
-        return assemble(self.slots, features, self.numerics.scale(), self.linear.evidence_R2K, self.linear.prior_SK())
+        features, linear = self.ages.fill(features), self.linear
+        return assemble(self.slots, features, self.numerics.scale(), linear.evidence_R2K, linear.prior_SK())
 
     def _live(self) -> list[Branch]:
         return [branch for branch in (self.dense if self.dense_live else None, self.sparse, self.unpruned) if branch]
@@ -386,7 +389,3 @@ class Learner:
         if (network := self.network) is self.lead.network:
             return network, self.lead.parameters
         return network, compact(self.dense.parameters, self.dense.network.units, self.masks.kept())
-
-
-def _side_by_side(linear_BK: torch.Tensor, deep_B: torch.Tensor) -> np.ndarray:
-    return torch.cat([linear_BK, deep_B[:, None]], 1).numpy()

@@ -52,39 +52,30 @@ class BayesianLinear:
         """Events that had been learned when a row was last learned, that batch included; 0: never."""
         self.touched_rows = 0
         """How many rows `touched` would name."""
-        self._rates_K = 1 / torch.tensor(half_lives)
+        self._rates_K = (1 / torch.tensor(half_lives)).numpy()
         self._shrinkage_rate = shrinkage_rate
+        self._scratch = _scratch(0, 0, scales)
+        self._arrays = self.evidence_R2K.numpy(), self.learned_R.numpy()
+        self._prior_SK, self._prior_of = torch.empty(len(group_S), scales), None
         self.events = 0
 
-    def learn(self, rows_BS: torch.Tensor, values_BS: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """One step on a batch; returns the ids of the rows that were learned, each once, (U,)."""
+    def learn(self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray) -> torch.Tensor:
+        """One step on a batch; returns the ids of the rows that were learned, each once, (U,): valid until the next."""
         self.events += len(labels_B)
-        prior_SK = self.prior_SK()
-        shrinkage_SK, rows_U = torch.zeros_like(prior_SK), torch.empty(rows_BS.numel(), dtype=torch.int64)
+        prior_SK = self.prior_SK().numpy()
+        shrinkage_SK = np.zeros_like(prior_SK)
+        if self._scratch[2].shape != rows_BS.shape:
+            self._scratch = _scratch(*rows_BS.shape, prior_SK.shape[1])
+        rates_K, now = self._rates_K, self.events
         different, new = kernels.learn_linear(
-            self.evidence_R2K.numpy(),
-            self.learned_R.numpy(),
-            self.events,
-            self._rates_K.numpy(),
-            prior_SK.numpy(),
-            rows_BS.numpy(),
-            values_BS.numpy(),
-            labels_B.numpy(),
-            shrinkage_SK.numpy(),
-            rows_U.numpy(),
+            *self._arrays, now, rates_K, prior_SK, rows_BS, values_BS, labels_B, shrinkage_SK, *self._scratch
         )
         self.touched_rows += new
         if self.events > _FIRST_EVENTS:
             self.log_s_GK = self.log_s_GK.clone()
-            kernels.shrink_linear(
-                shrinkage_SK.numpy(),
-                self._group_S,
-                self._shrinkage_rate,
-                *_LOG_S_RANGE,
-                self.squares_GK.numpy(),
-                self.log_s_GK.numpy(),
-            )
-        return rows_U[:different]
+            groups = self._group_S, self._shrinkage_rate, *_LOG_S_RANGE
+            kernels.shrink_linear(shrinkage_SK, *groups, self.squares_GK.numpy(), self.log_s_GK.numpy())
+        return torch.from_numpy(self._scratch[0][:different])
 
     def forget(self, ratio: float) -> torch.Tensor:
         """Keep only `ratio` of all evidence, (0, 1]: the world has changed. Means move towards the prior, and the next
@@ -108,9 +99,11 @@ class BayesianLinear:
 
     def prior_SK(self) -> torch.Tensor:
         """(S, K): 1 / prior variance of each slot."""
-        prior_SK = torch.empty(len(self._group_S), self.log_s_GK.shape[1])
-        kernels.linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
-        return prior_SK
+        if self._prior_of is not self.log_s_GK:
+            prior_SK = torch.empty_like(self._prior_SK)
+            kernels.linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
+            self._prior_SK, self._prior_of = prior_SK, self.log_s_GK
+        return self._prior_SK
 
     def occupied_ratio(self, first: int, rows: int) -> float:
         """Share of `rows` rows from `first` on that have ever been learned."""
@@ -119,6 +112,13 @@ class BayesianLinear:
     def touched(self) -> torch.Tensor:
         """Sorted ids of every row that has ever been learned; the others are zero."""
         return self.learned_R.nonzero().squeeze(1)
+
+
+def _scratch(events: int, slots: int, scales: int) -> tuple[np.ndarray, ...]:
+    """The last arguments of `kernels.learn_linear`, from `rows_U` on."""
+    rows = events * slots
+    integers = np.empty(rows, np.int64), np.empty(rows, np.int32), np.empty((events, slots), np.int32)
+    return *integers, np.empty((rows, 5, scales), np.float32)
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
@@ -139,19 +139,3 @@ def contributions(
         evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy()
     )
     return out_BSK
-
-
-def logits(
-    evidence_R2K: torch.Tensor, prior_SK: torch.Tensor, rows_BS: torch.Tensor, values_BS: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, S) what each slot adds to the logit at the first time scale, and (B, K) the logit at each."""
-    said_BS, logits_BK = torch.empty(*rows_BS.shape), torch.empty(len(rows_BS), prior_SK.shape[1])
-    kernels.linear_logits(
-        evidence_R2K.numpy(),
-        prior_SK.numpy(),
-        rows_BS.numpy(),
-        values_BS.numpy(),
-        said_BS.numpy(),
-        logits_BK.numpy(),
-    )
-    return said_BS, logits_BK

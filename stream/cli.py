@@ -69,10 +69,9 @@ def demo(
 
         niwaki demo --recording clicks.parquet --events 200000
     """
-    import torch
-
     from stream.demo import demo_recording, demonstrate
     from stream.report import summary_rows, write_report
+    from stream.second_thread import tensor_threads
 
     if recording and dataset:
         raise ConfigError("--dataset", "can't be given together with --recording", dataset)
@@ -83,7 +82,7 @@ def demo(
     settings = _with_schema(_load(config), source.path)
     if seed is not None:
         settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, seed=seed))
-    torch.set_num_threads(settings.training.threads)
+    tensor_threads(settings.training.threads)
     with progress("learning", source.events) as advance:
         data, measured = demonstrate(
             source,
@@ -102,14 +101,13 @@ def train(config: ConfigOption = None) -> None:
 
     Example: niwaki train --config config/niwaki.toml
     """
-    import torch
-
     from stream.pipeline import open_pipeline
+    from stream.second_thread import tensor_threads
 
     settings = _load(config)
     log_to_stderr()
     stop = _stop_on_signals()
-    torch.set_num_threads(settings.training.threads)
+    tensor_threads(settings.training.threads)
     with open_pipeline(settings) as pipeline:
         pipeline.resume()
         pipeline.run(stop.is_set)
@@ -249,9 +247,8 @@ def backtest(
 
         niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05 --publish-every 128,1000,5000 --json
     """
-    import torch
-
     from stream.backtest import backtest as run
+    from stream.second_thread import tensor_threads
 
     settings = _with_schema(_load(config), file)
     model, pruning = settings.model, settings.pruning
@@ -265,7 +262,7 @@ def backtest(
         if one not in get_args(PolicyName):
             raise ConfigError("--policy", f"must be of {', '.join(get_args(PolicyName))}", one)
         _checked("--policy", lambda name=one: msgspec.structs.replace(pruning, policy=name))
-    torch.set_num_threads(settings.training.threads)
+    tensor_threads(settings.training.threads)
     with progress("backtest") as advance:
         result = run(
             file,

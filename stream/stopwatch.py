@@ -4,6 +4,7 @@
 and `benchmarks.pipeline` show what they say.
 """
 
+import threading
 import time
 from collections.abc import Mapping
 
@@ -30,10 +31,13 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         """By stage, the sum of its laps."""
+        self._thread = threading.get_ident()
         self._before_s = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """The time since the lap before was this stage's."""
+        """The time since the lap before was this stage's. What another thread did beside it does not count."""
+        if threading.get_ident() != self._thread:
+            return
         now_s = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now_s - self._before_s
         self._before_s = now_s

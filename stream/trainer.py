@@ -17,16 +17,20 @@ from model.encoder import Features
 from model.evaluation import WindowedEvaluation
 from model.exports import Export
 from model.features import EventBatch, Schema
+from model.halves import one_by_one
 from model.learner import Learner, LearnerConfig, LearnerState
 from model.served import ServedModel
 from model.table_codes import Precision, rounded
 from pruning.baselines import policy_for
 from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
+from stream.second_thread import SecondThread
 from stream.signals import Signals
 from stream.stopwatch import Stopwatch
 
 _SAMPLED_ROWS = 4_096
+_SHARED_EVENTS = 32
+"""Handing half of a smaller batch to another thread takes longer than learning it."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,8 +50,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     predictions includes what that costs."""
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
-    threads: int = 1
-    """Threads for tensor operations, >= 1. More pay only for networks far larger than the default."""
+    threads: int = 2
+    """Threads that learn, >= 1. Two share each step, which makes no difference to what is learned; more pay only for
+    networks far larger than the default."""
 
     def __post_init__(self) -> None:
         counts = ("batch_events", "publish_every_events", "full_every_publications", "window_events", "threads")
@@ -219,6 +224,7 @@ class Trainer:
         self.learner = Learner(
             schema, model, narrow_ratio, prunes_tables=pruning.table_budget < 1, block=pruning.weights_of_unit
         )
+        self._second = SecondThread(training.threads) if training.threads > 1 else None
         self.monitor = DriftMonitor(drift)
         self.signals = Signals(schema, model.table_rows, [one.signal for one in drift.detectors])
         self.prequential = WindowedEvaluation(training.window_events)
@@ -262,6 +268,8 @@ class Trainer:
             publication.score(features, batch.labels_B)
         watch.lap("predict")
         learner.lap = watch.lap
+        shared = self._second and len(batch) >= _SHARED_EVENTS
+        learner.together = self._second.together if shared else one_by_one
         ratios = policy.target_ratio(self.events), policy.table_ratio(self.events)
         logits_B = learner.learn(features, batch.labels_B, *ratios)
         watch.lap("learn_rest")

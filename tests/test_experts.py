@@ -81,8 +81,8 @@ def test_evidence_of_a_row_that_is_in_every_batch_fades_as_fast_as_it_should():
 
     def learn(rate: float, events: int) -> None:
         for _ in range(events // 50):
-            labels = torch.from_numpy((rng.random(50) < rate).astype(np.float32))
-            linear.learn(torch.zeros(50, 1, dtype=torch.int64), torch.ones(50, 1), labels)
+            labels = (rng.random(50) < rate).astype(np.float32)
+            linear.learn(np.zeros((50, 1), np.int64), np.ones((50, 1), np.float32), labels)
 
     learn(0.8, 20_000)
     learn(0.2, 3_000)
@@ -95,7 +95,7 @@ def test_evidence_of_a_row_that_is_in_every_batch_fades_as_fast_as_it_should():
 
 def test_a_row_never_learned_says_nothing_and_one_seen_once_little():
     linear = BayesianLinear(3, [0], [0.03], [1_000.0], shrinkage_rate=0.2)
-    linear.learn(torch.tensor([[1]]), torch.ones(1, 1), torch.ones(1))
+    linear.learn(np.array([[1]]), np.ones((1, 1), np.float32), np.ones(1, np.float32))
     never, once = weights_of(linear, 2)[:, 0].tolist()
     assert never == 0 and 0 < once < 0.03
 

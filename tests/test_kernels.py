@@ -13,20 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
+from model import kernels
 from model.embeddings import EmbeddingTables
 from model.exports import Changes
-from model.linear import BayesianLinear, contributions, logits
+from model.linear import BayesianLinear, contributions
 
 ROOT = Path(model.__file__).resolve().parent.parent
 HALF_LIVES = [50.0, 1_000.0]
 
 
 class PlainLinear:
-    """The step of `BayesianLinear` with a group for each slot, in 64 bits, one row at a time."""
+    """The step of `BayesianLinear` in 64 bits, one row at a time. A row is in slots of one group only."""
 
-    def __init__(self, rows: int, variance_S: np.ndarray):
-        self.log_s_SK = np.repeat(np.log(variance_S)[:, None], len(HALF_LIVES), 1)
-        self.squares_SK = np.zeros_like(self.log_s_SK)
+    def __init__(self, rows: int, group_S: np.ndarray, variance_G: np.ndarray):
+        self.group_S = group_S
+        self.log_s_GK = np.repeat(np.log(variance_G)[:, None], len(HALF_LIVES), 1)
+        self.squares_GK = np.zeros_like(self.log_s_GK)
         self.evidence_R2K = np.zeros((rows, 2, len(HALF_LIVES)))
         self.learned_R = np.zeros(rows, int)
         self.events = 0
@@ -38,7 +40,8 @@ class PlainLinear:
             idle = self.events - self.learned_R[row]
             self.evidence_R2K[row] *= 0.5 ** (idle / np.array(HALF_LIVES))
             self.learned_R[row] = self.events
-        old_R2K, prior_SK, descent_SK = self.evidence_R2K.copy(), np.exp(-self.log_s_SK), np.zeros_like(self.log_s_SK)
+        old_R2K, prior_SK = self.evidence_R2K.copy(), np.exp(-self.log_s_GK)[self.group_S]
+        descent_GK = np.zeros_like(self.log_s_GK)
         for k in range(len(HALF_LIVES)):
             prior_S = prior_SK[:, k]
             b_BS, q_BS = old_R2K[rows_BS, 0, k], old_R2K[rows_BS, 1, k]
@@ -48,7 +51,7 @@ class PlainLinear:
             spread_B = (variance_BS * values_BS**2).sum(1)
             # d logit / d log s = x b / (s (1/s + q)^2)
             slope_BS = values_BS * b_BS * prior_S * variance_BS**2
-            descent_SK[:, k] = ((prediction_B - labels_B)[:, None] * slope_BS).sum(0)
+            np.add.at(descent_GK[:, k], self.group_S, ((prediction_B - labels_B)[:, None] * slope_BS).sum(0))
             for row in np.unique(rows_BS):
                 events, places = np.nonzero(rows_BS == row)
                 x = values_BS[events, places]
@@ -61,37 +64,40 @@ class PlainLinear:
                 mean = b * variance - variance * gradient / (1 + together)
                 q += gained / (1 + max(together - variance * gained, 0))
                 self.evidence_R2K[row, :, k] = mean * (prior + q), q
-        self.squares_SK += descent_SK**2
-        step_SK = 0.2 * descent_SK / (np.sqrt(self.squares_SK) + 1e-3)
-        self.log_s_SK = np.clip(self.log_s_SK - step_SK, -12, math.log(2))
+        self.squares_GK += descent_GK**2
+        step_GK = 0.2 * descent_GK / (np.sqrt(self.squares_GK) + 1e-3)
+        self.log_s_GK = np.clip(self.log_s_GK - step_GK, -12, math.log(2))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 12), st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots, events, rows):
-    # Few rows, so that one row stands in several slots of an event, and in several events.
+    # Few rows, so that one row stands in several slots of an event, all of one group, and in several events.
     rng = np.random.default_rng(seed)
-    variance_S = rng.uniform(0.01, 1, slots).astype(np.float32)
-    linear = BayesianLinear(rows, range(slots), variance_S.tolist(), HALF_LIVES, shrinkage_rate=0.2)
-    plain = PlainLinear(rows, variance_S)
+    group_S = rng.integers(0, 3, slots)
+    variance_G = rng.uniform(0.01, 1, 3).astype(np.float32)
+    linear = BayesianLinear(3 * rows, group_S.tolist(), variance_G.tolist(), HALF_LIVES, shrinkage_rate=0.2)
+    plain = PlainLinear(3 * rows, group_S, variance_G)
     linear.events = plain.events = 10_000  # shrinkage is learned by then
     for _ in range(5):
-        rows_BS = rng.integers(0, rows, (events, slots))
+        rows_BS = group_S * rows + rng.integers(0, rows, (events, slots))
         values_BS = rng.normal(size=(events, slots)).astype(np.float32)
         labels_B = rng.integers(0, 2, events).astype(np.float32)
-        learned = linear.learn(*map(torch.from_numpy, (rows_BS, values_BS, labels_B)))
+        learned = linear.learn(rows_BS, values_BS, labels_B)
         plain.learn(rows_BS, values_BS, labels_B)
         assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
         np.testing.assert_allclose(linear.evidence_R2K, plain.evidence_R2K, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(linear.log_s_GK, plain.log_s_SK, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(linear.log_s_GK, plain.log_s_GK, rtol=1e-4, atol=1e-4)
     assert np.array_equal(linear.learned_R, plain.learned_R)
     assert linear.touched_rows == len(linear.touched()) == np.count_nonzero(plain.learned_R)
     each = contributions(linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS)))
     b_BSK, q_BSK = plain.evidence_R2K[rows_BS].transpose(2, 0, 1, 3)
-    expected = b_BSK / (np.exp(-plain.log_s_SK) + q_BSK) * values_BS[:, :, None]
+    expected = b_BSK / (np.exp(-plain.log_s_GK)[group_S] + q_BSK) * values_BS[:, :, None]
     np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
-    said_BS, logits_BK = logits(linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS)))
-    assert said_BS.equal(each[:, :, 0])
+    said_BS, logits_BK = np.empty((events, slots), np.float32), np.empty((events, len(HALF_LIVES)), np.float32)
+    arrays = linear.evidence_R2K.numpy(), linear.prior_SK().numpy(), rows_BS, values_BS
+    kernels.linear_logits(*arrays, said_BS, logits_BK)
+    assert np.array_equal(said_BS, each[:, :, 0])
     np.testing.assert_allclose(logits_BK, expected.sum(1), rtol=1e-4, atol=1e-5)
 
 
@@ -105,9 +111,9 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
     for _ in range(4):
         rows_BF = rng.integers(0, 20, (events, fields)) + 20 * np.arange(fields)
         gradient_BVD = rng.normal(size=(events, fields + 1, width)).astype(np.float32)  # one vector is no field's
-        assert np.array_equal(tables.lookup(torch.from_numpy(rows_BF)), tables.weight_RD.numpy()[rows_BF])
-        ids = tables.update(torch.from_numpy(rows_BF), torch.from_numpy(gradient_BVD))
-        assert set(ids.tolist()) == set(rows_BF.flat)
+        assert np.array_equal(tables.lookup(rows_BF), tables.weight_RD.numpy()[rows_BF])
+        halves = [np.split(whole, [events // 2]) for whole in (rows_BF, gradient_BVD)]
+        tables.update(*zip(*halves, strict=True))
         sums_RD, gradient_BFD = np.zeros((rows, width)), gradient_BVD[:, :fields].astype(np.float64)
         np.add.at(sums_RD, rows_BF, gradient_BFD)
         np.add.at(squares_R, rows_BF, np.square(gradient_BFD).mean(2))

@@ -207,8 +207,8 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
         learner.tables.quicken(ratio)
         assert torch.equal(learner.tables.touched(), touched)
         features = learner.encoder.encode(click_events(2000).slice(0, 64))
-        vectors = learner.tables.lookup(features.rows_BF)
-        learner.tables.update(features.rows_BF, torch.ones_like(vectors) * 0.01)
+        rows_BF = features.rows_BF.numpy()
+        learner.tables.update((rows_BF, np.full_like(learner.tables.lookup(rows_BF), 0.01)))
         steps.append(float((learner.tables.weight_RD - before).abs().sum()))
     assert steps[1] > 2 * steps[0]
 

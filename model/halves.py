@@ -1,0 +1,100 @@
+"""What a step computes before anything is changed: both passes of the experts, over two halves of the events.
+
+In: the experts as they are, and a batch. Out: what each expert says of each event, and all gradients. Halves read what
+they share and write each its own, so two threads may work on them at the same time: to the bit, that makes no
+difference. It starts no thread itself: whoever owns a second one hands over a `Together`.
+
+Shapes: as in `model.experts`; V vectors of D floats.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from model import layers
+from model.branch import Branch
+from model.embeddings import EmbeddingTables
+from model.encoder import Features
+from model.experts import Assembled, Slots
+from model.numerics import Scale
+from model.passes import Masks
+
+Together = Callable[[Callable[[], Any], Callable[[], Any]], object]
+"""Calls both of two functions, perhaps at the same time, and returns when both are done."""
+
+
+def one_by_one(first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    """A `Together` on one thread."""
+    first()
+    second()
+
+
+class Halves:
+    """A batch on its way through the experts."""
+
+    def __init__(self, features: Features, labels_B: np.ndarray, slots: Slots, scales: int):
+        """`scales`: time scales of the linear expert."""
+        self.features, self.labels_B, self._slots = features, labels_B, slots
+        self.arrays = [tensor.numpy() for tensor in features[:3]]
+        """Rows of fields, rows of pairs, and numerics."""
+        numerics, events = features.numerics_BN.shape[1], len(labels_B)
+        self.found = Assembled.empty(events, numerics, len(slots), scales)
+        self._slices = slice(0, events // 2), slice(events // 2, events)
+        self.events = events // 2, events - events // 2
+        self._losses: list[list[float]] = [[], []]
+        self._gradients_BVD: list[torch.Tensor | None] = [None, None]
+
+    def run(
+        self,
+        half: int,
+        *,
+        evidence_R2K: torch.Tensor,
+        prior_SK: torch.Tensor,
+        scale: Scale,
+        tables: EmbeddingTables,
+        branches: Mapping[Branch, Masks | None],
+        lead: Branch,
+        onlooker: Branch | None,
+        lap: Callable[[str], object],
+    ) -> None:
+        """Half 0 or 1. `branches`: all that learn, with their masks. `onlooker`: the one whose gradients in the vectors
+        do not count."""
+        part = self._slices[half]
+        found, labels_B = self.found.part(part), self.labels_B[part]
+        read, experts_BE = [array[part] for array in self.arrays], found.experts_BE
+        arrays = [tensor.numpy() for tensor in (*scale, evidence_R2K, prior_SK)]
+        found.fill(self._slots, *read, tuple(arrays[:2]), *arrays[2:])
+        lap("learn_linear")
+        logits_B, errors_B = np.empty((2, len(labels_B)), np.float32)
+        losses = self._losses[half]
+        if not branches:
+            errors_B[:], experts_BE[:, -1] = 0, experts_BE[:, 0]
+            losses.append(layers.compare(experts_BE, errors_B, labels_B, logits_B, errors_B))
+            return
+        vectors_BFD = tables.lookup(read[0], half)
+        numerics_BM, said_BS = torch.from_numpy(found.scores_BM), torch.from_numpy(found.said_BS)
+        lap("learn_embeddings")
+        for branch, masks in branches.items():
+            passes = branch.halves[half]
+            correction_B = passes.forward(vectors_BFD, numerics_BM, said_BS, masks).numpy()
+            losses.append(layers.compare(experts_BE, correction_B, labels_B, logits_B, errors_B))
+            if branch is lead:
+                experts_BE[:, -1] = logits_B
+            gradient_BVD, before_BVD = passes.backward(torch.from_numpy(errors_B)), self._gradients_BVD[half]
+            if branch is not onlooker:
+                self._gradients_BVD[half] = gradient_BVD if before_BVD is None else before_BVD.add_(gradient_BVD)
+        lap("learn_network")
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean log loss of each branch, or of the linear expert where there is none."""
+        return np.array(self._losses).sum(0) / sum(self.events)
+
+    @property
+    def gradients(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each half, rows (B, F), and the gradient of the summed loss in the vectors of the interaction (B, V, D),
+        those of the fields first."""
+        rows_BF = self.arrays[0]
+        return [(rows_BF[part], of.numpy()) for part, of in zip(self._slices, self._gradients_BVD, strict=True)]
