@@ -24,6 +24,7 @@ from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
 from model.encoder import Features
 from model.features import Schema
 from model.learner import Learner, LearnerConfig
+from stream.second_thread import SecondThread, tensor_threads
 
 BATCH_EVENTS, NUMERICS = 512, 13
 FREE_BYTES = 700_000_000
@@ -113,8 +114,11 @@ def _in_a_process(setting: Setting, events: int, threads: int) -> Measured:
 def one(asked: str) -> Measured:
     """One measurement, in this process."""
     setting, events, threads = msgspec.json.decode(asked, type=tuple[Setting, int, int])
-    torch.set_num_threads(threads)
+    tensor_threads(threads)
     learner = learner_of(setting)
+    if threads > 1:
+        second = SecondThread(threads)
+        learner.together = second.together
     rng, taken_s = np.random.default_rng(0), []
     for _ in range((events + events // 4) // BATCH_EVENTS):
         features, labels_B = made_up(setting, rng)
@@ -160,7 +164,7 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[Features, np.nd
 def run_main(arguments: list[str] | None = None) -> None:
     """The program: the frame's options, and those of this benchmark."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--threads", type=int, default=1, help="threads of tensor operations")
+    parser.add_argument("--threads", type=int, default=2, help="threads that learn")
     parser.add_argument("--only", nargs="*", help="what to vary, of rows, fields, width")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options, rest = parser.parse_known_args(arguments)

@@ -12,9 +12,12 @@ def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_wha
     monkeypatch.setattr(training, "TOPS", {"512-256": (64, 32)})
     monkeypatch.setattr(training, "MODEL", msgspec.structs.replace(training.MODEL, table_rows=64, bottom=(8,)))
     monkeypatch.setattr(training, "QUICK", training.Size(1_024, 2_048, 256, 2, (128,)))
-    found = training.measure(True, argparse.Namespace(threads=1, only=None))
+    found = training.measure(True, argparse.Namespace(threads=2, only=None, batches=None))
     phases = ["dense", *(f"sparse, {sparsity:.0%}" for sparsity in training.SPARSITIES)]
-    expected = [(training.PLAIN, "dense"), *((name, phase) for name in training.VARIANTS for phase in phases)]
+    expected = [
+        *((training.plain(threads), "dense") for threads in (1, 2)),
+        *((name, phase) for name in training.VARIANTS for phase in phases),
+    ]
     expected += [(name, "sparse, 90%") for name in training.UNITS]
     assert [(row["system"], row["phase"]) for row in found.rows] == expected
     for row in found.rows:
