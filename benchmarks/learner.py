@@ -133,7 +133,7 @@ def run_niwaki(changes: Mapping[str, Any], batch_events: int, stream: Stream, se
     for batch in rebatch([stream.events], batch_events):
         step = trainer.step(batch)
         for publication in publications.values():
-            if publication.due(step):
+            if publication.due(step.move):
                 publication.refresh()
     return {delay: np.concatenate(evaluation.logits) for delay, evaluation in evaluations.items()}
 

@@ -185,7 +185,7 @@ class Run:
         """Predict, learn, and publish what is due."""
         step = self.trainer.step(batch)
         for publication in self.publications.values():
-            if publication.due(step):
+            if publication.due(step.move):
                 publication.refresh()
         return step
 

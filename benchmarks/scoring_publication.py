@@ -1,12 +1,14 @@
 """What a publication costs: bytes, time taken from learning, and normalized entropy where tables are less exact.
 
-The stream is learned once, with a series of publications for each precision of the tables, so that all of them publish
-the very same model. For the time, blocks of events are learned in turns with and without publishing to a Redis, in the
-sparse phase; both score with what is served.
+For bytes and entropy the stream is learned once, with a series of publications for each precision of the tables, so
+that all of them publish the very same model. For the time, two trainers learn the same blocks of events in turns, in
+the sparse phase, one that publishes and one that does not.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +32,7 @@ from stream.trainer import Trainer, TrainingConfig
 
 EVERY_EVENTS = 1_000
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-_BLOCK_EVENTS = 8_192
+_BLOCK_EVENTS = 4_096
 _WARMUP_EVENTS, _PRUNING_EVENTS = 20_000, 20_000
 
 Found = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]
@@ -46,7 +48,7 @@ def precision(quick: bool, recording: Path | None) -> Found:
         for batch in _batches(recording, limit):
             step = trainer.step(batch)
             for one in series:
-                if one.publication.due(step):
+                if one.publication.due(step.move):
                     one.publish()
         rows += [{"stream": name, "seed": seed} | one.row(series[0]) for one in series]
     return rows, _byte_claims(name, rows), {"publish_every_events": EVERY_EVENTS, "events": trainer.events}
@@ -111,51 +113,73 @@ def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def time_taken(quick: bool, recording: Path | None) -> Found:
-    """Rows, claims, setting: events a second with and without publishing."""
+    """Rows, claims, setting: what an operator pays for publishing, with a core to spare and without.
+
+    Two trainers learn the same events, block by block and in turns. One publishes to a Redis at the default settings,
+    which includes that it scores what it has published, before each batch, and learns the mixture from that. The other
+    does nothing of it. A block ends when all that it has begun is done: scored, packed, taken by Redis.
+    """
     name, schema, limit = _stream(recording, quick)
-    trainer = _trainer(schema, 0, limit)
-    publication = trainer.follow(EVERY_EVENTS)
-    batches = _batches(recording, limit)
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    publishing_s, publications = 0.0, 0
-    with some_redis() as (redis, url), CheckpointStore.from_url(url) as store:
-        publisher = Publisher(trainer, publication, store, Telemetry())
-        for batch in batches:
-            step = trainer.step(batch)
-            publisher.publish_if_due(step, {})
-            if trainer.learner.sparse:
-                break
-        publishes = True
-        while block := list(_taken(batches, _BLOCK_EVENTS)):
+    cores = sorted(os.sched_getaffinity(0))
+    taken_s: dict[int, list[tuple[float, float]]] = {len(cores): [], 1: []}
+    loop_s, publications = dict.fromkeys(taken_s, 0.0), dict.fromkeys(taken_s, 0)
+    batches, plain, publishing = _batches(recording, limit), _trainer(schema, 0, limit), _trainer(schema, 0, limit)
+    with (
+        some_redis() as (redis, url),
+        CheckpointStore.from_url(url) as store,
+        closing(Publisher(publishing, publishing.follow(EVERY_EVENTS), store, Telemetry())) as publisher,
+    ):
+
+        def learn(block: Sequence[EventBatch]) -> float:
             started_s = time.perf_counter()
             for batch in block:
-                step = trainer.step(batch)
-                if publishes:
-                    before_s = time.perf_counter()
-                    publications += publisher.publish_if_due(step, {})
-                    publishing_s += time.perf_counter() - before_s
-                    publisher.settle(wait=False)
-            events = sum(map(len, block))
-            rates[publishes].append(events / (time.perf_counter() - started_s))
-            if not publishes:
-                publisher.publish({})  # so that the next block does not begin with a large one
+                plain.step(batch)
+            return time.perf_counter() - started_s
+
+        def learn_and_publish(block: Sequence[EventBatch], core_count: int) -> float:
+            started_s = time.perf_counter()
+            for batch in block:
+                step = publishing.step(batch)
+                before_s = time.perf_counter()
+                publications[core_count] += publisher.publish_if_due(step, {})
+                publisher.settle(wait=False)
+                loop_s[core_count] += time.perf_counter() - before_s
+            publishing.publications[0].settle()
             publisher.settle()
-            publishes = not publishes
-        publisher.close()
-    costs = [without / publishing - 1 for publishing, without in zip(rates[True], rates[False], strict=False)]
-    cost, slow, fast = spread(costs), spread(rates[True]), spread(rates[False])
-    row = {
-        "stream": name,
-        "events_per_s_publishing": slow.median,
-        "events_per_s_without": fast.median,
-        "cost": cost.median,
-        "low": cost.low,
-        "high": cost.high,
-        "loop_ms_a_publication": 1e3 * publishing_s / publications,
-        "blocks": len(costs),
-    }
-    text = f"{name}: publishing every 1,000 events, share of the learning rate, median of {len(costs)} pairs of blocks"
-    return [row], [at_most(text, cost.median, 0.05)], {"block_events": _BLOCK_EVENTS, "redis": redis}
+            return time.perf_counter() - started_s
+
+        place = 0
+        while block := _taken(batches, _BLOCK_EVENTS):
+            core_count = [len(cores), 1][place // 2 % 2]
+            _run_on(cores[-core_count:])
+            if place % 2:
+                both_s = learn_and_publish(block, core_count), learn(block)
+            else:
+                both_s = (learn(block), learn_and_publish(block, core_count))[::-1]
+            if publishing.learner.sparse:
+                place += 1
+                taken_s[core_count].append(both_s)
+        _run_on(cores)
+    rows, claims = [], []
+    for core_count, pairs in taken_s.items():
+        cost = spread([with_s / without_s - 1 for with_s, without_s in pairs[1:]])
+        row = {"stream": name, "cores": core_count}
+        row |= {f"events_per_s_{which}": _BLOCK_EVENTS / median(times) for which, times in
+                zip(("publishing", "without"), zip(*pairs, strict=True), strict=True)}  # fmt: skip
+        row |= {"cost": cost.median, "low": cost.low, "high": cost.high}
+        row |= {"loop_ms_a_publication": 1e3 * loop_s[core_count] / publications[core_count], "pairs": len(pairs) - 1}
+        rows.append(row)
+        text = (
+            f"{name}, {core_count} cores: publishing every 1,000 events over not publishing, time taken from learning"
+        )
+        claims.append(at_most(f"{text}, median of {len(pairs) - 1} pairs of blocks", cost.median, 0.05))
+    return rows, claims, {"block_events": _BLOCK_EVENTS, "redis": redis}
+
+
+def _run_on(cores: Sequence[int]) -> None:
+    """Every thread of this process."""
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), cores)
 
 
 def _stream(recording: Path | None, quick: bool) -> tuple[str, Schema, int]:
@@ -182,11 +206,12 @@ def _trainer(schema: Schema, seed: int, limit: int) -> Trainer:
     return Trainer(schema, LearnerConfig(seed=seed), pruning, DriftConfig(), TrainingConfig())
 
 
-def _taken(batches: Iterator[EventBatch], events: int) -> Iterator[EventBatch]:
+def _taken(batches: Iterator[EventBatch], events: int) -> list[EventBatch]:
     """The next whole `events`; nothing where fewer are left."""
-    block = []
+    block, taken = [], 0
     for batch in batches:
         block.append(batch)
-        if sum(map(len, block)) >= events:
-            return iter(block)
-    return iter(())
+        taken += len(batch)
+        if taken >= events:
+            return block
+    return []

@@ -63,7 +63,7 @@ def measure_one(share: float, seed: int, answer: str) -> dict[str, Any]:
         step = trainer.step(batch)
         found += [drift.event for drift in step.drifts]
         losses.append(publication.evaluation.total.loss_sum - before)
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
     after = slice(AT // 128, (AT + AFTER_EVENTS) // 128)
     entropy = binary_entropy(publication.evaluation.total.base_rate)

@@ -1,9 +1,12 @@
 """What a learner hands to those who predict with it: everything, or what has changed since they last had it.
 
-In: the rows that each batch taught something. Out: their sorted numbers, once for each reader, and the tensors that go
-with them.
+In: the rows that each batch taught something. Out: their numbers, once for each reader, and the tensors that go with
+them. What can wait until the learner is busy with the next batch, such as sorting, is apart (`ascending`).
+
+Shapes: R rows of a table, U different rows.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +17,7 @@ from model.network import NetworkShape
 
 
 class Export(NamedTuple):
-    """What a scorer needs: everything, or the rows changed since an earlier export."""
+    """What a scorer needs: everything, or the rows changed since an earlier export, in whatever order."""
 
     shape: NetworkShape
     tensors: dict[str, torch.Tensor]
@@ -23,41 +26,58 @@ class Export(NamedTuple):
 class Changes:
     """Which rows of which table were learned since its reader last said that it has them."""
 
-    def __init__(self, rows: dict[str, int]):
-        """`rows`: of each table."""
-        self._marks = {table: _Marks(count) for table, count in rows.items()}
+    def __init__(self, events: int, embeddings: int = 0, others: Iterable[str] = ()):
+        """`events`: learned so far. `embeddings`: rows of the embedding table; each is learned whenever the row of the
+        same number in the linear expert's is. `others`: tables beside these two."""
+        self._events, self._embeddings = events, embeddings
+        self._rows_X = {table: np.empty(0, np.int64) for table in ("linear", *others)}
+        self._count = dict.fromkeys(self._rows_X, 0)
+        self._repeat: set[str] = set()
 
-    def mark(self, table: str, rows_X: torch.Tensor) -> None:
-        """These rows, int64, have been learned; some perhaps more than once."""
-        self._marks[table].add(rows_X.numpy())
+    def mark(self, table: str, rows_X: torch.Tensor, before_X: torch.Tensor | None = None) -> None:
+        """These rows, int64, have been learned. `before_X`: events that had been learned when each was last, so that
+        none is noted twice; None: not known."""
+        if before_X is None:
+            self._repeat.add(table)
+            before_X = torch.full_like(rows_X, self._events)
+        noted_X, count = self._rows_X[table], self._count[table]
+        if count + len(rows_X) > len(noted_X):
+            noted_X = np.concatenate([noted_X[:count], np.empty(count + 2 * len(rows_X), np.int64)])
+            self._rows_X[table] = noted_X
+        self._count[table] = kernels.note_rows(rows_X.numpy(), before_X.numpy(), self._events, noted_X, count)
 
-    def sorted(self) -> dict[str, torch.Tensor]:
-        """Sorted ids of the rows, by table."""
-        return {table: torch.from_numpy(marks.rows()) for table, marks in self._marks.items()}
+    def rows(self) -> dict[str, torch.Tensor]:
+        """Ids of the rows, by table; each once, in no order that means anything."""
+        rows = {table: torch.from_numpy(rows_X[: self._count[table]]) for table, rows_X in self._rows_X.items()}
+        rows = {table: rows_U.unique() if table in self._repeat else rows_U.clone() for table, rows_U in rows.items()}
+        return rows | {"embedding": rows["linear"][rows["linear"] < self._embeddings]}
 
-    def clear(self) -> None:
-        """Begin anew."""
-        for marks in self._marks.values():
-            marks.clear()
+    def clear(self, events: int) -> None:
+        """Begin anew, after so many events."""
+        self._events, self._count, self._repeat = events, dict.fromkeys(self._rows_X, 0), set()
 
 
-class _Marks:
-    """A bit for each row of a table. A bit for each 64 of those says where to look: what is marked is found, and
-    forgotten, in time that hardly depends on the size of the table."""
+def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of an export with each table's rows in ascending order, as a checkpoint has them."""
+    ordered = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".rows")]:
+        values, order_U = f"{name.removesuffix('rows')}values", torch.from_numpy(np.argsort(tensors[name].numpy()))
+        ordered |= {name: tensors[name][order_U], values: take(tensors[values], order_U)}
+    return ordered
 
-    def __init__(self, rows: int):
-        self._bits_W = np.zeros(rows // 64 + 1, np.uint64)
-        self._used_V = np.zeros(len(self._bits_W) // 64 + 1, np.uint64)
 
-    def add(self, rows_X: np.ndarray) -> None:
-        kernels.mark(rows_X, self._bits_W, self._used_V)
+def take(table: torch.Tensor, rows_U: torch.Tensor) -> torch.Tensor:
+    """Copies of rows of a table of any shape."""
+    if table.dtype != torch.float32 or not table[:1].numel():
+        return table[rows_U]
+    taken = torch.empty(len(rows_U), *table.shape[1:])
+    kernels.take_rows(table.flatten(1).numpy(), rows_U.numpy(), taken.flatten(1).numpy())
+    return taken
 
-    def rows(self) -> np.ndarray:
-        return kernels.set_bits(self._bits_W, self._words())
 
-    def clear(self) -> None:
-        self._bits_W[self._words()] = 0
-        self._used_V[:] = 0
-
-    def _words(self) -> np.ndarray:
-        return kernels.set_bits(self._used_V, np.arange(len(self._used_V)))
+def put(table: torch.Tensor, rows_U: torch.Tensor, values: torch.Tensor) -> None:
+    """Set rows of a table of any shape."""
+    if table.dtype != torch.float32 or not table[:1].numel():
+        table[rows_U] = values
+    else:
+        kernels.put_rows(table.flatten(1).numpy(), rows_U.numpy(), values.contiguous().flatten(1).numpy())

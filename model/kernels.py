@@ -37,6 +37,7 @@ def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callab
 
 
 _AHEAD_EVENTS = 8
+_AHEAD_ROWS = 64
 _LARGEST_SCORE = 8.0
 
 
@@ -87,7 +88,7 @@ def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK
 
 @kernel(
     "UniTuple(int64, 2)(float32[:,:,:], int64[:], int64, float32[::1], float32[:,::1], int64[:,::1], float32[:,::1],"
-    " float32[::1], float32[:,::1], int64[::1], int32[::1], int32[:,::1], float32[:,:,::1])"
+    " float32[::1], float32[:,::1], int64[::1], int64[::1], int32[::1], int32[:,::1], float32[:,:,::1])"
 )
 def learn_linear(
     evidence_R2K,
@@ -100,6 +101,7 @@ def learn_linear(
     labels_B,
     shrinkage_SK,
     rows_U,
+    stamps_U,
     slots_U,
     places_BS,
     sums_U5K,
@@ -107,8 +109,8 @@ def learn_linear(
     """One step of `model.linear.BayesianLinear`; how many different rows there were, and how many were new.
 
     `now`: events learned, these included. Adds to `shrinkage_SK` the gradient of the loss in the logarithms of the
-    prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`. A row has the
-    prior of the slot in which it comes first. The last three are scratch: that slot; each row's place in `rows_U`; and
+    prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`, and what
+    their stamps were to that of `stamps_U`. A row has the prior of the slot in which it comes first. The last three are scratch: that slot; each row's place in `rows_U`; and
     by place a row's mean, variance, gradient, how much all slots of its events move together, and its own precision
     gained. So a row costs a trip to the table only twice, and no division for each of its events.
     """
@@ -135,9 +137,9 @@ def learn_linear(
                     sums_U5K[found, 1, k] = variance
                     for j in range(2, 5):
                         sums_U5K[found, j, k] = 0
+                rows_U[found], stamps_U[found], slots_U[found] = row, learned, s
                 learned = -1 - found
                 learned_R[row] = learned
-                rows_U[found], slots_U[found] = row, s
                 found += 1
             places_BS[b, s] = -1 - learned
 
@@ -297,35 +299,39 @@ def locate_slots(
         rows_BS[b, s], values_BS[b, s] = first_code + numerics * codes, 1
 
 
-@kernel("void(int64[::1], uint64[::1], uint64[::1])")
-def mark(rows_X, bits_W, used_V):
-    """Set the bit of each row in `bits_W`, and in `used_V` the bit of each word that thus isn't zero."""
-    for row in rows_X:
-        bits_W[row >> 6] |= np.uint64(1) << np.uint64(row & 63)
-        used_V[row >> 12] |= np.uint64(1) << np.uint64(row >> 6 & 63)
-
-
-@kernel("int64[::1](uint64[::1], int64[::1])")
-def set_bits(bits_W, words_X):
-    """Numbers of the bits that are set in some words, in their order."""
-    count = 0
-    for w in words_X:
-        word = bits_W[w]
-        while word:
-            word &= word - np.uint64(1)
+@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)")
+def note_rows(rows_X, stamps_X, latest, noted_X, count):
+    """Write the rows whose stamp is not above `latest` to `noted_X`, from place `count` on; the place after the
+    last."""
+    for x in range(len(rows_X)):
+        if stamps_X[x] <= latest:
+            noted_X[count] = rows_X[x]
             count += 1
-    found_U = np.empty(count, np.int64)
-    u = 0
-    for w in words_X:
-        word, bit = bits_W[w], 64 * w
-        while word:
-            if word & np.uint64(0xFF) == 0:
-                word >>= np.uint64(8)
-                bit += 8
-                continue
-            if word & np.uint64(1):
-                found_U[u] = bit
-                u += 1
-            word >>= np.uint64(1)
-            bit += 1
-    return found_U
+    return count
+
+
+@kernel("void(float32[:,:], int64[::1], float32[:,::1])")
+def take_rows(table_RX, rows_U, out_UX):
+    """Copies of rows, brought into the cache some dozens at a time, as `fetch` does."""
+    last = out_UX.shape[1] - 1
+    for start in range(0, len(rows_U), _AHEAD_ROWS):
+        stop = min(start + _AHEAD_ROWS, len(rows_U))
+        for u in range(start, stop):
+            out_UX[u, 0] = table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
+        for u in range(start, stop):
+            for x in range(last + 1):
+                out_UX[u, x] = table_RX[rows_U[u], x]
+
+
+@kernel("float32(float32[:,:], int64[::1], float32[:,::1])")
+def put_rows(table_RX, rows_U, values_UX):
+    """Write rows, fetched in the same way. What is returned means nothing."""
+    last, nothing = values_UX.shape[1] - 1, np.float32(0)
+    for start in range(0, len(rows_U), _AHEAD_ROWS):
+        stop = min(start + _AHEAD_ROWS, len(rows_U))
+        for u in range(start, stop):
+            nothing += table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
+        for u in range(start, stop):
+            for x in range(last + 1):
+                table_RX[rows_U[u], x] = values_UX[u, x]
+    return nothing

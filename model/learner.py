@@ -21,7 +21,7 @@ from model.doubt import Doubt
 from model.embeddings import EmbeddingTables
 from model.encoder import Features
 from model.experts import Inputs, Slots, assemble, deep_logits
-from model.exports import Changes, Export
+from model.exports import Changes, Export, take
 from model.features import Schema
 from model.halves import Halves, Together, one_by_one
 from model.learner_config import LearnerConfig
@@ -119,8 +119,8 @@ class Learner:
 
     def follow(self) -> Changes:
         """A log of every row learned from now on, for one reader."""
-        sizes = {"embedding": len(self.tables.weight_RD), "linear": self.slots.rows}
-        self._followers.append(Changes(sizes | self.ages.sizes))
+        learned = len(self.tables.weight_RD) if self.config.network_rate and self.config.embedding_dim else 0
+        self._followers.append(Changes(self.events, learned, self.ages.sizes))
         return self._followers[-1]
 
     def learn(
@@ -190,7 +190,6 @@ class Learner:
             self.tables.quicken(self._left[1])
         if live and self.schema.fields and self.config.embedding_dim:
             self.tables.update(*halves.gradients)
-            self._mark("embedding", halves.features.rows_BF.flatten())
         self.lap("learn_embeddings")
         self.numerics.update(halves.features.numerics_BN)
         self.mixture.update(halves.found.experts_BE, halves.labels_B)
@@ -198,13 +197,13 @@ class Learner:
 
     def _learn_wide(self, halves: Halves, misled: bool) -> None:
         """One step of the linear expert. It touches nothing that `_learn_deep` does."""
-        rows_U = self.linear.learn(halves.found.rows_BS, halves.found.values_BS, halves.labels_B)
-        self._mark("linear", self.linear.forget(self._left[0]) if misled else rows_U)
+        rows = self.linear.learn(halves.found.rows_BS, halves.found.values_BS, halves.labels_B)
+        self._mark("linear", *((self.linear.forget(self._left[0]),) if misled else rows))
         self.lap("learn_linear")
 
-    def _mark(self, table: str, rows_X: torch.Tensor) -> None:
+    def _mark(self, table: str, *rows: torch.Tensor) -> None:
         for follower in self._followers:
-            follower.mark(table, rows_X)
+            follower.mark(table, *rows)
 
     def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the lead's own."""
@@ -275,7 +274,7 @@ class Learner:
     def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
         """What a scorer needs to predict as the lead does now, mixed with `weights`.
 
-        `rows`: only these rows of each table (a delta); None: all that have been touched.
+        `rows`: only these rows of each table (a delta), in any order; None: all that have been touched.
         """
         rows = rows or {"embedding": self.tables.touched(), "linear": self.linear.touched()}
         scale = self.numerics.scale()
@@ -284,7 +283,7 @@ class Learner:
             "embedding.rows": rows["embedding"],
             "embedding.values": self.tables.rows(rows["embedding"], network.column_mask_FD),
             "linear.rows": rows["linear"],
-            "linear.values": self.linear.evidence_R2K.index_select(0, rows["linear"]),
+            "linear.values": take(self.linear.evidence_R2K, rows["linear"]),
             "linear.prior": self.linear.prior_SK(),
             "numerics.moments": scale.moments_2N,
             "numerics.knots": scale.knots_NQ,

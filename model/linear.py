@@ -59,12 +59,15 @@ class BayesianLinear:
         self._prior_SK, self._prior_of = torch.empty(len(group_S), scales), None
         self.events = 0
 
-    def learn(self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray) -> torch.Tensor:
-        """One step on a batch; returns the ids of the rows that were learned, each once, (U,): valid until the next."""
+    def learn(
+        self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step on a batch; returns the ids of the rows that were learned, each once, (U,), and how many events had
+        been learned when each of them last was (0: never). Both are valid until the next step."""
         self.events += len(labels_B)
         prior_SK = self.prior_SK().numpy()
         shrinkage_SK = np.zeros_like(prior_SK)
-        if self._scratch[2].shape != rows_BS.shape:
+        if self._scratch[3].shape != rows_BS.shape:
             self._scratch = _scratch(*rows_BS.shape, prior_SK.shape[1])
         rates_K, now = self._rates_K, self.events
         different, new = kernels.learn_linear(
@@ -75,7 +78,8 @@ class BayesianLinear:
             self.log_s_GK = self.log_s_GK.clone()
             groups = self._group_S, self._shrinkage_rate, *_LOG_S_RANGE
             kernels.shrink_linear(shrinkage_SK, *groups, self.squares_GK.numpy(), self.log_s_GK.numpy())
-        return torch.from_numpy(self._scratch[0][:different])
+        rows_U, before_U = (torch.from_numpy(part[:different]) for part in self._scratch[:2])
+        return rows_U, before_U
 
     def forget(self, ratio: float) -> torch.Tensor:
         """Keep only `ratio` of all evidence, (0, 1]: the world has changed. Means move towards the prior, and the next
@@ -117,8 +121,8 @@ class BayesianLinear:
 def _scratch(events: int, slots: int, scales: int) -> tuple[np.ndarray, ...]:
     """The last arguments of `kernels.learn_linear`, from `rows_U` on."""
     rows = events * slots
-    integers = np.empty(rows, np.int64), np.empty(rows, np.int32), np.empty((events, slots), np.int32)
-    return *integers, np.empty((rows, 5, scales), np.float32)
+    integers = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int32)
+    return *integers, np.empty((events, slots), np.int32), np.empty((rows, 5, scales), np.float32)
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:

@@ -14,7 +14,7 @@ from model.ages import Ages
 from model.checkpoint import CheckpointError, Header
 from model.encoder import Encoder, Features
 from model.experts import Inputs, Slots, assemble
-from model.exports import Export
+from model.exports import Export, put
 from model.features import EventBatch, Schema
 from model.inference import Inference
 from model.linear import contributions, lazy_zeros
@@ -78,7 +78,7 @@ class ServedModel:
         """Take over an export: its rows replace ours, and the rest of it is what predicts from now on."""
         tensors = export.tensors
         for name, table in self.tables.items():
-            table.index_copy_(0, tensors[f"{name}.rows"].long(), tensors[f"{name}.values"])
+            put(table, tensors[f"{name}.rows"].long(), tensors[f"{name}.values"])
         in_tables = {f"{name}.{part}" for name in self.tables for part in ("rows", "values")}
         self.rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
         self._prior_SK = tensors["linear.prior"]

@@ -75,7 +75,7 @@ def backtest_policy(
         step = trainer.step(batch)
         watch.add(step.seconds)
         for publication in publications.values():
-            if publication.due(step):
+            if publication.due(step.move):
                 publication.refresh()
         watch.lap("publish")
         history.record(step)

@@ -7,7 +7,8 @@ is read.
 from typing import Any
 
 from pruning.policy import Move
-from stream.trainer import Publication, Step, Trainer
+from stream.publication import Publication
+from stream.trainer import Step, Trainer
 
 
 class History:

@@ -25,6 +25,7 @@ from stream.connection import Committer, KafkaConfig, ensure_topic
 from stream.errors import BrokerError
 from stream.events import EventDecoder
 from stream.intake import Intake
+from stream.publication import Publication
 from stream.publisher import Publisher
 from stream.reader import Reader, Reading, Reads
 from stream.reader_process import ReaderProcess
@@ -32,7 +33,7 @@ from stream.sink import Outbox
 from stream.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
 from stream.stopwatch import Stopwatch
 from stream.telemetry import Telemetry
-from stream.trainer import Publication, Step, Trainer
+from stream.trainer import Step, Trainer
 
 log = logging.getLogger("niwaki")
 

@@ -11,13 +11,12 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from model.checkpoint import Header, pack
 from serving.errors import StoreUnavailable
 from serving.store import CheckpointStore
+from stream.publication import Prepared, Publication
 from stream.telemetry import Telemetry
-from stream.trainer import Publication, Step, Trainer
+from stream.trainer import Step, Trainer
 
 log = logging.getLogger("niwaki")
 
@@ -48,7 +47,7 @@ class Publisher:
 
     def publish_if_due(self, step: Step, offsets: dict[int, int]) -> bool:
         """After each batch; True where it was time to, and not too soon after a failure. `offsets`: see `publish`."""
-        if not self.publication.due(step):
+        if not self.publication.due(step.move):
             return False
         self.settle()
         if time.monotonic() < self._not_before_s:
@@ -60,7 +59,7 @@ class Publisher:
         """Begin to hand the store a new version, a delta where it has what that changes. `offsets`: by partition, the
         next message that is not in it."""
         self.settle()
-        header, tensors = self._trainer.checkpoint(
+        header, prepared = self._trainer.prepare(
             self.publication,
             version=self.version + 1,
             parent=self.version,
@@ -68,7 +67,7 @@ class Publisher:
             offsets={str(partition): offset for partition, offset in offsets.items()},
             created_s=time.time(),
         )
-        self._on_its_way = header, self._thread.submit(self._send, header, tensors)
+        self._on_its_way = header, self._thread.submit(self._send, header, prepared)
         if self._trusted or self.settle():
             self.publication.refresh()
 
@@ -107,7 +106,7 @@ class Publisher:
         """Wait for the version that is on its way, whatever becomes of it."""
         self._thread.shutdown()
 
-    def _send(self, header: Header, tensors: dict[str, torch.Tensor]) -> int:
+    def _send(self, header: Header, prepared: Prepared) -> int:
         """Bytes that the store took; 0: what it holds is not what this version changes, or not older."""
-        data = pack(header, tensors)
+        data = pack(header, prepared.tensors())
         return len(data) if self._store.publish(header, data) else 0

@@ -19,7 +19,8 @@ from pruning.policy import Phase
 from stream.history import History
 from stream.page import page
 from stream.plots import events_of, listed, number, of_dense, percent, plots, write_png
-from stream.trainer import Publication, Trainer
+from stream.publication import Publication
+from stream.trainer import Trainer
 
 
 class Measured(NamedTuple):

@@ -15,7 +15,8 @@ from model.checkpoint import CheckpointError, pack_as, unpack_as
 from model.features import Schema
 from model.learner import LearnerConfig
 from stream.errors import ConfigError
-from stream.trainer import Publication, Trainer, TrainerState
+from stream.publication import Publication
+from stream.trainer import Trainer, TrainerState
 
 _PUBLICATION = "publication."
 

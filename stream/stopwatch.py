@@ -11,11 +11,11 @@ from collections.abc import Mapping
 STAGES = {
     "read": "Waiting for events, and cutting them into batches; in a backtest, reading and decoding them.",
     "encode": "Hashing.",
-    "predict": "By what is published.",
+    "predict": "By what is published: handing events to the thread that does it.",
     "learn_linear": "The linear expert.",
     "learn_embeddings": "The embedding tables.",
     "learn_network": "The networks.",
-    "learn_rest": "Masks, the mixture, numerics, marks of what has changed.",
+    "learn_rest": "Masks, the mixture, numerics, notes of what has changed.",
     "score": "Evaluation.",
     "watch": "For drift.",
     "decide": "What now, and the carrying out of it: pruning, cutting, regrowing.",

@@ -6,24 +6,22 @@ saves.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
 
 from model.checkpoint import Header
-from model.encoder import Features
 from model.evaluation import WindowedEvaluation
-from model.exports import Export
 from model.features import EventBatch, Schema
 from model.halves import one_by_one
 from model.learner import Learner, LearnerConfig, LearnerState
-from model.served import ServedModel
-from model.table_codes import Precision, rounded
+from model.table_codes import Precision
 from pruning.baselines import policy_for
 from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
+from stream.publication import Prepared, Publication
 from stream.second_thread import SecondThread
 from stream.signals import Signals
 from stream.stopwatch import Stopwatch
@@ -79,131 +77,6 @@ class Step(NamedTuple):
     """The network that was just cut took over though it predicts worse: the wait was at its bound."""
 
 
-class Prepared(NamedTuple):
-    """What is about to be published."""
-
-    events: int
-    """Events learned."""
-    full: bool
-    export: Export
-    """What has changed since the publication before; everything, for the first."""
-
-
-class Publication:
-    """Follows one series of publications as a scorer would: holds what was published last, and scores events with it.
-
-    What the served experts predicted teaches their mixture, which the next publication carries: so it knows the delay.
-    """
-
-    def __init__(
-        self, learner: Learner, every_events: int, config: TrainingConfig, table_precision: Precision | None = None
-    ):
-        """`table_precision`: other than that of `config`."""
-        self.every_events = every_events
-        self.table_precision = table_precision or config.table_precision
-        self.evaluation = WindowedEvaluation(config.window_events)
-        self.mixture = learner.config.mixture()
-        self.count = 0
-        self._full_every, self._full_in = config.full_every_publications, 0
-        self._prepared: Prepared | None = None
-        self._learner = learner
-        self._changes = learner.follow()
-        self._served = ServedModel(
-            learner.schema,
-            learner.encoder,
-            embedding_dim=learner.config.embedding_dim,
-            scales=len(learner.config.half_lives_events),
-        )
-        self._scored: list[tuple[np.ndarray, np.ndarray]] = []
-        self._at_event = 0
-        self._multiply_adds_sum = 0.0
-
-    @property
-    def other_columns(self) -> bool:
-        """Whether other columns of the tables are read now than in what was published last. No delta can say so."""
-        return self.count > 0 and self._learner.network.shape.columns != self._served.shape.columns
-
-    def score(self, features: Features, labels_B: np.ndarray) -> None:
-        """Predict a batch with what is published, and count the outcome. Before the first publication: an even
-        chance."""
-        logits_B, multiply_adds = np.zeros(len(labels_B), np.float32), self._learner.dense_cost
-        if self.count:
-            experts_BE = self._served.experts(features)
-            logits_B, multiply_adds = self._served.logits(experts_BE), self._multiply_adds
-            self._scored.append((experts_BE, labels_B))
-        self.evaluation.update(logits_B, labels_B)
-        self._multiply_adds_sum += len(labels_B) * multiply_adds
-
-    def due(self, step: Step) -> bool:
-        """Whether it is time to publish: the interval has passed, or a newly pruned network has just been cut."""
-        return step.move is Move.CUT or self._learner.events - self._at_event >= self.every_events
-
-    @property
-    def full_due(self) -> bool:
-        """Whether the next checkpoint must be a full one."""
-        return self._full_in <= 0
-
-    def want_full(self) -> None:
-        """Make the next checkpoint a full one: nobody can be sure of what a delta would change."""
-        self._full_in = 0
-
-    def learn_mixture(self) -> None:
-        """Let the mixture learn from what has been scored since it last did: right before a publication."""
-        if self._scored:
-            experts, labels = zip(*self._scored, strict=True)
-            self.mixture.update(np.concatenate(experts), np.concatenate(labels))
-            self._scored = []
-
-    def prepare(self, full: bool) -> Export:
-        """What to publish now: a full checkpoint or a delta. Nothing is taken over before `refresh`."""
-        self.learn_mixture()
-        weights, changed = self.mixture.weights, self._changes.sorted()
-        delta = self._learner.export(weights, changed) if self.count and not self.other_columns else None
-        export = self._learner.export(weights) if full or delta is None else delta
-        self._prepared = Prepared(self._learner.events, full, delta or export)
-        return export
-
-    def refresh(self) -> None:
-        """Take over what the learner publishes now."""
-        if self._prepared is None or self._prepared.events != self._learner.events:
-            self.prepare(full=False)
-        shape, tensors = self._prepared.export
-        self._served.apply(Export(shape, rounded(tensors, self.table_precision)))
-        self._full_in = self._full_every - 1 if self._prepared.full else self._full_in - 1
-        self._prepared = None
-        self._changes.clear()
-        self._multiply_adds = self._learner.multiply_adds
-        self._at_event = self._learner.events
-        self.count += 1
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What the next publications depend on, for a snapshot taken right after one: the served model is then what the
-        learner exports."""
-        counts = {"at_event": np.array([self._at_event]), "multiply_adds": np.array([self._multiply_adds_sum])}
-        parts = (("mixture", self.mixture.state()), ("evaluation", self.evaluation.state()))
-        return counts | {f"{prefix}.{name}": array for prefix, arrays in parts for name, array in arrays.items()}
-
-    def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Continue where `state` was taken; the learner has been restored. If something had been learned since the last
-        publication, nothing is scored before the next: what was served is not known."""
-
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-        self.mixture.restore(part("mixture."))
-        self.evaluation.restore(part("evaluation."))
-        self._at_event, self._multiply_adds_sum = int(arrays["at_event"][0]), float(arrays["multiply_adds"][0])
-        if self._at_event == self._learner.events:
-            self.refresh()
-            self.want_full()
-
-    @property
-    def sparsity_ratio(self) -> float:
-        """Share of the dense multiply-adds that the served predictions were spared, averaged over events."""
-        events = max(self.evaluation.total.events, 1)
-        return 1 - self._multiply_adds_sum / (events * self._learner.dense_cost)
-
-
 class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The part of a trainer's state that is not tensors."""
 
@@ -255,8 +128,13 @@ class Trainer:
     def follow(self, every_events: int, table_precision: Precision | None = None) -> Publication:
         """Score, from now on, what is published at this interval; the caller refreshes it when it is due.
         `table_precision`: other than that of the config."""
-        self.publications.append(Publication(self.learner, every_events, self.config, table_precision))
-        return self.publications[-1]
+        config = self.config
+        precision = table_precision or config.table_precision
+        publication = Publication(
+            self.learner, every_events, config.window_events, config.full_every_publications, precision
+        )
+        self.publications.append(publication)
+        return publication
 
     def step(self, batch: EventBatch) -> Step:
         """Predict, score, then learn one batch; notice drift; make the move that the policy decides on."""
@@ -292,6 +170,16 @@ class Trainer:
         return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
 
     def checkpoint(
+        self, publication: Publication, *, base: int = 0, **about: Any
+    ) -> tuple[Header, dict[str, torch.Tensor]]:
+        """What to publish now, ready to be packed: a full sparse checkpoint, mixed as `publication` has learned to.
+
+        `base`: make it a delta to the version before, which goes back to the full one `base`. `about`: see `prepare`.
+        """
+        header, prepared = self.prepare(publication, base=base, **about)
+        return header, prepared.tensors()
+
+    def prepare(
         self,
         publication: Publication,
         *,
@@ -300,14 +188,11 @@ class Trainer:
         base: int = 0,
         offsets: dict[str, int],
         created_s: float,
-    ) -> tuple[Header, dict[str, torch.Tensor]]:
-        """What to publish now, ready to be packed: a full sparse checkpoint, mixed as `publication` has learned to.
-
-        `base`: make it a delta to the version before, which goes back to the full one `base`; a full one it is all the
-        same where other columns of the tables are read since.
-        """
+    ) -> tuple[Header, Prepared]:
+        """The same, while the tensors are still being made. A full one it is all the same where other columns of the tables
+        are read since."""
         base = 0 if publication.other_columns else base
-        learner, export = self.learner, publication.prepare(full=not base)
+        learner, prepared = self.learner, publication.prepare(full=not base)
         header = Header(
             version=version,
             parent=parent,
@@ -318,7 +203,7 @@ class Trainer:
             half_lives_events=learner.config.half_lives_events,
             hash_seed=learner.config.hash_seed,
             table_precision=publication.table_precision,
-            shape=export.shape,
+            shape=prepared.shape,
             dense_shape=learner.dense.network.shape,
             phase=self.policy.phase,
             policy=self.policy.config.policy,
@@ -333,7 +218,7 @@ class Trainer:
             evaluation=self.prequential.last,
             dense_bytes=learner.dense_bytes,
         )
-        return header, export.tensors
+        return header, prepared
 
     def state(self) -> tuple[TrainerState, dict[str, torch.Tensor]]:
         """Everything that the rest of the stream depends on, for a snapshot."""

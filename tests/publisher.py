@@ -6,6 +6,7 @@ import msgspec
 from streams import SCHEMA, SMALL, click_events
 
 from model.checkpoint import Header, pack
+from model.exports import ascending
 from model.features import EventBatch
 from model.learner import Learner
 from model.served import ServedModel
@@ -30,8 +31,9 @@ class Publisher:
         batch = click_events(64, seed=version)
         learner.learn(learner.encoder.encode(batch), batch.labels_B)
         full = learner.export(learner.mixture.weights)
-        export = learner.export(learner.mixture.weights, self._changes.sorted()) if base else full
-        self._changes.clear()
+        changed = learner.export(learner.mixture.weights, self._changes.rows())
+        tensors = ascending(changed.tensors) if base else full.tensors
+        self._changes.clear(learner.events)
         header = Header(
             version=version,
             parent=version - 1,
@@ -40,7 +42,7 @@ class Publisher:
             pair_rows=learner.encoder.pair_rows,
             half_lives_events=SMALL.half_lives_events,
             hash_seed=SMALL.hash_seed,
-            shape=export.shape,
+            shape=full.shape,
             dense_shape=learner.dense.network.shape,
             phase="dense",
             policy="adaptive",
@@ -53,7 +55,7 @@ class Publisher:
         )
         self.answers[version] = ServedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
         header = msgspec.structs.replace(header, base=base, **changes)
-        return header, pack(header, export.tensors)
+        return header, pack(header, tensors)
 
     def prune(self) -> None:
         """Cut the network down, so that the next checkpoint has another shape."""

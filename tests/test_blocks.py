@@ -301,7 +301,7 @@ def test_every_policy_keeps_its_budget_is_served_as_it_learns_and_continues_bit_
             tensors = {name: tensor.clone() for name, tensor in tensors.items()}
             states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
         step = whole.step(events.slice(start, start + 64))
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
     learner = whole.learner
     if pruning != {"budget": "auto"}:

@@ -229,7 +229,7 @@ def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
             cuts += 1
             assert 0.25 <= trainer.learner.table_ratio <= 0.5
             assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
             features = trainer.learner.encoder.encode(batch)
             expected = trainer.learner.predict(features, publication.mixture.weights)

@@ -103,7 +103,7 @@ class World:
         self.eager.follow(self.published)
         late = Follower()
         late.follow(self.published)
-        for model in (self.eager.versions.model, late.versions.model, self.publication._served):
+        for model in (self.eager.versions.model, late.versions.model, self.publication.served):
             assert differing(state(model), state(whole)) == []
         assert self.eager.versions.model.predict(SCORED).tolist() == whole.predict(SCORED).tolist()
 

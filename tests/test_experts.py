@@ -45,7 +45,7 @@ def test_without_any_one_part_it_learns_and_serves_what_it_has_learned(part):
     publication, events = trainer.follow(640), click_events(6400)
     for start in range(0, len(events), 64):
         step = trainer.step(events.slice(start, start + 64))
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
     assert trainer.prequential.last["normalized_entropy"] < 0.97
     unseen = click_events(200, seed=3)

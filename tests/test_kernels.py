@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import model
 from model import kernels
 from model.embeddings import EmbeddingTables
-from model.exports import Changes
+from model.exports import Changes, put, take
 from model.linear import BayesianLinear, contributions
 
 ROOT = Path(model.__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
         rows_BS = group_S * rows + rng.integers(0, rows, (events, slots))
         values_BS = rng.normal(size=(events, slots)).astype(np.float32)
         labels_B = rng.integers(0, 2, events).astype(np.float32)
-        learned = linear.learn(rows_BS, values_BS, labels_B)
+        learned, _ = linear.learn(rows_BS, values_BS, labels_B)
         plain.learn(rows_BS, values_BS, labels_B)
         assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
         np.testing.assert_allclose(linear.evidence_R2K, plain.evidence_R2K, rtol=1e-4, atol=1e-5)
@@ -129,16 +129,33 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
     assert restored.touched_F.tolist() == tables.touched_F.tolist()
 
 
-@given(st.lists(st.integers(0, 299_999), max_size=60), st.lists(st.integers(0, 299_999), max_size=60))
-@settings(deadline=None, max_examples=50)
-def test_changes_are_the_rows_marked_since_they_were_last_cleared_sorted_and_each_once(before, after):
-    changes = Changes({"linear": 300_000, "embedding": 0})
-    for rows in (before, after):
-        changes.clear()
-        for half in (rows[::2], rows[1::2]):
-            changes.mark("linear", torch.tensor(half, dtype=torch.int64))
-        assert changes.sorted()["linear"].tolist() == changes.sorted()["linear"].tolist() == sorted(set(rows))
-    assert changes.sorted()["embedding"].tolist() == []
+@given(st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=20), max_size=12), st.integers(0, 12))
+@settings(max_examples=50)
+def test_changes_are_the_rows_learned_since_they_were_last_cleared_each_once(batches, cleared):
+    changes, linear, expected = Changes(0), BayesianLinear(300, [0], [0.1], [1e9], 0.0), {}
+    for place, rows in enumerate(batches):
+        if place == cleared:
+            changes.clear(linear.events)
+            expected = {}
+        rows_B1, ones_B = np.array(rows)[:, None], np.ones(len(rows), np.float32)
+        changes.mark("linear", *linear.learn(rows_B1, ones_B[:, None], ones_B))
+        expected |= dict.fromkeys(rows)
+        assert changes.rows()["linear"].tolist() == list(expected)
+    changes.mark("linear", linear.touched())
+    assert sorted(changes.rows()["linear"].tolist()) == linear.touched().tolist() == sorted({*sum(batches, [])})
+
+
+@given(st.lists(st.integers(0, 199), unique=True), st.sampled_from([(3,), (2, 3), (1,), (0,)]), st.booleans())
+@settings(max_examples=50)
+def test_rows_are_taken_from_and_put_into_tables_of_any_shape(rows, shape, double):
+    table = torch.rand(200, *shape, 2, dtype=torch.float64 if double else torch.float32)[..., 0]  # not contiguous
+    if len(shape) > 1:
+        table = table.contiguous()
+    rows_U, before = torch.tensor(rows, dtype=torch.int64), table.clone()
+    assert torch.equal(take(table, rows_U), before[rows_U])
+    put(table, rows_U, -take(table, rows_U))
+    before[rows_U] *= -1
+    assert torch.equal(table, before)
 
 
 def import_doubled(place: Path, **variables: str) -> list[str]:

@@ -156,7 +156,7 @@ def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
     events = EventBatch.concat([click_events(3200), click_events(1600, seed=1, flipped=True)])
     for start in range(0, len(events), 64):
         step = trainer.step(events.slice(start, start + 64))
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
     learner = trainer.learner
     assert learner.multiply_adds <= (1.0 if policy == "dense" else 0.3) * learner.dense_cost
@@ -222,14 +222,14 @@ def test_after_a_drift_evidence_is_given_up_where_it_misleads_and_not_where_only
     forgotten = []
     forget = learner.linear.forget
     learner.linear.forget = lambda ratio: forgotten.append(learner.events) or forget(ratio)
-    changes.clear()
+    changes.clear(learner.events)
     after = click_events(3000, seed=1, flipped=change == "flipped")
     if change == "fewer clicks":
         after.labels_B[:] *= np.random.default_rng(0).random(len(after)) < 0.3
     learn_all(learner, after)
     assert len(forgotten) == (change == "flipped") and all(4400 <= at <= 6000 for at in forgotten)
     if forgotten:
-        assert len(changes.sorted()["linear"]) == len(learner.linear.touched())
+        assert len(changes.rows()["linear"]) == len(learner.linear.touched())
 
 
 def test_forgetting_leaves_means_nearer_to_the_prior():
@@ -263,7 +263,7 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
     publication = trainer.follow(640)
     for start in range(0, 4096, 64):
         step = trainer.step(click_events(4096).slice(start, start + 64))
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
     header, tensors = trainer.checkpoint(publication, version=3, parent=2, offsets={"0": 4096}, created_s=1.0)
     data = pack(header, tensors)
@@ -273,7 +273,7 @@ def test_a_served_checkpoint_predicts_what_the_trainer_does():
     logits = torch.from_numpy(trainer.learner.predict(features, publication.mixture.weights))
     np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=1e-6)
     publication.refresh()
-    np.testing.assert_allclose(publication._served.predict(batch), served.predict(batch), atol=1e-7)
+    np.testing.assert_allclose(publication.served.predict(batch), served.predict(batch), atol=1e-7)
     assert read_header(data) == header and header.sparsity_ratio >= 0.7
 
 

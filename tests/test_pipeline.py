@@ -21,12 +21,13 @@ from stream.drift import DetectorConfig, DriftConfig
 from stream.errors import BrokerError, ConfigError, NiwakiError
 from stream.events import encode_arrow, encode_json
 from stream.pipeline import Pipeline, new_reader
+from stream.publication import Publication
 from stream.recording import batch_to_table
 from stream.sink import DeadLetters, EventSink, Outbox
 from stream.snapshot import SnapshotConfig
 from stream.stopwatch import STAGES
 from stream.telemetry import Telemetry
-from stream.trainer import Publication, Trainer, TrainingConfig
+from stream.trainer import Trainer, TrainingConfig
 
 NEVER_S = 1e9
 PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
@@ -47,7 +48,7 @@ def uninterrupted(events: EventBatch, publication: Publication | None = None) ->
     trainer = new_trainer()
     followed = trainer.follow(trainer.config.publish_every_events)
     for start in range(0, len(events), 64):
-        if followed.due(trainer.step(events.slice(start, start + 64))):
+        if followed.due(trainer.step(events.slice(start, start + 64)).move):
             followed.refresh()
     if publication:
         followed.refresh()  # the last one, at the end
@@ -396,7 +397,7 @@ def test_what_was_on_its_way_when_redis_went_away_is_in_the_next_version(setting
         learner, weights = running.trainer.learner, publisher.publication.mixture.weights
         logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
         assert np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max() <= 1e-6
-        served = publisher.publication._served
+        served = publisher.publication.served
         assert scorer.score_batch(scored).tolist() == served.predict(scored).tolist()
     assert kinds[fails] == "full" and "delta" in kinds[fails + 1 :]
 

@@ -41,7 +41,7 @@ def learned(events: EventBatch, **training) -> tuple[Trainer, History]:
     history = History(trainer, publication)
     for batch in rebatch([events], trainer.config.batch_events):
         step = trainer.step(batch)
-        if publication.due(step):
+        if publication.due(step.move):
             publication.refresh()
         history.record(step)
     return trainer, history
