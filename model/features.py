@@ -7,6 +7,7 @@ knows no tensors: what reads events, in a process of its own, need not wait for 
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType, NoneType
 from typing import Any
 
@@ -142,18 +143,27 @@ def rows_to_batch(
             raise FeatureError(str(name), "must be a column of the schema", row[name])
 
     def column(name: str) -> list[Any]:
-        return [row.get(name) for row in rows] if name in given else [shared.get(name)] * count
+        """The values of all events, or the one that they share."""
+        if name not in given:
+            return [shared.get(name)]
+        try:
+            return list(map(itemgetter(name), rows))
+        except KeyError:
+            return [row.get(name) for row in rows]
 
     labels_B, times_s_B = np.full(count, np.nan, np.float32), np.zeros(count)
     if labelled or schema.label in given or schema.label in shared:
         labels_B[:] = [_label(value, schema.label, labelled) for value in column(schema.label)]
     if schema.timestamp in given or schema.timestamp in shared:
         times_s_B[:] = [_time(value, schema.timestamp) for value in column(schema.timestamp)]
-    categorical = tuple(_categories(column(name), name) for name in schema.categorical)
+    categorical = []
+    for name in schema.categorical:
+        values = _categories(column(name), name)
+        categorical.append(values if len(values) == count else pa.repeat(values[0], count))
     numerics_BN = np.empty((count, len(schema.numeric)), np.float32)
     for i, name in enumerate(schema.numeric):
         numerics_BN[:, i] = _numerics(column(name), name)
-    return EventBatch(labels_B, times_s_B, categorical, numerics_BN)
+    return EventBatch(labels_B, times_s_B, tuple(categorical), numerics_BN)
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -14,7 +14,7 @@ import torch
 
 from model.encoder import Features
 from model.experts import Slots
-from model.kernels import kernel, locate_slots
+from model.kernels import AHEAD_EVENTS, fetch, kernel, locate_slots
 from model.network import Network, Parameters
 from model.numerics import Scale, prepare
 from model.sparse import Pattern
@@ -132,33 +132,39 @@ def say_linear(
     said_SB,
     experts_BE,
 ):
-    """`model.experts.Slots.locate` and `model.linear.logits` in one, event by event; the last expert is left alone."""
+    """`model.experts.Slots.locate` and `model.linear.logits` in one, some events at a time, whose rows are fetched
+    before they are worked on; the last expert is left alone."""
     slots, scales = prior_SK.shape
-    rows_1S, values_1S = np.empty((1, slots), np.int64), np.empty((1, slots), np.float32)
-    for b in range(len(rows_BF)):
-        one = slice(b, b + 1)
+    rows_AS, values_AS = np.empty((AHEAD_EVENTS, slots), np.int64), np.empty((AHEAD_EVENTS, slots), np.float32)
+    scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
+    for start in range(0, len(rows_BF), AHEAD_EVENTS):
+        some = slice(start, min(start + AHEAD_EVENTS, len(rows_BF)))
+        events = some.stop - start
         locate_slots(
-            rows_BF[one],
-            pairs_BP[one],
-            scores_BM[one],
-            code_BN[one],
-            above_BN[one],
+            rows_BF[some],
+            pairs_BP[some],
+            scores_BM[some],
+            code_BN[some],
+            above_BN[some],
             first_pair,
             first_score,
             first_code,
             codes,
-            rows_1S,
-            values_1S,
+            rows_AS,
+            values_AS,
         )
-        for k in range(scales):
-            experts_BE[b, k] = 0
-        for s in range(slots):
-            row, value = rows_1S[0, s], values_1S[0, s]
+        fetch(evidence_R2K, rows_AS[:events], scratch_AS)
+        for a in range(events):
+            b = start + a
             for k in range(scales):
-                part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
-                experts_BE[b, k] += part
-                if k == 0:
-                    said_SB[s, b] = part
+                experts_BE[b, k] = 0
+            for s in range(slots):
+                row, value = rows_AS[a, s], values_AS[a, s]
+                for k in range(scales):
+                    part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
+                    experts_BE[b, k] += part
+                    if k == 0:
+                        said_SB[s, b] = part
 
 
 @kernel("void(float32[:,::1], int64[:,::1], float32[:,::1], int64, float32[:,::1])")

@@ -36,7 +36,7 @@ def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callab
     return compiled
 
 
-_AHEAD_EVENTS = 8
+AHEAD_EVENTS = 8
 _AHEAD_ROWS = 64
 _LARGEST_SCORE = 8.0
 
@@ -73,8 +73,8 @@ def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK
     events, slots = rows_BS.shape
     scales = prior_SK.shape[1]
     for b in range(events):
-        if b % _AHEAD_EVENTS == 0:
-            fetch(evidence_R2K, rows_BS[b : b + _AHEAD_EVENTS], said_BS[b : b + _AHEAD_EVENTS])
+        if b % AHEAD_EVENTS == 0:
+            fetch(evidence_R2K, rows_BS[b : b + AHEAD_EVENTS], said_BS[b : b + AHEAD_EVENTS])
         for k in range(scales):
             logits_BK[b, k] = 0
         for s in range(slots):
@@ -119,10 +119,10 @@ def learn_linear(
 
     # Fade each row when it is first met. Until the end its stamp is its place among the rows of the batch: -1 - u.
     found = new = 0
-    scratch_XS = np.empty((_AHEAD_EVENTS, slots), np.float32)
+    scratch_XS = np.empty((AHEAD_EVENTS, slots), np.float32)
     for b in range(events):
-        if b % _AHEAD_EVENTS == 0:
-            fetch(evidence_R2K, rows_BS[b : b + _AHEAD_EVENTS], scratch_XS)
+        if b % AHEAD_EVENTS == 0:
+            fetch(evidence_R2K, rows_BS[b : b + AHEAD_EVENTS], scratch_XS)
         for s in range(slots):
             row = rows_BS[b, s]
             learned = learned_R[row]
