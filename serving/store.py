@@ -16,7 +16,8 @@ nor a delta without what it changes, an older trainer never replaces a newer one
 behind.
 
 ACL rights, beside ~niwaki:{NAME}:* &niwaki:{NAME}:* +ping: a trainer needs +eval +get +set +unlink +strlen +persist
-+hset +hdel +hvals +publish, a scorer +get +mget +hget +hvals +subscribe +unsubscribe.
++hset +hdel +hvals +publish, a scorer +get +mget +hget +hvals +subscribe +unsubscribe; in a Redis Cluster both also
++cluster|slots.
 """
 
 import re
@@ -31,6 +32,7 @@ import redis
 from redis import exceptions as rex
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.client import PubSub
+from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -89,6 +91,7 @@ _PASSING = (
     rex.ClusterDownError,
     rex.TryAgainError,
     rex.OutOfMemoryError,
+    rex.RedisClusterException,
 )
 _REFUSING = (rex.AuthenticationError, rex.AuthorizationError)  # the client derives these from ConnectionError
 
@@ -98,7 +101,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     url: str = "redis://127.0.0.1:6379/0"
     """redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path/to.sock?db=0, or
-    redis+sentinel://[user:password@]host:port[,host:port...]/service[/db]. Options of redis-py may follow after `?`."""
+    redis+sentinel://[user:password@]host:port[,host:port...]/service[/db], or redis+cluster:// (rediss+cluster:// for
+    TLS) and [user:password@]host:port of any node of a Redis Cluster. Options of redis-py may follow after `?`."""
     name: str = "niwaki"
     """The model's name, part of every key: letters, digits, `_`, `-` and `.`."""
     keep_versions: int = 5
@@ -149,7 +153,7 @@ class CheckpointStore:
         prefix = f"niwaki:{{{config.name}}}"
         self._pointer, self._checkpoints = f"{prefix}:pointer", f"{prefix}:checkpoints"
         self._blob, self._channel = f"{prefix}:blob:", f"{prefix}:published"
-        self._client = _connect(config)
+        self._connected = None if "+cluster:" in config.url else _connect(config)
         self._published: Pointer | None = None
         """What we published last."""
 
@@ -246,13 +250,20 @@ class CheckpointStore:
 
     def close(self) -> None:
         """Drop the connections."""
-        self._client.close()
+        if self._connected:
+            self._connected.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _client(self) -> redis.Redis | RedisCluster:
+        if self._connected is None:  # the client of a cluster asks it at once for its nodes
+            self._connected = RedisCluster.from_url(self.config.url.replace("+cluster", "", 1), **_options(self.config))
+        return self._connected
 
     def _keys(self, pointer: Pointer) -> list[str]:
         return [f"{self._blob}{pointer.upload}:{i}" for i in range(pointer.chunks)]
@@ -290,8 +301,10 @@ class Watch:
 def address(url: str) -> str:
     """`url` without its credentials, fit for a log. Raises `ValueError` where it is no URL of a store."""
     parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix", "redis+sentinel"):
-        raise ValueError("redis.url must begin with redis://, rediss://, unix:// or redis+sentinel://")
+    if parts.scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster"):
+        raise ValueError(
+            "redis.url must begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+        )
     if parts.scheme == "redis+sentinel" and (parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)):
         raise ValueError("redis.url for Sentinel must end with /service or /service/db")
     hosts = parts.netloc.rpartition("@")[2]
@@ -300,14 +313,18 @@ def address(url: str) -> str:
     return f"{parts.scheme}://{hosts}{parts.path}"
 
 
-def _connect(config: StoreConfig) -> redis.Redis:
-    options = {
+def _options(config: StoreConfig) -> dict[str, object]:
+    return {
         "socket_timeout": config.timeout_s,
         "socket_connect_timeout": config.timeout_s,
         "health_check_interval": 15,
         "protocol": 2,  # whose errors are the clearer ones
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
     }
+
+
+def _connect(config: StoreConfig) -> redis.Redis:
+    options = _options(config)
     if config.url.startswith("redis+sentinel:"):
         return _connect_by_sentinel(config.url, options)
     try:

@@ -5,6 +5,7 @@ In: the bytes of a body. Out: the events to score, and the bytes of an answer. W
 HTTP server.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,8 @@ DATATYPES = {
     **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
 }
 OUTPUT = "probability"
+_NAMED = re.compile("Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL)
+_NAMED_RULES = {"contains unknown": "a field that is known", "missing required": "there"}
 
 
 class Refusal(Exception):
@@ -163,7 +166,10 @@ def _decode(body: bytes, kind: type[B]) -> B:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         rule, _, path = str(error).partition(" - at `$")
-        raise Refusal(400, path.rstrip("`").lstrip(".") or "body", rule[:1].lower() + rule[1:]) from error
+        field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
+        if names:
+            field, rule = f"{field}.{names['field']}".lstrip("."), f"must be {_NAMED_RULES[names['what']]}"
+        raise Refusal(400, field or "body", rule[:1].lower() + rule[1:]) from error
     except UnicodeDecodeError as error:
         raise Refusal(400, "body", "must be UTF-8") from error
     except msgspec.DecodeError as error:

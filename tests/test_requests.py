@@ -32,7 +32,7 @@ MISTAKES = [
     ({"events": [], "candidates": []}, 400, "events", "must stand alone, without context and candidates", ""),
     ({"context": {}}, 400, "events", "must be there, or candidates must", ""),
     ({}, 400, "events", "must be there, or candidates must", ""),
-    ({"event": []}, 400, "body", "object contains unknown field `event`", ""),
+    ({"event": []}, 400, "event", "must be a field that is known", ""),
     ({"events": {}}, 400, "events", "expected `array`, got `object`", ""),
     ({"events": None}, 400, "events", "expected `array`, got `null`", ""),
     ({"events": [3]}, 400, "events[0]", "expected `object`, got `int`", ""),

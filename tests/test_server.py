@@ -103,7 +103,7 @@ def test_a_column_may_be_a_matrix_of_one_column(served):
     ("body", "status", "text"),
     [
         ({"inputs": []}, 400, "inputs: must hold at least one tensor"),
-        ({}, 400, "body: object missing required field `inputs`"),
+        ({}, 400, "inputs: must be there"),
         ({"inputs": [tensor("user", "FP8", ["a"])]}, 400, "inputs[0].datatype: must be one of BYTES, INT8"),
         (
             {"inputs": [tensor("user", "BYTES", [1])]},

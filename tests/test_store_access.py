@@ -1,6 +1,7 @@
 """How a store is reached: passwords, rights, sockets, TLS, Sentinel, and what a wrong setting is told."""
 
 import subprocess
+import time
 
 import pytest
 import redis
@@ -105,12 +106,44 @@ def test_sentinel_leads_to_the_new_primary_after_a_failover(start, tmp_path):
             assert there.head().version == 2
 
 
+def test_a_cluster_finds_the_node_that_has_the_model_whichever_node_is_asked(start):
+    buses = [free_port() for _ in range(2)]
+    nodes = [start("--cluster-enabled", "yes", "--cluster-port", str(bus), "--save", "") for bus in buses]
+    first, second = (redis.Redis.from_url(node.url) for node in nodes)
+    with first, second:
+        for client, slots in ((first, (0, 8191)), (second, (8192, 16383))):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", *slots)
+        first.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[1].port, buses[1])
+        deadline_s = time.monotonic() + 60
+        while not all(client.execute_command("CLUSTER INFO")["cluster_state"] == "ok" for client in (first, second)):
+            assert time.monotonic() < deadline_s, "the nodes did not meet"
+        homes = set()
+        for name in ("ads", "news"):
+            with CheckpointStore.from_url(f"redis+cluster://127.0.0.1:{nodes[0].port}", name) as store:
+                config = StoreConfig(url=f"redis+cluster://127.0.0.1:{nodes[1].port}", name=name, chunk_bytes=100)
+                with CheckpointStore(config) as other, other.watch() as watch:
+                    assert store.head() is None
+                    for version in range(1, 9):
+                        assert store.publish(header(version), blob(version)) and watch.wait(5.0)
+                        assert other.fetch() == blob(version)
+                    assert other.publish(header(9), blob(9)) and other.head().chunks > 1
+                    assert not store.publish(header(9), blob(9)) and store.fetch() == blob(9)
+            homes |= {place for place, client in enumerate((first, second)) if client.dbsize()}
+        assert homes == {0, 1}
+
+
+def test_a_cluster_that_does_not_answer_may_come_back():
+    with CheckpointStore.from_url(f"redis+cluster://127.0.0.1:{free_port()}") as store, pytest.raises(StoreUnavailable):
+        store.head()
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("redis://ann:pw@cache:6379/2", "redis://cache:6379/2"),
         ("rediss://:pw@[::1]:6380?ssl_cert_reqs=none", "rediss://[::1]:6380"),
         ("unix:///run/redis.sock?password=pw", "unix:///run/redis.sock"),
+        ("redis+cluster://ann:pw@a:6379", "redis+cluster://a:6379"),
         ("redis+sentinel://ann:pw@a:26379,b:26379/ads/1", "redis+sentinel://a:26379,b:26379/ads/1"),
     ],
 )
