@@ -189,8 +189,8 @@ class Trainer:
         offsets: dict[str, int],
         created_s: float,
     ) -> tuple[Header, Prepared]:
-        """The same, while the tensors are still being made. A full one it is all the same where other columns of the tables
-        are read since."""
+        """The same, while the tensors are still being made. It is a full one all the same where other columns of the
+        tables are read since."""
         base = 0 if publication.other_columns else base
         learner, prepared = self.learner, publication.prepare(full=not base)
         header = Header(

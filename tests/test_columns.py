@@ -233,7 +233,7 @@ def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
             publication.refresh()
             features = trainer.learner.encoder.encode(batch)
             expected = trainer.learner.predict(features, publication.mixture.weights)
-            found = publication._served.logits(publication._served.experts(features))
+            found = publication.served.logits(publication.served.experts(features))
             np.testing.assert_allclose(found, expected, atol=5e-5)
     assert cuts and trainer.learner.sparsity_by_layer()["embedding"] > 0
     assert publication.evaluation.total.normalized_entropy < 1.05
@@ -305,7 +305,7 @@ def test_a_checkpoint_has_the_bytes_of_the_columns_alive_and_predicts_what_the_t
     )
     atol = {"float32": 1e-6, "float16": 1e-3, "int8": 1e-2}[precision]
     np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=atol)
-    assert np.array_equal(publication._served.predict(batch), served.predict(batch))
+    assert np.array_equal(publication.served.predict(batch), served.predict(batch))
 
 
 def test_where_all_columns_live_a_checkpoint_is_of_the_format_that_knows_none():
