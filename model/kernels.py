@@ -110,9 +110,10 @@ def learn_linear(
 
     `now`: events learned, these included. Adds to `shrinkage_SK` the gradient of the loss in the logarithms of the
     prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`, and what
-    their stamps were to that of `stamps_U`. A row has the prior of the slot in which it comes first. The last three are scratch: that slot; each row's place in `rows_U`; and
-    by place a row's mean, variance, gradient, how much all slots of its events move together, and its own precision
-    gained. So a row costs a trip to the table only twice, and no division for each of its events.
+    their stamps were to that of `stamps_U`. A row has the prior of the slot in which it comes first. The last three are
+    scratch: that slot; each row's place in `rows_U`; and by place a row's mean, variance, gradient, how much all slots
+    of its events move together, and its own precision gained. So a row costs a trip to the table only twice, and no
+    division for each of its events.
     """
     events, slots = rows_BS.shape
     scales = len(rates_K)
