@@ -1,7 +1,7 @@
 """Whether a mild drift is better answered by regrowing half of what was pruned, and a severe one by regrowing all.
 
-In: synthetic streams with a drift in their middle, by which 30 % of the preferences change, or all. Out: for each stream
-and answer, how good the predictions were that were served after the drift, and what learning cost. Both drifts get both
+In: synthetic streams with a drift in their middle, by which 30 % of the preferences change, or all. Out: how good the
+predictions were that were served after the drift, and what learning cost, for each answer. Both drifts get both
 answers: a policy that goes by the measured size of a drift gains at most what one gains that always knows the truth.
 """
 
