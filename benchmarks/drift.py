@@ -102,7 +102,7 @@ class Watcher:
             batch = EventBatch(trace.labels_B[cut], trace.times_s_B[cut], (), np.empty((0, 0), np.float32))
             started_s = time.perf_counter()
             signals = self.signals.compute(None, batch, trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut])
-            found = self.monitor.update(signals, self.events, batch.times_s_B)
+            found = self.monitor.update(signals, self.events, batch.times_s_B, losses_B[cut])
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found})
             self.events += len(batch.labels_B)

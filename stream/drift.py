@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from stream.detectors import DetectorConfig
+from stream.drift_tally import Tally
 from stream.drift_watch import STATE_VERSION, Change, Watch
 from stream.errors import ConfigError
 from stream.signals import OF_THE_NETWORK
@@ -100,6 +101,12 @@ class Drift(NamedTuple):
     and is called so too."""
     time_s: float
     """Event time at which it was noticed, seconds since the epoch."""
+    loss_before: float | None = None
+    """Mean log loss from the last reset to the change, nats. None: there was none."""
+    loss_after: float | None = None
+    """Mean log loss since the change."""
+    loss_error: float | None = None
+    """Standard error of their difference."""
 
 
 class DriftMonitor:
@@ -113,11 +120,18 @@ class DriftMonitor:
             Watch(one, expected_events, config.calibration_events, config.quiet_events) for one in config.detectors
         ]
         self._votes: dict[int, Drift] = {}
+        self._losses = Tally()
         self._watched_events = self._drifts = 0
 
-    def update(self, signals: Mapping[str, np.ndarray], first_event: int, times_s_B: np.ndarray) -> list[Drift]:
+    def update(
+        self,
+        signals: Mapping[str, np.ndarray],
+        first_event: int,
+        times_s_B: np.ndarray,
+        losses_B: np.ndarray | None = None,
+    ) -> list[Drift]:
         """Read the signals, (B,) each, of the events from `first_event` on, and their times; new drifts in order.
-        A detector whose signal is not among them waits.
+        A detector whose signal is not among them waits. `losses_B`: log losses, by which drifts are sized.
 
         Where several detectors must agree, each has a `Drift` of its own, at the event where it noticed.
         """
@@ -141,10 +155,13 @@ class DriftMonitor:
             at = self._agreed(noticed, first_event, times_s_B)
             stop = stop if at is None else at + 1
             self._watched_events += (stop - start) * bool(watching)
+            if losses_B is not None:
+                self._losses.add(losses_B[start:stop].astype(np.float64))
             for watch in watching:
                 watch.watched_events += stop - start
             if at is not None:
-                drifts += sorted(self._votes.values(), key=lambda vote: vote.event)
+                votes = sorted(self._votes.values(), key=lambda vote: vote.event)
+                drifts += [self._sized(vote, first_event + stop) for vote in votes]
                 self._drifts += 1
                 for place in self._votes:
                     self._watches[place].alarms += 1
@@ -153,11 +170,14 @@ class DriftMonitor:
                     if watch.config.signal not in signals:
                         watch.wait(size - stop)
             start = stop
+        if losses_B is not None and start < size:
+            self._losses.add(losses_B.astype(np.float64))  # no detector reads yet
         return drifts
 
     def reset(self, hold_events: int | None = None, *, exchanged: bool = False) -> None:
         """Forget everything but the noise of the stream, and read nothing for `hold_events` (None: `quiet_events`).
         `exchanged`: another network predicts from now on, whose loss is another; what does not depend on it goes on."""
+        self._losses.clear()
         for place, watch in enumerate(self._watches):
             if exchanged and watch.config.signal not in OF_THE_NETWORK:
                 continue
@@ -181,7 +201,7 @@ class DriftMonitor:
         watches = [[_key(watch.config), watch.quiet_left_events, watch.state()] for watch in self._watches]
         votes = [[place, list(vote)] for place, vote in self._votes.items()]
         state = {"river": _form(), "watches": watches, "votes": votes}
-        state["counts"] = [self._watched_events, self._drifts]
+        state |= {"counts": [self._watched_events, self._drifts], "losses": self._losses.state()}
         return {"detectors": np.frombuffer(msgspec.msgpack.encode(state), np.uint8).copy()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -196,8 +216,18 @@ class DriftMonitor:
                 watch.restore(detector)
             else:
                 log.warning("the snapshot has no %s on %s for this River: it begins anew", *watch.name)
+        if state["river"] == _form():
+            self._losses.restore(state["losses"])
         if [key for key, *_ in state["watches"]] == [_key(watch.config) for watch in self._watches]:
             self._votes = {place: Drift(*vote) for place, vote in state["votes"]}
+
+    def _sized(self, drift: Drift, events: int) -> Drift:
+        """The drift that has just been agreed on, with the losses before and after; so many `events` are read."""
+        since_events = events - drift.began
+        if self._losses.events <= since_events:
+            return drift
+        before, after, error = self._losses.around(since_events)
+        return drift._replace(loss_before=before, loss_after=after, loss_error=error)
 
     def _agreed(self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray) -> int | None:
         """Where in the batch enough detectors had noticed; `_votes` then holds what they said."""

@@ -18,17 +18,16 @@ from model.kernels import kernel
 from stream.detectors import DetectorConfig, begin_with, next_change
 from stream.drift_calibration import SLACK, SPAN_EVENTS, cusum_threshold
 from stream.drift_state import freeze, thaw
+from stream.drift_tally import Tally
 
 log = logging.getLogger("niwaki")
 
 STATE_VERSION = 2
 """Of what `Watch.state` tells."""
-_RECENT_EVENTS = 4_096  # how far back a change that was just noticed may have begun
-_LEAST_EVENTS = 64  # and how far back at least: a few outliers are not a change
+_LEAST_EVENTS = 64  # how far back a change has begun at least: a few outliers are none
 _ABRUPT_EVENTS = 1_000
 _BASE_EVENTS = 8_192  # that mean and spread are taken of before a calibrated detector compares with them
 _KEPT_HEIGHTS = 5  # calibrations that the present threshold is a median of
-_PIECES = 16  # of a stretch, to see how far its mean can be trusted
 _SPANS = 8  # neighbours of `SPAN_EVENTS` each, whose sum is compared with that of the next ones
 _BEFOREHAND, _GREATEST = 30, 12.0  # comparisons that showed nothing, and how much one of them may show
 _COMPARED_HALF_LIFE_EVENTS = 1_000_000.0
@@ -69,6 +68,7 @@ class Watch:
         self._calibration_events = calibration_events if self.expected_events else 0
         self._heights: list[float] = []
         self._scale = 0.0  # standard deviation that the detector is set for
+        self._tally = Tally()
         self._compared_4 = np.zeros(4)  # of spans, of all of them together: sum of squares, number; they fade
         self.reset()
 
@@ -80,7 +80,7 @@ class Watch:
         self._base_left_events = _BASE_EVENTS if self.levels else 0
         self._before = self._comparison = math.nan
         self._span_events, self._spans_S = 0, np.zeros(_SPANS)
-        self._clear()
+        self._tally.clear()
 
     @property
     def watching(self) -> bool:
@@ -118,7 +118,7 @@ class Watch:
             self._take(values_B[start:stop])
             if at is not None:
                 change = self._measure()
-                self._clear()  # as River's detectors do after a change
+                self._tally.clear()  # as River's detectors do after a change
                 if self.config.counts in ("up" if change.rose else "down", "both"):
                     changes.append((at, change))
             start = stop
@@ -139,8 +139,7 @@ class Watch:
         """Everything, for a snapshot."""
         return {
             "detector": freeze(self._detector),
-            "sums": self._sums_3.tolist(),
-            "recent": self._last_values().tobytes(),
+            "tally": self._tally.state(),
             "spans": [self._span_events, self._spans_S.tolist(), self._before, self._comparison],
             "compared": self._compared_4.tolist(),
             "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
@@ -156,38 +155,15 @@ class Watch:
         self.watched_events, self.alarms = state["counts"]
         self.reset()
         thaw(self._detector, state["detector"])
-        self._sums_3 = np.array(state["sums"])
-        recent = np.frombuffer(state["recent"])
-        self._recent[(self._events - len(recent) + np.arange(len(recent))) % _RECENT_EVENTS] = recent
+        self._tally.restore(state["tally"])
         self._span_events, spans, self._before, self._comparison = state["spans"]
         self._spans_S, self._compared_4 = np.array(spans), np.array(state["compared"])
         calm, self._calm_left_events, self._base_left_events = state["calm"]
         self._calm = [np.frombuffer(calm, np.float32)] if calm else []
 
-    def _clear(self) -> None:
-        self._sums_3 = np.zeros(3)  # events, values, squares
-        self._recent = np.empty(_RECENT_EVENTS)
-
-    @property
-    def _events(self) -> int:
-        return int(self._sums_3[0])
-
-    @property
-    def _deviation(self) -> float:
-        """Standard deviation since the last reset."""
-        events, total, squares = self._sums_3.tolist()
-        return math.sqrt(max(squares / events - (total / events) ** 2, 0.0))
-
-    def _last_values(self) -> np.ndarray:
-        """Those since the last reset, at most so far back as a change may have begun."""
-        events = self._events
-        if events < _RECENT_EVENTS:
-            return self._recent[:events].copy()
-        return np.roll(self._recent, -events % _RECENT_EVENTS)
-
     def _take(self, values_B: np.ndarray) -> None:
         events = len(values_B)
-        _add(values_B, self._sums_3, self._recent)
+        self._tally.add(values_B)
         if self.expected_events:
             _add_spans(values_B, self._span_events, self._spans_S)
             self._span_events += events
@@ -198,7 +174,7 @@ class Watch:
             begin_with(self._detector, values_B)
             self._base_left_events -= events
             if not self._base_left_events:
-                self._set(self._deviation)
+                self._set(self._tally.deviation)
 
     def _compare(self) -> None:
         """See how long fluctuations last: how much more sums over many events vary than the calibration, which knows
@@ -245,37 +221,21 @@ class Watch:
 
     def _measure(self) -> Change:
         """The change just noticed, cut where the means differ most."""
-        events, total, squares = self._sums_3.tolist()
-        least, recent = min(_LEAST_EVENTS, max(int(events) // 2, 1)), self._last_values()
-        lengths = np.arange(least, max(min(len(recent), int(events) - least), least) + 1)
+        events, total, recent = self._tally.events, self._tally.total, self._tally.last()
+        least = min(_LEAST_EVENTS, max(events // 2, 1))
+        lengths = np.arange(least, max(min(len(recent), events - least), least) + 1)
         totals = np.cumsum(recent[::-1])[lengths - 1]
         rests = np.maximum(events - lengths, 1)
-        after, before = totals / lengths, (total - totals) / rests
-        rise = (after - before) * np.sqrt(lengths * rests)  # in units of the signal's spread
+        # in units of the signal's spread
+        rise = (totals / lengths - (total - totals) / rests) * np.sqrt(lengths * rests)
         if self.config.detector == "ADWIN":  # has compared what it dropped with what it kept
             width, kept = self._detector.width, self._detector.total
             rose = kept * (events - width) > (total - kept) * width
         else:
             mode = getattr(self._detector, "mode", "both")
             rose = mode == "up" or (mode == "both" and bool(rise.max() > -rise.min()))
-        cut = int(np.argmax(rise if rose else -rise))
-        since = recent[len(recent) - min(int(lengths[cut]), len(recent)) :]
-        error = math.hypot(_error(since), self._deviation / math.sqrt(rests[cut]))
-        kind = "abrupt" if len(since) <= _ABRUPT_EVENTS else "gradual"
-        return Change(float(before[cut]), float(after[cut]), error, len(since), kind, rose)
-
-
-@kernel("void(float64[::1], float64[::1], float64[::1])")
-def _add(values_B, sums_3, recent):
-    """Sums that do not depend on where a batch ends: one after the other; and the last values, in a ring."""
-    events, total, squares = sums_3
-    place = int(events) % len(recent)
-    for value in values_B:
-        total += value
-        squares += value * value
-        recent[place] = value
-        place = place + 1 if place + 1 < len(recent) else 0
-    sums_3[0], sums_3[1], sums_3[2] = events + len(values_B), total, squares
+        since = min(int(lengths[np.argmax(rise if rose else -rise)]), len(recent))
+        return Change(*self._tally.around(since), since, "abrupt" if since <= _ABRUPT_EVENTS else "gradual", rose)
 
 
 @kernel("void(float64[::1], int64, float64[::1])")
@@ -283,11 +243,3 @@ def _add_spans(values_B, events, spans_S):
     """The sum of each span of events, of which there have been so many."""
     for b in range(len(values_B)):
         spans_S[(events + b) // SPAN_EVENTS] += values_B[b]
-
-
-def _error(values: np.ndarray) -> float:
-    """Standard error of a mean, from the means of pieces, since neighbours are alike."""
-    pieces = min(_PIECES, len(values))
-    if pieces < 2:
-        return 0.0
-    return float(np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1) / math.sqrt(pieces))

@@ -80,6 +80,16 @@ def _what(drift: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def _size(drift: Mapping[str, Any]) -> str:
+    """The change of a drift's signal and that of the log loss, in words."""
+    parts = []
+    for name, key in (("", ""), ("loss ", "loss_")):
+        before, after, error = (drift[key + part] for part in ("before", "after", "error"))
+        if before is not None:
+            parts.append(f"{name}{number(before)} \u2192 {number(after)} \u00b1 {number(error)}")
+    return ", ".join(parts)
+
+
 def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
     """True drifts with their detections, and the detections that belong to none, in order."""
     detections: dict[int, list[dict[str, Any]]] = {}
@@ -89,10 +99,7 @@ def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
 
     def noticed(event: int) -> tuple[str, ...]:
         by = "; ".join(f"{drift['detector']} on {drift['signal'].replace('_', ' ')}" for drift in detections[event])
-        change = "; ".join(
-            f"{number(drift['before'])} \u2192 {number(drift['after'])} \u00b1 {number(drift['error'])}"
-            for drift in detections[event]
-        )
+        change = "; ".join(_size(drift) for drift in detections[event])
         since = "; ".join(f"{drift['began']:,}, {drift['kind']}" for drift in detections[event])
         cut = next((f"{at:,}" for at in cuts if at > event), "")
         return by, change, since, cut

@@ -166,9 +166,11 @@ class Pipeline:
             if self._drifts:
                 self._drifts.put(msgspec.json.encode(drift._asdict()))
             log.info(
-                "drift at event %d, event time %.3f s: %s, since event %d; %s of %s from %.4f to %.4f, error %.4f",
+                "drift at event %d, event time %.3f s: %s, since event %d; %s of %s from %.4f to %.4f, error %.4f; "
+                "log loss from %s to %s, error %s",
                 *(drift.event, drift.time_s, drift.kind, drift.began, drift.detector, drift.signal),
                 *sizes.values(),
+                *(drift.loss_before, drift.loss_after, drift.loss_error),
             )
         if step.move is Move.STAY:
             return

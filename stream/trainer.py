@@ -154,7 +154,7 @@ class Trainer:
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
         signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
-        drifts = self.monitor.update(signals, first_event, batch.times_s_B)
+        drifts = self.monitor.update(signals, first_event, batch.times_s_B, losses_B)
         watch.lap("watch")
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)

@@ -65,6 +65,22 @@ def test_a_rise_of_the_log_loss_is_noticed_with_its_size_and_place():
     assert 0.35 < drift.after < 0.8
 
 
+@pytest.mark.parametrize("batch", [128, 4_000])
+def test_a_drift_of_whatever_signal_says_what_it_did_to_the_log_loss(batch):
+    target, values = monitor(DetectorConfig(detector="ADWIN", signal="label")), signals()
+    losses, drifts = values["log_loss"], []
+    for first in range(0, EVENTS, batch):
+        cut = slice(first, first + batch)
+        told = {"label": values["label"][cut]}
+        drifts += target.update(told, first, np.zeros(len(told["label"])), losses[cut])
+    (drift,) = drifts
+    since = slice(drift.began, drift.event + 1)
+    assert drift.loss_before == pytest.approx(losses[: drift.began].mean())
+    assert drift.loss_after == pytest.approx(losses[since].mean())
+    assert 0 < drift.loss_error < drift.loss_after - drift.loss_before
+    assert feed(monitor(), values)[0].loss_before is None  # losses were not told
+
+
 def test_a_falling_log_loss_is_learning_and_no_drift():
     assert feed(monitor(), signals(after=0.05)) == []
 

@@ -1,0 +1,93 @@
+"""How a signal has gone since a detector's last reset: sums of all its values, and the last of them.
+
+In: values, event by event; where a batch ends makes no difference. Out: the means before and after a change, and how
+far their difference can be trusted. Bounded: some 30 kilobytes however long the stream.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from model.kernels import kernel
+
+RECENT_EVENTS = 4_096
+"""How far back a change that has just been noticed may have begun."""
+_PIECES = 16  # of a stretch, to see how far its mean can be trusted
+
+
+class Tally:
+    """Sums since the last `clear`, and the last values."""
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sums_3 = np.zeros(3)  # events, values, squares
+        self._recent = np.empty(RECENT_EVENTS)  # a ring
+
+    def add(self, values_B: np.ndarray) -> None:
+        """Take in the next ones, float64 (B,)."""
+        _add(values_B, self._sums_3, self._recent)
+
+    @property
+    def events(self) -> int:
+        """How many there have been."""
+        return int(self._sums_3[0])
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return float(self._sums_3[1])
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation."""
+        events, total, squares = self._sums_3.tolist()
+        return math.sqrt(max(squares / events - (total / events) ** 2, 0.0))
+
+    def last(self) -> np.ndarray:
+        """The last `RECENT_EVENTS` of them, or all."""
+        events = self.events
+        if events < RECENT_EVENTS:
+            return self._recent[:events].copy()
+        return np.roll(self._recent, -events % RECENT_EVENTS)
+
+    def around(self, since_events: int) -> tuple[float, float, float]:
+        """Mean before the last `since_events` values (of which the last `RECENT_EVENTS` count), mean of them, and the
+        standard error of the difference."""
+        since = self.last()[-since_events:]
+        before_events = max(self.events - len(since), 1)
+        before = (self.total - float(since.sum())) / before_events
+        return before, float(since.mean()), math.hypot(_error(since), self.deviation / math.sqrt(before_events))
+
+    def state(self) -> list[Any]:
+        """Everything, for a snapshot."""
+        return [self._sums_3.tolist(), self.last().tobytes()]
+
+    def restore(self, state: list[Any]) -> None:
+        """Undo `state`."""
+        self._sums_3, last = np.array(state[0]), np.frombuffer(state[1])
+        self._recent[(self.events - len(last) + np.arange(len(last))) % RECENT_EVENTS] = last
+
+
+def _error(values: np.ndarray) -> float:
+    """Standard error of a mean, from the means of pieces, since neighbours are alike."""
+    pieces = min(_PIECES, len(values))
+    if pieces < 2:
+        return 0.0
+    return float(np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1) / math.sqrt(pieces))
+
+
+@kernel("void(float64[::1], float64[::1], float64[::1])")
+def _add(values_B, sums_3, recent):
+    """Sums, one after the other; and the ring of the last values."""
+    events, total, squares = sums_3
+    place = int(events) % len(recent)
+    for value in values_B:
+        total += value
+        squares += value * value
+        recent[place] = value
+        place = place + 1 if place + 1 < len(recent) else 0
+    sums_3[0], sums_3[1], sums_3[2] = events + len(values_B), total, squares
