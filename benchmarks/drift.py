@@ -62,6 +62,7 @@ def _one(detector: str, signal: str, direction: str | None = None, **parameters:
 
 SETTINGS = {
     "default": DriftConfig(),
+    "default, one in 1,000,000": DriftConfig(expected_events_between_false_alarms=1_000_000),
     "default, one in 50,000": DriftConfig(expected_events_between_false_alarms=OFTEN),
     "staleness": _one("PageHinkley", "staleness"),
     "recent staleness": _one("PageHinkley", "recent_staleness"),
@@ -74,7 +75,14 @@ SETTINGS = {
     "every 20,000": _one("DummyDriftDetector", "log_loss", "both", t_0=20_000),
     "never": _one("NoDrift", "log_loss"),
 }
-LONG_SETTINGS = ("default", "default, one in 50,000", "excess loss", "ADWIN, log loss", "ADWIN, label")
+LONG_SETTINGS = (
+    "default",
+    "default, one in 1,000,000",
+    "default, one in 50,000",
+    "excess loss",
+    "ADWIN, log loss",
+    "ADWIN, label",
+)
 
 
 class Watcher:

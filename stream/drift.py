@@ -47,7 +47,7 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Within so many events of each other, >= 1."""
     quiet_events: int = 5_000
     """Events that no detector reads at the start, after a drift and after each change of the network; >= 0."""
-    expected_events_between_false_alarms: int = 1_000_000
+    expected_events_between_false_alarms: int = 2_000_000
     """PageHinkley is calibrated to this on the stream itself, >= 1,000; several of them share it, so it is the run time
     of all together. 0: not calibrated. Other detectors have parameters of their own for it, such as ADWIN's `delta`,
     which bursts of alike events make fire far too often."""
