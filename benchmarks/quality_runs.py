@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from model.encoder import Features
-from model.evaluation import binary_entropy, log_losses
+from model.evaluation import Evaluation, binary_entropy, log_losses
 from model.features import EventBatch, Schema
 from model.learner import Learner, LearnerConfig
 from pruning.auxiliary import AuxiliaryConfig
@@ -189,6 +189,11 @@ class Run:
                 publication.refresh()
         return step
 
+    @property
+    def served(self) -> Evaluation:
+        """Of the predictions served at the interval that gaps and claims are of."""
+        return self.publications[SERVED].evaluation.total
+
     def succeed(self, other: "Run") -> "Run":
         """Go on with the evaluations of the run before."""
         self.trainer.prequential = other.trainer.prequential
@@ -205,18 +210,16 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
     def begin() -> Run:
         return Run(trainer_for(stream, policy, budget, seed), batches, intervals)
 
-    runs, sums, found, cuts = begin(), [], [], []
-    served = runs.publications[SERVED].evaluation
+    runs, totals, found, cuts = begin(), [0.0], [], []
     anew = list(stream.drifts) if policy in CONTROLS and CONTROLS[policy].anew else []
     for batch in batches.batches:
-        if anew and served.total.events >= anew[0]:
+        if anew and runs.served.events >= anew[0]:
             runs, anew = begin().succeed(runs), anew[1:]
-        before = served.total.loss_sum
         step = runs.step(batch)
         found += [drift.event for drift in step.drifts]
         if step.move is Move.CUT:
             cuts.append(round(runs.trainer.learner.table_ratio, 4))
-        sums.append(served.total.loss_sum - before)
+        totals.append(runs.served.loss_sum)
     trainer = runs.trainer
     learner = trainer.learner
     sizes = np.array([len(batch) for batch in batches.batches])
@@ -224,15 +227,13 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
     inside = np.zeros(len(ends), bool)
     for drift in stream.drifts:
         inside |= (ends > drift) & (ends <= drift + AFTER_EVENTS)
-    entropy = binary_entropy(served.total.base_rate)
+    sums, entropy = np.diff(totals), binary_entropy(runs.served.base_rate)
     bins = (ends - sizes) // BIN_EVENTS
     course = np.bincount(bins, sums) / np.bincount(bins, sizes)
     return {
         "ne": trainer.prequential.total.normalized_entropy,
         **{f"served_{every}": p.evaluation.total.normalized_entropy for every, p in runs.publications.items()},
-        "after_drift": float(np.array(sums)[inside].sum() / sizes[inside].sum() / entropy)
-        if inside.any()
-        else math.nan,
+        "after_drift": float(sums[inside].sum() / sizes[inside].sum() / entropy) if inside.any() else math.nan,
         "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
         "by_layer": learner.sparsity_by_layer(),
         "table_ratio": learner.table_ratio,
