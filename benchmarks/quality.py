@@ -6,7 +6,7 @@ with its spread over seeds, the same in the 50,000 events after each true drift,
 sparsity, and what learning cost; and the claims that the lines bear out or not.
 
 `--rows FILE` keeps each measured row, with its commit, as soon as it is there, and does not measure it again;
-`--streams`, `--only`, `--budgets` and `--seeds` split a run. `--plots DIR` draws the course of the served loss.
+`--streams`, `--only`, `--budgets` and `--seeds` split a run, and `--print` prints what is there. `--plots DIR` draws the course of the served loss.
 """
 
 import argparse
@@ -97,6 +97,8 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
         for policy, budget, seed in asked_for(stream, quick, options):
             row = kept.get(stream.name, len(stream.events), policy, budget, seed)
             if row is None:
+                if options.print:
+                    continue
                 started_s = time.perf_counter()
                 key = {"stream": stream.name, "events": len(stream.events), "policy": policy}
                 row = key | {"budget": budget, "seed": seed} | run(stream, batches, policy, budget, seed)
@@ -232,6 +234,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recordings", type=Path, help="folder of recorded streams")
     parser.add_argument("--events", type=int, default=EVENTS, help="length of a stream, at most")
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
+    parser.add_argument("--print", action="store_true", help="measure nothing: print what the rows say")
     parser.add_argument("--plots", type=Path, help="folder for plots")
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="A-B; seeds above 2 at 90 % only")
     parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="of 0.2, 0.1, 0.05, 0.02")

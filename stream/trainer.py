@@ -40,7 +40,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A smaller batch is learned when its first event has waited this long, seconds, > 0."""
     publish_every_events: int = 1_000
     """Events from one publication to the next, >= 1; a newly pruned network is published at once."""
-    full_every_publications: int = 50
+    full_every_publications: int = 200
     """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly pruned network is
     published in full. A scorer that begins has a full one and its deltas to fetch."""
     table_precision: Precision = "float32"

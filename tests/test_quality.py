@@ -55,6 +55,7 @@ def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
         streams=["abrupt"],
         only=["small"],
         plots=None,
+        print=False,
     )
     first = measure(False, options)
     kept = options.rows.read_bytes()
@@ -62,6 +63,9 @@ def test_a_row_is_measured_once_and_kept_with_its_commit(tmp_path: Path):
     second = measure(False, options)
     assert options.rows.read_bytes() == kept
     assert first.rows[0]["served_1000"] == second.rows[0]["served_1000"]
+    options.only, options.print = ["small", "dense"], True
+    assert [line["policy"] for line in measure(False, options).rows if line["sparsity"] > 0] == ["small"]
+    assert options.rows.read_bytes() == kept
     row = Rows(options.rows, ROW_FIELDS).get("abrupt", 1_500, "small", 0.1, 0)
     entropy = np.average(row["course"], weights=[1024, 476]) / row["served_1000"]
     assert 0.2 < entropy < 0.5  # of a click rate of about a tenth, in nats
