@@ -107,8 +107,8 @@ def begin_with(detector: drift.PageHinkley, values_B: np.ndarray) -> None:
 def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, start: int) -> int | None:
     if detector.drift_detected:
         detector._reset()
-    up, down = (math.inf if detector.mode == way else detector.threshold for way in ("down", "up"))
-    mean = detector._x_mean
+    mean, mode, threshold = detector._x_mean, detector.mode, detector.threshold
+    up, down = (math.inf if mode == "down" else threshold), (math.inf if mode == "up" else threshold)
     sums = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease)
     extremes = (detector._min_increase, detector._max_decrease)
     rules = (up, down, detector.alpha, detector.delta, detector.min_instances)

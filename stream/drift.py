@@ -136,23 +136,27 @@ class DriftMonitor:
         Where several detectors must agree, each has a `Drift` of its own, at the event where it noticed.
         """
         for signal, values_B in signals.items():
-            if not math.isfinite(np.add.reduce(values_B)):
+            if not math.isfinite(np.dot(values_B, values_B)):
                 raise ValueError(f"signal {signal} is not finite in the batch from event {first_event} on")
-        reading = [(place, one) for place, one in enumerate(self._watches) if one.config.signal in signals]
+        reading = [(place, one) for place, one in enumerate(self._watches) if one.signal in signals]
         for watch in self._watches:
-            if watch.config.signal not in signals:
+            if watch.signal not in signals:
                 watch.wait(len(times_s_B))
         drifts: list[Drift] = []
         start, size = 0, len(times_s_B)
         while reading and start < size:
-            stop = min([size, *(start + room for _, watch in reading if (room := watch.settle()))])
+            stop = size
+            for _, watch in reading:
+                room = watch.settle()
+                if room and start + room < stop:
+                    stop = start + room
             watching = [watch for _, watch in reading if watch.watching]
             noticed = [
                 (start + index, place, change)
                 for place, watch in reading
-                for index, change in watch.read(signals[watch.config.signal][start:stop])
+                for index, change in watch.read(signals[watch.signal][start:stop])
             ]
-            at = self._agreed(noticed, first_event, times_s_B)
+            at = self._agreed(noticed, first_event, times_s_B) if noticed else None
             stop = stop if at is None else at + 1
             self._watched_events += (stop - start) * bool(watching)
             if losses_B is not None:
@@ -167,7 +171,7 @@ class DriftMonitor:
                     self._watches[place].alarms += 1
                 self.reset()  # what was read or noticed beyond that event lies in the quiet period
                 for watch in self._watches:
-                    if watch.config.signal not in signals:
+                    if watch.signal not in signals:
                         watch.wait(size - stop)
             start = stop
         if losses_B is not None and start < size:

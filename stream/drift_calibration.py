@@ -13,12 +13,11 @@ from typing import Literal
 import numpy as np
 
 from model.kernels import kernel
+from stream.drift_tally import SPAN_EVENTS
 
 Direction = Literal["up", "down", "both"]
 SLACK = 0.05
 """Shift of the mean, in standard deviations of the signal, below which nothing is a drift."""
-SPAN_EVENTS = 512
-"""How long the fluctuations are that a calm stretch can show."""
 _BLOCK_EVENTS = 2_048
 _PATHS = 16
 _TAIL_EVENTS = 5_000
@@ -43,7 +42,8 @@ def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
     sums_E = np.append(0, np.cumsum(calm_E))
     # A detector does not know the true mean either, and compares with one of about as many events: another path's.
     means_P = np.roll((sums_E[starts_PK + block] - sums_E[starts_PK]).mean(1) / block, 1)
-    peaks, kept = np.zeros(events), max(_LEAST_PEAKS, events // _TAIL_EVENTS)
+    peaks, kept = np.empty(events), max(_LEAST_PEAKS, events // _TAIL_EVENTS)
+    peaks[:kept] = 0
     count = _excursions(calm_E, starts_PK, block, means_P + slack, peaks)
     tail = np.partition(peaks[: max(count, kept)], -kept)[-kept:]
     measured = 1 / max(float((tail - tail.min()).mean()), 1e-12)
@@ -66,7 +66,10 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
         rate *= 2
     for _ in range(_NEWTON_STEPS):  # from above, since the function is convex
         powers_E = np.exp(rate * (noise_E - slack))
-        rate -= (powers_E.mean() - 1) / (powers_E * (noise_E - slack)).mean()
+        step = (powers_E.mean() - 1) / (powers_E * (noise_E - slack)).mean()
+        rate -= step
+        if abs(step) < 1e-9 * rate:
+            break
     return float(rate / inflation)
 
 

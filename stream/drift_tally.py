@@ -13,6 +13,9 @@ from model.kernels import kernel
 
 RECENT_EVENTS = 4_096
 """How far back a change that has just been noticed may have begun."""
+SPAN_EVENTS = 512
+"""How many neighbours are summed, to see how far sums of them vary."""
+SPANS = RECENT_EVENTS // SPAN_EVENTS
 _PIECES = 16  # of a stretch, to see how far its mean can be trusted
 
 
@@ -21,15 +24,29 @@ class Tally:
 
     def __init__(self):
         self.clear()
+        self.clear_spans()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything but the spans."""
         self._sums_3 = np.zeros(3)  # events, values, squares
         self._recent = np.empty(RECENT_EVENTS)  # a ring
 
     def add(self, values_B: np.ndarray) -> None:
         """Take in the next ones, float64 (B,)."""
-        _add(values_B, self._sums_3, self._recent)
+        _add(values_B, self._sums_3, self._recent, self._spans)
+
+    def clear_spans(self) -> None:
+        """Begin the first of `SPANS` spans anew."""
+        self._spans = np.zeros(1 + SPANS)  # events, and the sum of each span
+
+    @property
+    def span_left_events(self) -> int:
+        """How many are missing in all spans; those beyond them are in none."""
+        return SPANS * SPAN_EVENTS - int(self._spans[0])
+
+    def spans(self) -> np.ndarray:
+        """(SPANS,) sums."""
+        return self._spans[1:].copy()
 
     @property
     def events(self) -> int:
@@ -64,11 +81,11 @@ class Tally:
 
     def state(self) -> list[Any]:
         """Everything, for a snapshot."""
-        return [self._sums_3.tolist(), self.last().tobytes()]
+        return [self._sums_3.tolist(), self.last().tobytes(), self._spans.tolist()]
 
     def restore(self, state: list[Any]) -> None:
         """Undo `state`."""
-        self._sums_3, last = np.array(state[0]), np.frombuffer(state[1])
+        self._sums_3, last, self._spans = np.array(state[0]), np.frombuffer(state[1]), np.array(state[2])
         self._recent[(self.events - len(last) + np.arange(len(last))) % RECENT_EVENTS] = last
 
 
@@ -80,14 +97,18 @@ def _error(values: np.ndarray) -> float:
     return float(np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1) / math.sqrt(pieces))
 
 
-@kernel("void(float64[::1], float64[::1], float64[::1])")
-def _add(values_B, sums_3, recent):
-    """Sums, one after the other; and the ring of the last values."""
+@kernel("void(float64[::1], float64[::1], float64[::1], float64[::1])")
+def _add(values_B, sums_3, recent, spans):
+    """Sums, one after the other; the ring of the last values; and the sums of spans."""
     events, total, squares = sums_3
-    place = int(events) % len(recent)
+    place, inside = int(events) % len(recent), int(spans[0])
     for value in values_B:
         total += value
         squares += value * value
         recent[place] = value
         place = place + 1 if place + 1 < len(recent) else 0
+        if inside < SPANS * SPAN_EVENTS:
+            spans[1 + inside // SPAN_EVENTS] += value
+            inside += 1
     sums_3[0], sums_3[1], sums_3[2] = events + len(values_B), total, squares
+    spans[0] = inside

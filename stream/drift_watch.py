@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.kernels import kernel
 from stream.detectors import DetectorConfig, begin_with, next_change
-from stream.drift_calibration import SLACK, SPAN_EVENTS, cusum_threshold
+from stream.drift_calibration import SLACK, cusum_threshold
 from stream.drift_state import freeze, thaw
-from stream.drift_tally import Tally
+from stream.drift_tally import RECENT_EVENTS, SPANS, Tally
 
 log = logging.getLogger("niwaki")
 
@@ -28,7 +27,6 @@ _LEAST_EVENTS = 64  # how far back a change has begun at least: a few outliers a
 _ABRUPT_EVENTS = 1_000
 _BASE_EVENTS = 8_192  # that mean and spread are taken of before a calibrated detector compares with them
 _KEPT_HEIGHTS = 5  # calibrations that the present threshold is a median of
-_SPANS = 8  # neighbours of `SPAN_EVENTS` each, whose sum is compared with that of the next ones
 _BEFOREHAND, _GREATEST = 30, 12.0  # comparisons that showed nothing, and how much one of them may show
 _COMPARED_HALF_LIFE_EVENTS = 1_000_000.0
 
@@ -56,7 +54,7 @@ class Watch:
         """`expected_events`: between false alarms, to calibrate to; 0: not calibrated. `quiet_events`: that it does
         not read at first."""
         self.config = config
-        self.name = (config.detector, config.signal)
+        self.name, self.signal = (config.detector, config.signal), config.signal
         self.levels: dict[str, float] = {}
         """The parameters found by calibration."""
         self.quiet_left_events = quiet_events
@@ -79,8 +77,8 @@ class Watch:
         self._calm_left_events = self._calibration_events
         self._base_left_events = _BASE_EVENTS if self.levels else 0
         self._before = self._comparison = math.nan
-        self._span_events, self._spans_S = 0, np.zeros(_SPANS)
         self._tally.clear()
+        self._tally.clear_spans()
 
     @property
     def watching(self) -> bool:
@@ -96,11 +94,16 @@ class Watch:
             self._calm = []
         if self.quiet_left_events:
             return self.quiet_left_events
-        if self._span_events == _SPANS * SPAN_EVENTS:
+        if not self.expected_events:
+            return None
+        left_events = self._tally.span_left_events
+        if not left_events:
             self._compare()
-        span_left_events = _SPANS * SPAN_EVENTS - self._span_events if self.expected_events else 0
-        lefts = (self._calm_left_events, self._base_left_events, span_left_events)
-        return min(filter(None, lefts), default=None)
+            left_events = RECENT_EVENTS
+        for left in (self._calm_left_events, self._base_left_events):
+            if left:
+                left_events = min(left, left_events)
+        return left_events
 
     def wait(self, events: int) -> None:
         """Let events pass unread."""
@@ -111,11 +114,12 @@ class Watch:
         if self.quiet_left_events:
             self.wait(len(values_B))
             return []
-        start, changes, values_B = 0, [], np.ascontiguousarray(values_B, np.float64)
-        while start < len(values_B):
-            at = next_change(self._detector, values_B, start) if self.watching else None
-            stop = len(values_B) if at is None else at + 1
-            self._take(values_B[start:stop])
+        start, size, changes, values_B = 0, len(values_B), [], np.ascontiguousarray(values_B, np.float64)
+        watching = self.watching
+        while start < size:
+            at = next_change(self._detector, values_B, start) if watching else None
+            stop = size if at is None else at + 1
+            self._take(values_B if stop - start == size else values_B[start:stop])
             if at is not None:
                 change = self._measure()
                 self._tally.clear()  # as River's detectors do after a change
@@ -140,8 +144,7 @@ class Watch:
         return {
             "detector": freeze(self._detector),
             "tally": self._tally.state(),
-            "spans": [self._span_events, self._spans_S.tolist(), self._before, self._comparison],
-            "compared": self._compared_4.tolist(),
+            "compared": [self._before, self._comparison, self._compared_4.tolist()],
             "calm": [b"".join(part.tobytes() for part in self._calm), self._calm_left_events, self._base_left_events],
             "levels": self.levels,
             "heights": self._heights,
@@ -156,17 +159,14 @@ class Watch:
         self.reset()
         thaw(self._detector, state["detector"])
         self._tally.restore(state["tally"])
-        self._span_events, spans, self._before, self._comparison = state["spans"]
-        self._spans_S, self._compared_4 = np.array(spans), np.array(state["compared"])
+        self._before, self._comparison, compared = state["compared"]
+        self._compared_4 = np.array(compared)
         calm, self._calm_left_events, self._base_left_events = state["calm"]
         self._calm = [np.frombuffer(calm, np.float32)] if calm else []
 
     def _take(self, values_B: np.ndarray) -> None:
         events = len(values_B)
         self._tally.add(values_B)
-        if self.expected_events:
-            _add_spans(values_B, self._span_events, self._spans_S)
-            self._span_events += events
         if self._calm_left_events:
             self._calm.append(values_B.astype(np.float32))
             self._calm_left_events -= events
@@ -179,17 +179,17 @@ class Watch:
     def _compare(self) -> None:
         """See how long fluctuations last: how much more sums over many events vary than the calibration, which knows
         those over few, expects. Neighbours are compared, so a slow trend is no fluctuation (von Neumann, 1941)."""
-        fade = 0.5 ** (_SPANS * SPAN_EVENTS / _COMPARED_HALF_LIFE_EVENTS)
+        spans_S, fade = self._tally.spans(), 0.5 ** (RECENT_EVENTS / _COMPARED_HALF_LIFE_EVENTS)
         squares, spans, excess, compared = (fade * self._compared_4).tolist()
         if not math.isnan(self._comparison):  # has waited: had it been a drift, it would have been noticed since
             excess, compared = excess + self._comparison, compared + 1
-        squares, spans = squares + float((np.diff(self._spans_S) ** 2).sum()), spans + _SPANS - 1
-        total = float(self._spans_S.sum())
+        squares, spans = squares + float((np.diff(spans_S) ** 2).sum()), spans + SPANS - 1
+        total = float(spans_S.sum())
         if squares and not math.isnan(self._before):
-            self._comparison = min((total - self._before) ** 2 / (_SPANS * squares / spans), _GREATEST)
+            self._comparison = min((total - self._before) ** 2 / (SPANS * squares / spans), _GREATEST)
         self._compared_4[:] = squares, spans, excess, compared
-        self._before, self._span_events = total, 0
-        self._spans_S[:] = 0
+        self._before = total
+        self._tally.clear_spans()
         self._set(self._scale)
 
     def _calibrate(self, calm_E: np.ndarray) -> None:
@@ -236,10 +236,3 @@ class Watch:
             rose = mode == "up" or (mode == "both" and bool(rise.max() > -rise.min()))
         since = min(int(lengths[np.argmax(rise if rose else -rise)]), len(recent))
         return Change(*self._tally.around(since), since, "abrupt" if since <= _ABRUPT_EVENTS else "gradual", rose)
-
-
-@kernel("void(float64[::1], int64, float64[::1])")
-def _add_spans(values_B, events, spans_S):
-    """The sum of each span of events, of which there have been so many."""
-    for b in range(len(values_B)):
-        spans_S[(events + b) // SPAN_EVENTS] += values_B[b]

@@ -78,17 +78,15 @@ class Signals:
 
     def __init__(self, schema: Schema, rows: int, names: Collection[str]):
         """`rows`: of each field's table. `names`: what is asked for. Raises `ConfigError` for an unknown column."""
-        self._names = sorted(set(names))
+        self._names = [(name, *name.partition(":")[::2]) for name in sorted(set(names))]
         self._rows = rows
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
-        self._scales = {name: _Scale() for name in self._names if name in _STALENESS}
-        adjusted = [name for name in self._names if name in (*_STALENESS, "adjusted_label")]
-        self._courses = {name: _Course(learned=name in OF_THE_NETWORK) for name in adjusted}
+        self._staleness = {name: _Staleness(_STALENESS[name]) for name, *_ in self._names if name in _STALENESS}
+        self._course = _Course(learned=False)
         self._place: dict[str, int] = {}
-        for name in self._names:
+        for name, kind, column in self._names:
             check_signal(name)
-            kind, _, column = name.partition(":")
             if kind not in FIELD_SIGNALS:
                 continue
             columns = schema.fields if kind == "unseen" else (*schema.fields, *schema.numeric)
@@ -114,16 +112,12 @@ class Signals:
         `experts_BE`: logits of the experts, of which `logits_B` are mixed.
         """
         labels_B, times_s_B, signals = batch.labels_B.astype(np.float64), batch.times_s_B, {}
-        for name in self._names:
-            kind, _, column = name.partition(":")
+        for name, kind, column in self._names:
             if kind in _STALENESS:
-                slow = _STALENESS[kind]
-                if slow + 1 < experts_BE.shape[1]:
-                    scaled_B = self._scales[name].update(logits_B, experts_BE, slow, labels_B)
-                    signals[name] = None if scaled_B is None else self._courses[name].update(scaled_B, times_s_B)
+                signals[name] = self._staleness[name].update(logits_B, experts_BE, labels_B, times_s_B)
             elif kind == "adjusted_label":
-                adjusted_B = self._courses[name].update(labels_B, times_s_B)
-                signals[name] = adjusted_B if self._courses[name].known else None
+                adjusted_B = self._course.update(labels_B, times_s_B)
+                signals[name] = adjusted_B if self._course.known else None
             elif kind == "label":
                 signals[name] = labels_B
             elif kind == "log_loss":
@@ -162,9 +156,8 @@ class Signals:
             if name in arrays:
                 part.restore(arrays[name])
 
-    def _parts(self) -> "list[tuple[str, _Scale | _Course]]":
-        scales = [(f"scale:{name}", scale) for name, scale in self._scales.items()]
-        return scales + [(f"course:{name}", course) for name, course in self._courses.items()]
+    def _parts(self) -> "list[tuple[str, _Staleness | _Course]]":
+        return [*self._staleness.items(), ("adjusted_label", self._course)]
 
     def _unseen(self, features: Features, column: str) -> np.ndarray:
         """Two values that are hashed to one row count as one. Missing is seen from the start."""
@@ -216,30 +209,37 @@ class _Shares:
         return np.where(np.isnan(values_B), _BUCKETS - 1, np.searchsorted(self._edges, values_B))
 
 
-class _Scale:
-    """Staleness, and its spread lately to measure it by."""
+class _Staleness:
+    """Of one expert, in units of its spread lately, by the course of the day."""
 
-    def __init__(self):
-        self._sums_2 = np.zeros(2)  # of squares, and of events; they fade
+    def __init__(self, slow: int):
+        """`slow`: which expert it is of."""
+        self._slow = slow
+        self._squares = self._events = 0.0  # sums that fade
+        self._course = _Course(learned=True)
 
     def update(
-        self, logits_B: np.ndarray, experts_BE: np.ndarray, slow: int, labels_B: np.ndarray
+        self, logits_B: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, times_s_B: np.ndarray
     ) -> np.ndarray | None:
-        """(B,) of expert `slow`, in units of the root mean square of before the batch, outliers cut off; None: there is
-        none."""
-        squares, events = self._sums_2.tolist()
-        spread = math.sqrt(squares / max(events, 1.0))
-        scaled_B = np.empty_like(labels_B)
-        gained = _staleness(logits_B, experts_BE, slow, labels_B, spread, scaled_B)
+        """(B,) in units of the root mean square of before the batch, outliers cut off, then adjusted; None: there is
+        no such spread, or no faster expert."""
+        if experts_BE.shape[1] < self._slow + 2:
+            return None
+        spread = math.sqrt(self._squares / max(self._events, 1.0))
+        if spread:
+            self._course.begin(times_s_B)
+        inputs, course, adjusted_B = (logits_B, experts_BE, self._slow, labels_B), self._course, np.empty_like(labels_B)
+        gained = _stale(*inputs, times_s_B, spread, course.usual_3H, course.day_3H, adjusted_B)
         fade = 0.5 ** (len(labels_B) / _SPREAD_HALF_LIFE_EVENTS)
-        self._sums_2[:] = squares * fade + gained, events * fade + len(labels_B)
-        return scaled_B if spread else None
+        self._squares, self._events = self._squares * fade + gained, self._events * fade + len(labels_B)
+        return adjusted_B if spread else None
 
     def state(self) -> np.ndarray:
-        return self._sums_2.copy()
+        return np.append([self._squares, self._events], self._course.state())
 
     def restore(self, state: np.ndarray) -> None:
-        self._sums_2 = state.copy()
+        self._squares, self._events = state[:2].tolist()
+        self._course.restore(state[2:])
 
 
 class _Course:
@@ -261,20 +261,27 @@ class _Course:
     @property
     def known(self) -> bool:
         """Whether a day has been taken in, or events have no times."""
-        return bool(self._sums_23H[0, 0].any()) or math.isnan(self._day_ends_s)
+        return self._taken_in or math.isnan(self._day_ends_s)
+
+    @property
+    def day_3H(self) -> np.ndarray:
+        """The sums of this day."""
+        return self._sums_23H[1]
+
+    def begin(self, times_s_B: np.ndarray) -> None:
+        """A batch of these times is next: take the day in that is over."""
+        first_s = float(times_s_B[0])
+        if first_s >= self._day_ends_s and self._sums_23H[1, 0].sum() >= _LEAST_DAY_EVENTS:
+            self._take_in(first_s)
+        elif math.isnan(self._day_ends_s) and (first_s or times_s_B[-1]):
+            self._day_ends_s = first_s + _DAY_S
 
     def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:
-        """(B,) values less what was usual at their hour, in proportion to the usual spread. Events without times stay
-        as they are, and so do those of the first day."""
-        first_s, last_s = times_s_B[0], times_s_B[-1]
-        if not (first_s or last_s):
-            return values_B
-        if math.isnan(self._day_ends_s):
-            self._day_ends_s = float(first_s) + _DAY_S
-        elif first_s >= self._day_ends_s and self._sums_23H[1, 0].sum() >= _LEAST_DAY_EVENTS:
-            self._take_in(float(first_s))
+        """(B,) values less what was usual at their hour, in proportion to the usual spread. Those of the first day stay
+        as they are, and so do those of events without times."""
+        self.begin(times_s_B)
         adjusted_B = np.empty_like(values_B)
-        _adjust(values_B, np.ascontiguousarray(times_s_B), self._usual_3H, self._sums_23H[1], adjusted_B)
+        _adjust(values_B, times_s_B, self.usual_3H, self.day_3H, adjusted_B)
         return adjusted_B
 
     def state(self) -> np.ndarray:
@@ -304,6 +311,7 @@ class _Course:
         """What is usual at each hour: its mean, and what that is mapped to, which some unusual hours do not change;
         and its spread, likewise."""
         known_3H = self._sums_23H[0]
+        self._taken_in = bool(known_3H[0].any())
         _, total, squares = known_3H.sum(1) / max(known_3H[0].sum(), 1.0)
         # Hours with few events are taken to be like the others.
         events_H, totals_H, squares_H = known_3H + _COURSE_PRIOR_EVENTS * np.array([[1.0], [total], [squares]])
@@ -312,32 +320,42 @@ class _Course:
         ratios_H = np.median(spreads_H) / spreads_H if spreads_H.min() > 0 else np.ones(24)
         trust = min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0)
         shifts_H = trust * (np.median(self._means_H) - self._means_H)
-        self._usual_3H = np.stack([self._means_H, self._means_H + shifts_H, 1 + trust * (ratios_H - 1)])
+        self.usual_3H = np.stack([self._means_H, self._means_H + shifts_H, 1 + trust * (ratios_H - 1)])
 
 
 def _predictions(logits_B: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
 
 
-@kernel("float64(float32[:], float32[:,:], int64, float64[::1], float64, float64[::1])")
-def _staleness(logits_B, experts_BE, slow, labels_B, spread, scaled_B):
-    """In units of `spread`, cut off; returns the sum of its squares."""
+@kernel("float64(float64, float64, float64[:,::1], float64[:,::1])")
+def _by_hour(value, time_s, usual_3H, day_3H):
+    """A value by what is usual at its hour; `day_3H` takes it in."""
+    hour = int(time_s // _HOUR_S) % 24
+    day_3H[0, hour] += 1.0
+    day_3H[1, hour] += value
+    day_3H[2, hour] += value * value
+    return usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
+
+
+@kernel(
+    "float64(float32[:], float32[:,:], int64, float64[::1], float64[:], float64, float64[:,::1], float64[:,::1],"
+    "float64[::1])"
+)
+def _stale(logits_B, experts_BE, slow, labels_B, times_s_B, spread, usual_3H, day_3H, adjusted_B):
+    """Staleness, adjusted; returns the sum of its squares before that."""
     squares = 0.0
     for b in range(len(labels_B)):
         apart = np.float64(experts_BE[b, slow]) - experts_BE[b, slow + 1]
         value = (1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]) * apart
         squares += value * value
-        scaled_B[b] = min(max(value / spread, -_OUTLIER), _OUTLIER) if spread > 0 else 0.0
+        if spread > 0:
+            scaled = min(max(value / spread, -_OUTLIER), _OUTLIER)
+            adjusted_B[b] = _by_hour(scaled, times_s_B[b], usual_3H, day_3H)
     return squares
 
 
-@kernel("void(float64[::1], float64[::1], float64[:,::1], float64[:,::1], float64[::1])")
+@kernel("void(float64[::1], float64[:], float64[:,::1], float64[:,::1], float64[::1])")
 def _adjust(values_B, times_s_B, usual_3H, day_3H, adjusted_B):
-    """Values by what is usual at their hour; `day_3H` takes them in."""
+    """Values by what is usual at their hour."""
     for b in range(len(values_B)):
-        hour = int(times_s_B[b] // _HOUR_S) % 24
-        value = values_B[b]
-        adjusted_B[b] = usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
-        day_3H[0, hour] += 1.0
-        day_3H[1, hour] += value
-        day_3H[2, hour] += value * value
+        adjusted_B[b] = _by_hour(values_B[b], times_s_B[b], usual_3H, day_3H)
