@@ -6,7 +6,8 @@ with its spread over seeds, the same in the 50,000 events after each true drift,
 sparsity, and what learning cost; and the claims that the lines bear out or not.
 
 `--rows FILE` keeps each measured row, with its commit, as soon as it is there, and does not measure it again;
-`--streams`, `--only`, `--budgets` and `--seeds` split a run, and `--print` prints what is there. `--plots DIR` draws the course of the served loss.
+`--streams`, `--only`, `--budgets` and `--seeds` split a run, and `--print` prints what is there. `--plots DIR` draws
+the course of the served loss.
 """
 
 import argparse
