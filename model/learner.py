@@ -238,7 +238,7 @@ class Learner:
         """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
         one with no say yet (its outgoing weights are zero, or the values of a column), so that predictions do not jump.
 
-        What lay dormant is not used: measured, the weights of before a drift win back no more than fresh ones do.
+        What lay dormant is not used: where a concept comes back it would be of a little use (benchmarks.quality).
         """
         if self.dense_live:
             return
