@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import torch
 
 from model.encoder import Features
 from model.evaluation import Evaluation, binary_entropy, log_losses
@@ -126,20 +125,20 @@ def _only_forgets(trainer: Trainer) -> None:
     trainer.policy = Forgetting(trainer.policy.config)
 
 
-class Dormant(Learner):
-    """Pruned units come back as they were cut."""
+class Fresh(Learner):
+    """Fresh units come back, with no say at first."""
 
-    def _regrown(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.dense.parameters.items()}
+    def regrow(self) -> None:
+        self._widen(self._fresh())
 
 
 class Zeros(Learner):
     """Pruned units come back with weights of zero, in and out; only their biases are fresh, or nothing could ever wake
     them."""
 
-    def _regrown(self) -> dict[str, torch.Tensor]:
-        fresh = super()._regrown()
-        return {name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh.items()}
+    def regrow(self) -> None:
+        fresh = self._fresh().items()
+        self._widen({name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh})
 
 
 HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
@@ -147,7 +146,7 @@ BLOCKS, WEIGHTS, RIGL_WEIGHTS = "adaptive, blocks of 8 x 8", "adaptive, single w
 UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
-    "adaptive, dormant units": Control("adaptive", learner=Dormant),
+    "adaptive, fresh units": Control("adaptive", learner=Fresh),
     "adaptive, units of zeros": Control("adaptive", learner=Zeros),
     FORGETTING: Control("adaptive", change=_only_forgets),
     ANEW: Control("dense", anew=True),

@@ -9,7 +9,7 @@ tables. The linear expert beside them is small, and never pruned.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -235,19 +235,19 @@ class Learner:
             self.tables.clear(self.sparse.network.column_mask_FD)
 
     def regrow(self) -> None:
-        """Make the dense branch live again: what the sparse branch has, and in the place of every pruned unit a fresh
-        one with no say yet (its outgoing weights are zero, or the values of a column), so that predictions do not jump.
+        """Make the dense branch live again: what the sparse branch has, and every pruned unit as it lay dormant, with
+        the weights that it was cut with; the values of a column begin as zeros. What is served is as before: the
+        sparse branch."""
+        self._widen(self.dense.parameters)
 
-        What lay dormant is not used: where a concept comes back it would be of a little use (benchmarks.quality).
-        """
-        if self.dense_live:
-            return
-        assert self.sparse
-        self.dense, self.dense_live = self.sparse.widened(self.dense.network, self.kept, self._regrown()), True
+    def _widen(self, regrown: Mapping[str, torch.Tensor]) -> None:
+        """`regrown`: the dense network's parameters as pruned units come back to them."""
+        if self.sparse and not self.dense_live:
+            self.dense, self.dense_live = self.sparse.widened(self.dense.network, self.kept, regrown), True
 
-    def _regrown(self) -> dict[str, torch.Tensor]:
-        """The dense network's parameters as pruned units come back to them."""
-        # Seeded by the place in the stream: a restart regrows the very same units.
+    def _fresh(self) -> dict[str, torch.Tensor]:
+        """The dense network's parameters, new, where pruned units have no say: their outgoing weights are zero."""
+        # Seeded by the place in the stream: after a restart they are the very same.
         generator = torch.Generator().manual_seed(self.config.seed * 2**32 + self.events)
         fresh = self.dense.network.initial(generator)
         silence(fresh, self.dense.network.groups, self.kept)  # not columns, whose values are zero already
@@ -260,10 +260,10 @@ class Learner:
         self._doubt.begin(within_events)
 
     def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
-        """Exchange `ratio` of the sparse branch's units for dormant ones, which then begin without a say: their
-        outgoing weights are zero."""
+        """Exchange `ratio` of the sparse branch's units for fresh ones, which begin without a say: their outgoing
+        weights are zero."""
         groups, live = self.dense.network.groups, self.dense_live
-        self.regrow()
+        self._widen(self._fresh())
         inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF.numpy())
         deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS)
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))

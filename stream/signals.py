@@ -136,6 +136,12 @@ class Signals:
                 signals[name] = shares.update(values_B[:, self._place[column]].numpy())
         return {name: values_B for name, values_B in signals.items() if values_B is not None}
 
+    def reset(self) -> None:
+        """The world has changed, or the network has been exchanged: what follows is told in units of its own. In those
+        of the turmoil it would seem quiet at first, and then ever louder."""
+        for staleness in self._staleness.values():
+            staleness.reset()
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays."""
         arrays = {f"unseen:{column}": np.packbits(seen) for column, seen in self._seen.items()}
@@ -215,8 +221,12 @@ class _Staleness:
     def __init__(self, slow: int):
         """`slow`: which expert it is of."""
         self._slow = slow
-        self._squares = self._events = 0.0  # sums that fade
         self._course = _Course(learned=True)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the spread."""
+        self._squares = self._events = 0.0  # sums that fade
 
     def update(
         self, logits_B: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, times_s_B: np.ndarray

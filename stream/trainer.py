@@ -155,6 +155,8 @@ class Trainer:
         watch.lap("score")
         signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
         drifts = self.monitor.update(signals, first_event, batch.times_s_B, losses_B)
+        if drifts:
+            self.signals.reset()
         watch.lap("watch")
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)
@@ -253,7 +255,8 @@ class Trainer:
             self.learner.cut(self.policy.stays_dense)
             for publication in self.publications:
                 publication.want_full()
-            self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
         elif move is Move.REGROW:
             self.learner.regrow()
-            self.monitor.reset(exchanged=True)
+        if move in (Move.CUT, Move.REGROW):
+            self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
+            self.signals.reset()

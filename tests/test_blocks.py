@@ -249,20 +249,22 @@ def test_a_cut_and_a_regrowth_keep_predictions_and_the_optimizer_state_of_surviv
     held = sum(tensor.numel() for name, tensor in sparse.parameters.items() if name.endswith("weight"))
     assert held <= learner.multiply_adds
     learn_all(learner, click_events(1000, seed=3))
-    before = learner.predict(features)
+    before, dormant = learner.predict(features), dense.state()
     learner.regrow()
-    learner.sparse = None  # so that the dense branch leads
-    np.testing.assert_allclose(learner.predict(features), before, atol=1e-5)
+    np.testing.assert_array_equal(learner.predict(features), before)
     for group in groups:
         gone = ~group.within(learner.kept[group.name])
-        assert not any(part[group.parameter][gone].any() for part in learner.dense.parts())
+        weights, *moments = (part[group.parameter][gone] for part in learner.dense.parts())
+        assert torch.equal(weights, dormant[f"weight.{group.parameter}"][gone])
+        assert not any(moment.any() for moment in moments)
     for part, left in zip(learner.dense.parts(), sparse.parts(), strict=True):
         for name, tensor in compact(part, groups, learner.kept).items():
             assert torch.equal(left[name], tensor)
     learn_all(learner, click_events(500, seed=4))
     for group in groups:
         gone = ~group.within(learner.kept[group.name])
-        assert not gone.any() or learner.dense.parameters[group.parameter][gone].any()
+        weights = learner.dense.parameters[group.parameter]
+        assert not gone.any() or (weights != dormant[f"weight.{group.parameter}"])[gone].any()
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)

@@ -195,26 +195,31 @@ def test_columns_that_a_dense_branch_still_reads_go_on_learning_and_are_not_publ
     np.testing.assert_allclose(model.logits(model.experts(features)), learner.predict(features), atol=2e-5)
 
 
-def test_regrown_columns_begin_as_zeros_with_fresh_weights_so_that_nothing_jumps_and_they_learn():
+def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with_and_learn():
     learner = cut_learner()
     learn(learner, click_events(1000, seed=2))
     features = learner.encoder.encode(click_events(100, seed=3))
     before, sparse = learner.predict(features), learner.sparse
     kept = torch.zeros(learner.dense.network.columns.size, dtype=torch.bool)
     kept[learner.kept["embedding"]] = True
+    as_cut = learner.dense.parameters["top.0.weight"][:, : len(kept)].clone()
     learner.regrow()
     weight, first, second = (part["top.0.weight"][:, : len(kept)] for part in learner.dense.parts())
-    assert weight[:, ~kept].all() and not first[:, ~kept].any() and not second[:, ~kept].any()
+    assert (
+        torch.equal(weight[:, ~kept], as_cut[:, ~kept])
+        and weight.all()
+        and not first[:, ~kept].any()
+        and not second[:, ~kept].any()
+    )
     survivors = learner.kept["top.0"]
     assert torch.equal(weight[survivors][:, kept], sparse.parameters["top.0.weight"][:, : kept.sum()])
     assert torch.equal(second[survivors][:, kept], sparse.parts()[2]["top.0.weight"][:, : kept.sum()])
-    learner.sparse = None  # so that the dense branch leads
-    np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
-    learner.sparse = sparse
-    fresh = weight.clone()
+    np.testing.assert_array_equal(learner.predict(features), before)
+    assert not dead_values(learner).any()
+    regrown = weight.clone()
     learn(learner, click_events(500, seed=4))
     assert dead_values(learner).any(1).all()
-    assert not torch.equal(learner.dense.parameters["top.0.weight"][:, : len(kept)][:, ~kept], fresh[:, ~kept])
+    assert not torch.equal(learner.dense.parameters["top.0.weight"][:, : len(kept)][:, ~kept], regrown[:, ~kept])
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "adaptive-live", "static", "periodic", "magnitude"])
