@@ -14,6 +14,7 @@ import torch
 from model import kernels
 from model.encoder import Encoder, Features
 from model.features import Schema
+from model.linear_kernels import logits_of
 from model.network import Network, Parameters
 from model.numerics import CODES, Scale
 
@@ -89,7 +90,8 @@ class Assembled(NamedTuple):
         prepared = self[:3]
         kernels.prepare_numerics(numerics_BN, *scale, *prepared)
         kernels.locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
-        kernels.linear_logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, self.said_BS, self.experts_BE)
+        logits = logits_of(prior_SK.shape[1])
+        logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, self.said_BS, self.experts_BE)
 
 
 class Inputs(NamedTuple):

@@ -6,7 +6,7 @@ compiler. What was compiled is kept for the next start: in NUMBA_CACHE_DIR, besi
 whichever can be written to first. A kernel holds no lock on the interpreter, keeps nothing between two calls, and
 checks nothing: rows must lie within their table.
 
-Shapes: B events, F fields, P pairs of fields, N numerics, S slots, K time scales, R rows, U different rows of a batch.
+Shapes: B events, F fields, P pairs of fields, N numerics, S slots, R rows, U different rows of a batch.
 """
 
 import math
@@ -37,7 +37,7 @@ def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callab
 
 
 AHEAD_EVENTS = 8
-_AHEAD_ROWS = 64
+AHEAD_ROWS = 64
 _LARGEST_SCORE = 8.0
 
 
@@ -54,155 +54,6 @@ def fetch(evidence_R2K, rows_BS, scratch_BS):
         for s in range(slots):
             row = rows_BS[b, s]
             scratch_BS[b, s] = evidence_R2K[row, 0, 0] + evidence_R2K[row, 1, last]
-
-
-@kernel("void(float32[:,:,:], float32[:,::1], int64[:,::1], float32[:,::1], float32[:,:,::1])")
-def linear_contributions(evidence_R2K, prior_SK, rows_BS, values_BS, out_BSK):
-    """What each slot adds to the logit, at each time scale."""
-    events, slots, scales = out_BSK.shape
-    for b in range(events):
-        for s in range(slots):
-            row, value = rows_BS[b, s], values_BS[b, s]
-            for k in range(scales):
-                out_BSK[b, s, k] = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
-
-
-@kernel("void(float32[:,:,:], float32[:,::1], int64[:,::1], float32[:,::1], float32[:,::1], float32[:,::1])")
-def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK):
-    """What each slot adds to the first logit, and the sums over the slots of all. `logits_BK` may have more columns."""
-    events, slots = rows_BS.shape
-    scales = prior_SK.shape[1]
-    for b in range(events):
-        if b % AHEAD_EVENTS == 0:
-            fetch(evidence_R2K, rows_BS[b : b + AHEAD_EVENTS], said_BS[b : b + AHEAD_EVENTS])
-        for k in range(scales):
-            logits_BK[b, k] = 0
-        for s in range(slots):
-            row, value = rows_BS[b, s], values_BS[b, s]
-            for k in range(scales):
-                part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
-                logits_BK[b, k] += part
-                if k == 0:
-                    said_BS[b, s] = part
-
-
-@kernel(
-    "UniTuple(int64, 2)(float32[:,:,:], int64[:], int64, float32[::1], float32[:,::1], int64[:,::1], float32[:,::1],"
-    " float32[::1], float32[:,::1], int64[::1], int64[::1], int32[::1], int32[:,::1], float32[:,:,::1])"
-)
-def learn_linear(
-    evidence_R2K,
-    learned_R,
-    now,
-    rates_K,
-    prior_SK,
-    rows_BS,
-    values_BS,
-    labels_B,
-    shrinkage_SK,
-    rows_U,
-    stamps_U,
-    slots_U,
-    places_BS,
-    sums_U5K,
-):
-    """One step of `model.linear.BayesianLinear`; how many different rows there were, and how many were new.
-
-    `now`: events learned, these included. Adds to `shrinkage_SK` the gradient of the loss in the logarithms of the
-    prior variances, and writes the rows, in the order in which they first come, to the front of `rows_U`, and what
-    their stamps were to that of `stamps_U`. A row has the prior of the slot in which it comes first. The last three are
-    scratch: that slot; each row's place in `rows_U`; and by place a row's mean, variance, gradient, how much all slots
-    of its events move together, and its own precision gained. So a row costs a trip to the table only twice, and no
-    division for each of its events.
-    """
-    events, slots = rows_BS.shape
-    scales = len(rates_K)
-
-    # Fade each row when it is first met. Until the end its stamp is its place among the rows of the batch: -1 - u.
-    found = new = 0
-    scratch_XS = np.empty((AHEAD_EVENTS, slots), np.float32)
-    for b in range(events):
-        if b % AHEAD_EVENTS == 0:
-            fetch(evidence_R2K, rows_BS[b : b + AHEAD_EVENTS], scratch_XS)
-        for s in range(slots):
-            row = rows_BS[b, s]
-            learned = learned_R[row]
-            if learned >= 0:
-                new += learned == 0
-                for k in range(scales):
-                    fade = np.float32(0 if learned == 0 else math.exp2(-np.float32(now - learned) * rates_K[k]))
-                    evidence_R2K[row, 0, k] *= fade
-                    evidence_R2K[row, 1, k] *= fade
-                    variance = np.float32(1) / (prior_SK[s, k] + evidence_R2K[row, 1, k])
-                    sums_U5K[found, 0, k] = evidence_R2K[row, 0, k] * variance
-                    sums_U5K[found, 1, k] = variance
-                    for j in range(2, 5):
-                        sums_U5K[found, j, k] = 0
-                rows_U[found], stamps_U[found], slots_U[found] = row, learned, s
-                learned = -1 - found
-                learned_R[row] = learned
-                found += 1
-            places_BS[b, s] = -1 - learned
-
-    error_K = np.empty(scales, np.float32)
-    curvature_K = np.empty(scales, np.float32)
-    together_K = np.empty(scales, np.float32)
-    logit_K = np.empty(scales, np.float32)
-    spread_K = np.empty(scales, np.float32)
-    for b in range(events):
-        logit_K[:] = 0
-        spread_K[:] = 0
-        for s in range(slots):
-            u, value = places_BS[b, s], values_BS[b, s]
-            for k in range(scales):
-                logit_K[k] += sums_U5K[u, 0, k] * value
-                spread_K[k] += sums_U5K[u, 1, k] * value * value
-        for k in range(scales):
-            prediction = np.float32(1) / (np.float32(1) + math.exp(-logit_K[k]))
-            error_K[k] = prediction - labels_B[b]
-            curvature_K[k] = prediction * (np.float32(1) - prediction)
-            together_K[k] = curvature_K[k] * spread_K[k]
-        for s in range(slots):
-            u, value = places_BS[b, s], values_BS[b, s]
-            for k in range(scales):
-                sums_U5K[u, 2, k] += error_K[k] * value
-                sums_U5K[u, 3, k] += together_K[k] * abs(value)
-                sums_U5K[u, 4, k] += curvature_K[k] * value * value
-
-    for u in range(found):
-        row, s = rows_U[u], slots_U[u]
-        learned_R[row] = now
-        for k in range(scales):
-            mean, variance, gradient = sums_U5K[u, 0, k], sums_U5K[u, 1, k], sums_U5K[u, 2, k]
-            together, gained = sums_U5K[u, 3, k], sums_U5K[u, 4, k]
-            prior, precision = prior_SK[s, k], evidence_R2K[row, 1, k]
-            shrinkage_SK[s, k] += gradient * mean * prior * variance
-            mean -= variance * gradient / (np.float32(1) + together)
-            precision += gained / (np.float32(1) + max(together - variance * gained, np.float32(0)))
-            evidence_R2K[row, 0, k] = mean * (prior + precision)
-            evidence_R2K[row, 1, k] = precision
-    return found, new
-
-
-@kernel("void(float32[:,::1], int64[::1], float32[:,::1])")
-def linear_prior(log_s_GK, group_S, prior_SK):
-    """1 / s of each slot's group."""
-    for s in range(len(group_S)):
-        for k in range(prior_SK.shape[1]):
-            prior_SK[s, k] = math.exp(-log_s_GK[group_S[s], k])
-
-
-@kernel("void(float32[:,::1], int64[::1], float32, float32, float32, float32[:,::1], float32[:,::1])")
-def shrink_linear(gradient_SK, group_S, rate, low, high, squares_GK, log_s_GK):
-    """One step of Adagrad on log s, which stays between `low` and `high`."""
-    sums_GK = np.zeros(log_s_GK.shape, np.float32)
-    for s in range(len(group_S)):
-        sums_GK[group_S[s]] += gradient_SK[s]
-    for g in range(len(log_s_GK)):
-        for k in range(log_s_GK.shape[1]):
-            squares_GK[g, k] += sums_GK[g, k] * sums_GK[g, k]
-            step = rate * sums_GK[g, k] / (np.sqrt(squares_GK[g, k]) + np.float32(1e-3))
-            log_s_GK[g, k] = min(max(log_s_GK[g, k] - step, low), high)
 
 
 @kernel("void(float32[:,::1], float32[:,::1], float32[:,::1], float32[:,::1], int64[:,::1], float32[:,::1])")
@@ -315,8 +166,8 @@ def note_rows(rows_X, stamps_X, latest, noted_X, count):
 def take_rows(table_RX, rows_U, out_UX):
     """Copies of rows, brought into the cache some dozens at a time, as `fetch` does."""
     last = out_UX.shape[1] - 1
-    for start in range(0, len(rows_U), _AHEAD_ROWS):
-        stop = min(start + _AHEAD_ROWS, len(rows_U))
+    for start in range(0, len(rows_U), AHEAD_ROWS):
+        stop = min(start + AHEAD_ROWS, len(rows_U))
         for u in range(start, stop):
             out_UX[u, 0] = table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
         for u in range(start, stop):
@@ -328,8 +179,8 @@ def take_rows(table_RX, rows_U, out_UX):
 def put_rows(table_RX, rows_U, values_UX):
     """Write rows, fetched in the same way. What is returned means nothing."""
     last, nothing = values_UX.shape[1] - 1, np.float32(0)
-    for start in range(0, len(rows_U), _AHEAD_ROWS):
-        stop = min(start + _AHEAD_ROWS, len(rows_U))
+    for start in range(0, len(rows_U), AHEAD_ROWS):
+        stop = min(start + AHEAD_ROWS, len(rows_U))
         for u in range(start, stop):
             nothing += table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
         for u in range(start, stop):

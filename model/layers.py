@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from model.kernels import kernel
+from model.kernels import AHEAD_EVENTS, kernel
 
 
 @kernel("void(float32[:,::1], float32[::1])")
@@ -127,14 +127,21 @@ def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
 
 @kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")
 def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
-    """A step of each row by each of its gradients."""
+    """A step of each row by each of its gradients; rows are fetched some events ahead, as in `model.kernels.fetch`."""
     events, fields = rows_BF.shape
-    for b in range(events):
-        for f in range(fields):
-            row = rows_BF[b, f]
-            step = rate / np.sqrt(squares_R[row] + np.float32(1e-2))
-            for d in range(table_RD.shape[1]):
-                table_RD[row, d] -= step * gradient_BVD[b, f, d]
+    width = table_RD.shape[1]
+    step_AF = np.empty((AHEAD_EVENTS, fields), np.float32)
+    for start in range(0, events, AHEAD_EVENTS):
+        some = min(AHEAD_EVENTS, events - start)
+        for a in range(some):
+            for f in range(fields):
+                row = rows_BF[start + a, f]
+                step_AF[a, f] = squares_R[row] + np.float32(0) * table_RD[row, width - 1]
+        for a in range(some):
+            for f in range(fields):
+                row, step = rows_BF[start + a, f], rate / np.sqrt(step_AF[a, f] + np.float32(1e-2))
+                for d in range(width):
+                    table_RD[row, d] -= step * gradient_BVD[start + a, f, d]
 
 
 @kernel("float64(float32[:,:], float32[::1], float32[::1], float32[::1], float32[::1])")

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model import kernels
+from model.linear_kernels import learner_of, linear_contributions, linear_prior, logits_of, shrink_linear
 
 _LOG_S_RANGE = (-12.0, math.log(2.0))
 _CACHE_LINE_BYTES = 64
+_LINE_FLOATS = _CACHE_LINE_BYTES // 4
 _FIRST_EVENTS = 2_000
 """Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
 
@@ -55,6 +56,7 @@ class BayesianLinear:
         self._rates_K = (1 / torch.tensor(half_lives)).numpy()
         self._shrinkage_rate = shrinkage_rate
         self._scratch = _scratch(0, 0, scales)
+        learner_of(scales), logits_of(scales)  # compiled now, not in the middle of a stream
         self._arrays = self.evidence_R2K.numpy(), self.learned_R.numpy()
         self._prior_SK, self._prior_of = torch.empty(len(group_S), scales), None
         self.events = 0
@@ -70,14 +72,15 @@ class BayesianLinear:
         if self._scratch[3].shape != rows_BS.shape:
             self._scratch = _scratch(*rows_BS.shape, prior_SK.shape[1])
         rates_K, now = self._rates_K, self.events
-        different, new = kernels.learn_linear(
+        learn = learner_of(prior_SK.shape[1])
+        different, new, _ = learn(
             *self._arrays, now, rates_K, prior_SK, rows_BS, values_BS, labels_B, shrinkage_SK, *self._scratch
         )
         self.touched_rows += new
         if self.events > _FIRST_EVENTS:
             self.log_s_GK = self.log_s_GK.clone()
             groups = self._group_S, self._shrinkage_rate, *_LOG_S_RANGE
-            kernels.shrink_linear(shrinkage_SK, *groups, self.squares_GK.numpy(), self.log_s_GK.numpy())
+            shrink_linear(shrinkage_SK, *groups, self.squares_GK.numpy(), self.log_s_GK.numpy())
         rows_U, before_U = (torch.from_numpy(part[:different]) for part in self._scratch[:2])
         return rows_U, before_U
 
@@ -105,7 +108,7 @@ class BayesianLinear:
         """(S, K): 1 / prior variance of each slot."""
         if self._prior_of is not self.log_s_GK:
             prior_SK = torch.empty_like(self._prior_SK)
-            kernels.linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
+            linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
             self._prior_SK, self._prior_of = prior_SK, self.log_s_GK
         return self._prior_SK
 
@@ -119,10 +122,12 @@ class BayesianLinear:
 
 
 def _scratch(events: int, slots: int, scales: int) -> tuple[np.ndarray, ...]:
-    """The last arguments of `kernels.learn_linear`, from `rows_U` on."""
+    """The last arguments of `learn_linear`, from `rows_U` on."""
     rows = events * slots
     integers = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int32)
-    return *integers, np.empty((events, slots), np.int32), np.empty((rows, 5, scales), np.float32)
+    # Whole lines of the cache: each of a row's sums in one of them costs one trip.
+    sums_UX = lazy_zeros(rows, -(-5 * scales // _LINE_FLOATS) * _LINE_FLOATS).numpy()
+    return *integers, np.empty((events, slots), np.int32), sums_UX
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
@@ -139,7 +144,5 @@ def contributions(
 ) -> torch.Tensor:
     """(B, S, K): what each slot adds to the logit. `prior_SK`: 1 / s of each slot's group."""
     out_BSK = torch.empty(*rows_BS.shape, prior_SK.shape[1])
-    kernels.linear_contributions(
-        evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy()
-    )
+    linear_contributions(evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy())
     return out_BSK

@@ -16,7 +16,7 @@ from model.encoder import Encoder, Features
 from model.experts import Inputs, Slots, assemble
 from model.exports import Export, put
 from model.features import EventBatch, Schema
-from model.inference import Inference
+from model.inference import Inference, saying_of
 from model.linear import contributions, lazy_zeros
 from model.mixture import mix
 from model.network import Network, NetworkShape, Parameters
@@ -38,6 +38,7 @@ class ServedModel:
         """An empty model: nothing to predict with before the first `apply`. `scales`: time scales of the linear
         expert."""
         self.encoder, self._slots, self._ages = encoder, Slots(schema, encoder), Ages(schema, encoder.rows)
+        saying_of(scales)  # compiled now, not when the first event is to be scored
         self._widths = {
             "embedding": (len(schema.fields) * encoder.rows, embedding_dim),
             "linear": (self._slots.rows, 2, scales),

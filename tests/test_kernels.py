@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model
-from model import kernels
 from model.embeddings import EmbeddingTables
 from model.exports import Changes, put, take
 from model.linear import BayesianLinear, contributions
+from model.linear_kernels import logits_of
 
 ROOT = Path(model.__file__).resolve().parent.parent
 HALF_LIVES = [50.0, 1_000.0]
@@ -96,7 +96,7 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
     np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
     said_BS, logits_BK = np.empty((events, slots), np.float32), np.empty((events, len(HALF_LIVES)), np.float32)
     arrays = linear.evidence_R2K.numpy(), linear.prior_SK().numpy(), rows_BS, values_BS
-    kernels.linear_logits(*arrays, said_BS, logits_BK)
+    logits_of(len(HALF_LIVES))(*arrays, said_BS, logits_BK)
     assert np.array_equal(said_BS, each[:, :, 0])
     np.testing.assert_allclose(logits_BK, expected.sum(1), rtol=1e-4, atol=1e-5)
 
