@@ -111,14 +111,11 @@ class Watcher:
             started_s = time.perf_counter()
             signals = self.signals.compute(None, batch, trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut])
             found = self.monitor.update(signals, self.events, batch.times_s_B, losses_B[cut])
-            if found:
-                self.signals.reset()
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found})
             self.events += len(batch.labels_B)
             if self.events in trace.exchanged:
                 self.monitor.reset(exchanged=True)
-                self.signals.reset()
         return self
 
     def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:

@@ -184,6 +184,11 @@ class Policy:
         return self.state.phase
 
     @property
+    def answers_drift(self) -> bool:
+        """Whether the dense branch lives for a drift's sake, or has just been cut after one."""
+        return self.adapts and self.state.cycle > (self.phase is Phase.SPARSE)
+
+    @property
     def budget(self) -> float:
         """Share of the dense multiply-adds that the sparse network may take: as set, or as chosen last."""
         return self.state.chosen_ratio if self.config.budget == "auto" else self.config.budget

@@ -53,7 +53,7 @@ _BUCKETS = 64
 _QUANTILES = np.linspace(0, 1, 16)[1:-1]
 _FIRST_EVENTS = 2_048
 _LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
-_SPREAD_HALF_LIFE_EVENTS = 10_000.0
+_SPREAD_HALF_LIFE_EVENTS, _KEPT_EVENTS = 10_000.0, 1_000.0
 _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 _COURSE_HALF_LIFE_S = 7 * _DAY_S
 _COURSE_PRIOR_EVENTS = 500
@@ -137,8 +137,8 @@ class Signals:
         return {name: values_B for name, values_B in signals.items() if values_B is not None}
 
     def reset(self) -> None:
-        """The world has changed, or the network has been exchanged: what follows is told in units of its own. In those
-        of the turmoil it would seem quiet at first, and then ever louder."""
+        """The turmoil of a drift is over: what follows is soon told in units of its own. In those of the turmoil it
+        would seem quiet at first, and then ever louder, until that is taken for a drift."""
         for staleness in self._staleness.values():
             staleness.reset()
 
@@ -221,12 +221,13 @@ class _Staleness:
     def __init__(self, slow: int):
         """`slow`: which expert it is of."""
         self._slow = slow
+        self._squares = self._events = 0.0  # sums that fade
         self._course = _Course(learned=True)
-        self.reset()
 
     def reset(self) -> None:
-        """Forget the spread."""
-        self._squares = self._events = 0.0  # sums that fade
+        """What was counts for a few events only from now on."""
+        kept = min(_KEPT_EVENTS / max(self._events, 1.0), 1.0)
+        self._squares, self._events = self._squares * kept, self._events * kept
 
     def update(
         self, logits_B: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, times_s_B: np.ndarray

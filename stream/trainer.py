@@ -155,8 +155,6 @@ class Trainer:
         watch.lap("score")
         signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
         drifts = self.monitor.update(signals, first_event, batch.times_s_B, losses_B)
-        if drifts:
-            self.signals.reset()
         watch.lap("watch")
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)
@@ -259,4 +257,5 @@ class Trainer:
             self.learner.regrow()
         if move in (Move.CUT, Move.REGROW):
             self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
+        if move in (Move.PRUNE, Move.CUT) and self.policy.answers_drift:
             self.signals.reset()

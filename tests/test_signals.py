@@ -106,18 +106,18 @@ def test_staleness_is_in_units_of_its_spread_without_outliers():
         assert (raw / scaled)[inside][0] == pytest.approx(np.sqrt((raw**2).mean()), rel=0.3)
 
 
-def test_after_a_reset_staleness_is_in_units_of_what_comes_then():
+def test_after_a_reset_staleness_is_soon_in_units_of_what_comes_then():
     rng, target = np.random.default_rng(0), signals("staleness")
     batch, spreads = with_times(np.zeros(500), np.zeros(500)), []
-    for turmoil in [20.0] * 10 + [1.0] * 10:
+    for turmoil in [3.0] * 40 + [1.0] * 20:
         if turmoil == 1.0 and not spreads:
             target.reset()
         logits_BE = rng.normal(0, turmoil, (500, 3)).astype(np.float32)
         found = target.compute(None, batch, logits_BE, np.full(500, -1.0, np.float32), logits_BE[:, 0])
         if turmoil == 1.0:
-            spreads.append(found["staleness"].std() if found else None)
-    assert spreads[0] is None
-    assert spreads[1:] == pytest.approx([1.0] * 9, abs=0.15)
+            spreads.append(found["staleness"].std())
+    assert spreads[0] == pytest.approx(1 / 3, abs=0.05)
+    assert spreads[15:] == pytest.approx([1.0] * 5, abs=0.3)
 
 
 def test_staleness_has_no_daily_cycle_once_that_has_been_foretold_and_keeps_what_is_new():
