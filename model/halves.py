@@ -2,7 +2,8 @@
 
 In: the experts as they are, and a batch. Out: what each expert says of each event, and all gradients. Halves read what
 they share and write each its own, so two threads may work on them at the same time: to the bit, that makes no
-difference. It starts no thread itself: whoever owns a second one hands over a `Together`.
+difference. A small batch is not split: everything twice would take longer than two threads save. It starts no thread
+itself: whoever owns a second one hands over a `Together`.
 
 Shapes: as in `model.experts`; V vectors of D floats.
 """
@@ -20,6 +21,9 @@ from model.encoder import Features
 from model.experts import Assembled, Slots
 from model.numerics import Scale
 from model.passes import Masks
+
+WHOLE_EVENTS = 128
+"""A batch of no more is not split: its first half is all of it."""
 
 Together = Callable[[Callable[[], Any], Callable[[], Any]], object]
 """Calls both of two functions, perhaps at the same time, and returns when both are done."""
@@ -41,8 +45,10 @@ class Halves:
         """Rows of fields, rows of pairs, and numerics."""
         numerics, events = features.numerics_BN.shape[1], len(labels_B)
         self.found = Assembled.empty(events, numerics, len(slots), scales)
-        self._slices = slice(0, events // 2), slice(events // 2, events)
-        self.events = events // 2, events - events // 2
+        first = events if events <= WHOLE_EVENTS else events // 2
+        self._slices = slice(0, first), slice(first, events)
+        self.events = first, events - first
+        """Of each half."""
         self._losses: list[list[float]] = [[], []]
         self._gradients_BVD: list[torch.Tensor | None] = [None, None]
 
@@ -90,11 +96,12 @@ class Halves:
     @property
     def losses(self) -> np.ndarray:
         """Mean log loss of each branch, or of the linear expert where there is none."""
-        return np.array(self._losses).sum(0) / sum(self.events)
+        return np.array([losses for losses in self._losses if losses]).sum(0) / sum(self.events)
 
     @property
     def gradients(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each half, rows (B, F), and the gradient of the summed loss in the vectors of the interaction (B, V, D),
-        those of the fields first."""
+        """Of each half that has events, rows (B, F), and the gradient of the summed loss in the vectors of the
+        interaction (B, V, D), those of the fields first."""
         rows_BF = self.arrays[0]
-        return [(rows_BF[part], of.numpy()) for part, of in zip(self._slices, self._gradients_BVD, strict=True)]
+        parts = zip(self._slices, self._gradients_BVD, strict=True)
+        return [(rows_BF[part], gradient.numpy()) for part, gradient in parts if gradient is not None]

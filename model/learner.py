@@ -158,7 +158,7 @@ class Learner:
             onlooker=self.unpruned,
             lap=self.lap,
         )
-        self.together(partial(run, 0), partial(run, 1))
+        self.together(partial(run, 0), partial(run, 1)) if halves.events[1] else run(0)
         losses, experts_BE = halves.losses, halves.found.experts_BE
         if not np.isfinite(losses).all():
             raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
@@ -183,7 +183,7 @@ class Learner:
         events = sum(halves.events)
         for branch in live:
             ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
-            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, events)
+            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, halves.events)
             self.learned_multiply_adds += events * branch.multiply_adds
         self.lap("learn_network")
         if misled:

@@ -18,7 +18,7 @@ from stream.trainer import Trainer, TrainingConfig
 def test_two_threads_learn_to_the_bit_what_one_does(policy):
     pruning = PruningConfig(policy=policy, warmup_events=512, pruning_events=1024, regrowth_events=512)
     one, two = (Trainer(SCHEMA, SMALL, pruning, DriftConfig(), TrainingConfig(threads=threads)) for threads in (1, 2))
-    for size in (600, 64, 33, 600, 1, 700, 640):
+    for size in (600, 64, 33, 128, 129, 600, 1, 700, 640):
         batch = click_events(4000).slice(one.events, one.events + size)
         first, second = one.step(batch), two.step(batch)
         assert (first.losses_B == second.losses_B).all() and first.move == second.move
