@@ -49,9 +49,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
     threads: int = 1
-    """Threads that learn, >= 1; how many makes no difference to what is learned. Two share steps, and pay for batches of
-    more than 128 events where a core is left to read and publish beside them; more only for networks far larger than the
-    default."""
+    """Threads that learn, >= 1; how many makes no difference to what is learned. Two share steps, and pay for batches
+    of more than 128 events where a core is left to read and publish beside them; more only for networks far larger than
+    the default."""
 
     def __post_init__(self) -> None:
         counts = ("batch_events", "publish_every_events", "full_every_publications", "window_events", "threads")
