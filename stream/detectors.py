@@ -15,6 +15,7 @@ import numpy as np
 from river import base, drift
 
 from model.kernels import kernel, types
+from stream.drift_tally import Tally, tally_add
 from stream.errors import ConfigError
 from stream.signals import check_signal
 
@@ -85,16 +86,19 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def next_change(
-    detector: base.DriftDetector | base.BinaryDriftDetector, values_B: np.ndarray, start: int = 0
+    detector: base.DriftDetector | base.BinaryDriftDetector, tally: Tally, values_B: np.ndarray, start: int = 0
 ) -> int | None:
-    """Let it read `values_B` from `start` on until it notices a change: the index of that. None: it has read all."""
-    if type(detector) is drift.PageHinkley and start < len(values_B):
-        return _next_of_page_hinkley(detector, values_B, start)
+    """Let it read `values_B` from `start` on until it notices a change: the index of that. None: it has read all.
+    `tally` takes in what it reads."""
+    if type(detector) is drift.PageHinkley:
+        return _next_of_page_hinkley(detector, tally, values_B, start) if start < len(values_B) else None
     update = detector.update
     for index, value in enumerate(values_B[start:].tolist(), start):
         update(value)
         if detector.drift_detected:
+            tally.add(values_B[start : index + 1])
             return index
+    tally.add(values_B[start:])
     return None
 
 
@@ -104,7 +108,7 @@ def begin_with(detector: drift.PageHinkley, values_B: np.ndarray) -> None:
     mean.n, mean._mean = _mean(values_B, mean.n, mean._mean)
 
 
-def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, start: int) -> int | None:
+def _next_of_page_hinkley(detector: drift.PageHinkley, tally: Tally, values_B: np.ndarray, start: int) -> int | None:
     if detector.drift_detected:
         detector._reset()
     mean, mode, threshold = detector._x_mean, detector.mode, detector.threshold
@@ -112,7 +116,8 @@ def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, sta
     sums = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease)
     extremes = (detector._min_increase, detector._max_decrease)
     rules = (up, down, detector.alpha, detector.delta, detector.min_instances)
-    found, (mean.n, mean._mean, *sums), extremes = _page_hinkley(values_B, start, sums, extremes, rules)
+    read = _page_hinkley(values_B, start, sums, extremes, rules, *tally.arrays)
+    found, (mean.n, mean._mean, *sums), extremes = read
     detector._sum_increase, detector._sum_decrease = sums
     detector._min_increase, detector._max_decrease = extremes
     detector._drift_detected = found >= 0
@@ -126,10 +131,11 @@ def _next_of_page_hinkley(detector: drift.PageHinkley, values_B: np.ndarray, sta
         types.UniTuple(types.float64, 4),
         types.UniTuple(types.float64, 2),
         types.UniTuple(types.float64, 5),
+        *(types.float64[::1],) * 3,
     )
 )
-def _page_hinkley(values_B, start, sums, extremes, rules):
-    """River's own `update`, value by value and bit for bit."""
+def _page_hinkley(values_B, start, sums, extremes, rules, tally_3, recent, spans):
+    """River's own `update`, value by value and bit for bit; then what was read is added to a `Tally`'s arrays."""
     events, mean, increase, decrease = sums
     lowest, highest = extremes
     up, down, alpha, delta, least = rules
@@ -145,6 +151,7 @@ def _page_hinkley(values_B, start, sums, extremes, rules):
         if (increase - lowest > up or highest - decrease > down) and events >= least:
             found = index
             break
+    tally_add(values_B[start : found + 1] if found >= 0 else values_B[start:], tally_3, recent, spans)
     return found, (events, mean, increase, decrease), (lowest, highest)
 
 

@@ -33,7 +33,12 @@ class Tally:
 
     def add(self, values_B: np.ndarray) -> None:
         """Take in the next ones, float64 (B,)."""
-        _add(values_B, self._sums_3, self._recent, self._spans)
+        tally_add(values_B, *self.arrays)
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What `tally_add` writes to."""
+        return self._sums_3, self._recent, self._spans
 
     def clear_spans(self) -> None:
         """Begin the first of `SPANS` spans anew."""
@@ -98,7 +103,7 @@ def _error(values: np.ndarray) -> float:
 
 
 @kernel("void(float64[::1], float64[::1], float64[::1], float64[::1])")
-def _add(values_B, sums_3, recent, spans):
+def tally_add(values_B, sums_3, recent, spans):
     """Sums, one after the other; the ring of the last values; and the sums of spans."""
     events, total, squares = sums_3
     place, inside = int(events) % len(recent), int(spans[0])

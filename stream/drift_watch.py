@@ -77,6 +77,7 @@ class Watch:
         self._calm_left_events = self._calibration_events
         self._base_left_events = _BASE_EVENTS if self.levels else 0
         self._before = self._comparison = math.nan
+        self._unsettled_in_events = 0
         self._tally.clear()
         self._tally.clear_spans()
 
@@ -89,6 +90,8 @@ class Watch:
     def settle(self) -> int | None:
         """Calibrate if a stretch is complete. How many events it may read until there is something to settle again;
         None: any."""
+        if self._unsettled_in_events > 0:
+            return self._unsettled_in_events
         if self._calm and not self._calm_left_events:
             self._calibrate(np.concatenate(self._calm).astype(np.float64))
             self._calm = []
@@ -103,6 +106,7 @@ class Watch:
         for left in (self._calm_left_events, self._base_left_events):
             if left:
                 left_events = min(left, left_events)
+        self._unsettled_in_events = left_events
         return left_events
 
     def wait(self, events: int) -> None:
@@ -115,11 +119,16 @@ class Watch:
             self.wait(len(values_B))
             return []
         start, size, changes, values_B = 0, len(values_B), [], np.ascontiguousarray(values_B, np.float64)
-        watching = self.watching
+        self._unsettled_in_events -= size
+        if not self.watching:
+            self._tally.add(values_B)
+            self._learn(values_B)
+            return []
         while start < size:
-            at = next_change(self._detector, values_B, start) if watching else None
+            at = next_change(self._detector, self._tally, values_B, start)
             stop = size if at is None else at + 1
-            self._take(values_B if stop - start == size else values_B[start:stop])
+            if self._calm_left_events:
+                self._learn(values_B[start:stop])
             if at is not None:
                 change = self._measure()
                 self._tally.clear()  # as River's detectors do after a change
@@ -164,9 +173,9 @@ class Watch:
         calm, self._calm_left_events, self._base_left_events = state["calm"]
         self._calm = [np.frombuffer(calm, np.float32)] if calm else []
 
-    def _take(self, values_B: np.ndarray) -> None:
+    def _learn(self, values_B: np.ndarray) -> None:
+        """Take in values of a calm stretch, or of those that say what mean and spread are now."""
         events = len(values_B)
-        self._tally.add(values_B)
         if self._calm_left_events:
             self._calm.append(values_B.astype(np.float32))
             self._calm_left_events -= events

@@ -54,7 +54,7 @@ _QUANTILES = np.linspace(0, 1, 16)[1:-1]
 _FIRST_EVENTS = 2_048
 _LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
 _SPREAD_HALF_LIFE_EVENTS, _KEPT_EVENTS = 10_000.0, 1_000.0
-_DAY_S, _HOUR_S = 86_400.0, 3_600.0
+_DAY_S, _HOUR_S = 86_400.0, 3_600
 _COURSE_HALF_LIFE_S = 7 * _DAY_S
 _COURSE_PRIOR_EVENTS = 500
 _LEAST_DAY_EVENTS = 2_400
@@ -112,9 +112,10 @@ class Signals:
         `experts_BE`: logits of the experts, of which `logits_B` are mixed.
         """
         labels_B, times_s_B, signals = batch.labels_B.astype(np.float64), batch.times_s_B, {}
+        errors_B = _errors(logits_B, labels_B)
         for name, kind, column in self._names:
             if kind in _STALENESS:
-                signals[name] = self._staleness[name].update(logits_B, experts_BE, labels_B, times_s_B)
+                signals[name] = self._staleness[name].update(errors_B, experts_BE, times_s_B)
             elif kind == "adjusted_label":
                 adjusted_B = self._course.update(labels_B, times_s_B)
                 signals[name] = adjusted_B if self._course.known else None
@@ -125,9 +126,9 @@ class Signals:
             elif kind == "prediction":
                 signals[name] = _predictions(logits_B)
             elif kind == "calibration_error":
-                signals[name] = _predictions(logits_B) - labels_B
+                signals[name] = errors_B
             elif kind == "excess_loss":  # the loss less the entropy of the prediction, exactly
-                signals[name] = (_predictions(logits_B) - labels_B) * logits_B
+                signals[name] = errors_B * logits_B
             elif kind == "unseen":
                 signals[name] = self._unseen(features, column)
             else:
@@ -229,20 +230,19 @@ class _Staleness:
         kept = min(_KEPT_EVENTS / max(self._events, 1.0), 1.0)
         self._squares, self._events = self._squares * kept, self._events * kept
 
-    def update(
-        self, logits_B: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, times_s_B: np.ndarray
-    ) -> np.ndarray | None:
+    def update(self, errors_B: np.ndarray, experts_BE: np.ndarray, times_s_B: np.ndarray) -> np.ndarray | None:
         """(B,) in units of the root mean square of before the batch, outliers cut off, then adjusted; None: there is
-        no such spread, or no faster expert."""
+        no such spread, or no faster expert. `errors_B`: predictions less labels."""
         if experts_BE.shape[1] < self._slow + 2:
             return None
         spread = math.sqrt(self._squares / max(self._events, 1.0))
         if spread:
             self._course.begin(times_s_B)
-        inputs, course, adjusted_B = (logits_B, experts_BE, self._slow, labels_B), self._course, np.empty_like(labels_B)
-        gained = _stale(*inputs, times_s_B, spread, course.usual_3H, course.day_3H, adjusted_B)
-        fade = 0.5 ** (len(labels_B) / _SPREAD_HALF_LIFE_EVENTS)
-        self._squares, self._events = self._squares * fade + gained, self._events * fade + len(labels_B)
+        course, adjusted_B, events = self._course, np.empty_like(errors_B), len(errors_B)
+        inputs = errors_B, experts_BE, self._slow, times_s_B, spread
+        gained = _stale(*inputs, course.usual_3H, course.day_3H, adjusted_B)
+        fade = 0.5 ** (events / _SPREAD_HALF_LIFE_EVENTS)
+        self._squares, self._events = self._squares * fade + gained, self._events * fade + events
         return adjusted_B if spread else None
 
     def state(self) -> np.ndarray:
@@ -282,10 +282,11 @@ class _Course:
     def begin(self, times_s_B: np.ndarray) -> None:
         """A batch of these times is next: take the day in that is over."""
         first_s = float(times_s_B[0])
-        if first_s >= self._day_ends_s and self._sums_23H[1, 0].sum() >= _LEAST_DAY_EVENTS:
+        if first_s >= self._day_ends_s and self._day_events >= _LEAST_DAY_EVENTS:
             self._take_in(first_s)
         elif math.isnan(self._day_ends_s) and (first_s or times_s_B[-1]):
             self._day_ends_s = first_s + _DAY_S
+        self._day_events += len(times_s_B)
 
     def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:
         """(B,) values less what was usual at their hour, in proportion to the usual spread. Those of the first day stay
@@ -322,6 +323,7 @@ class _Course:
         """What is usual at each hour: its mean, and what that is mapped to, which some unusual hours do not change;
         and its spread, likewise."""
         known_3H = self._sums_23H[0]
+        self._day_events = int(self._sums_23H[1, 0].sum())
         self._taken_in = bool(known_3H[0].any())
         _, total, squares = known_3H.sum(1) / max(known_3H[0].sum(), 1.0)
         # Hours with few events are taken to be like the others.
@@ -335,29 +337,34 @@ class _Course:
 
 
 def _predictions(logits_B: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
+    return _errors(logits_B, np.zeros(len(logits_B)))
+
+
+@kernel("float64[::1](float32[:], float64[::1])")
+def _errors(logits_B, labels_B):
+    """Predictions less labels."""
+    errors_B = np.empty(len(labels_B))
+    for b in range(len(labels_B)):
+        errors_B[b] = 1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]
+    return errors_B
 
 
 @kernel("float64(float64, float64, float64[:,::1], float64[:,::1])")
 def _by_hour(value, time_s, usual_3H, day_3H):
     """A value by what is usual at its hour; `day_3H` takes it in."""
-    hour = int(time_s // _HOUR_S) % 24
+    hour = int(math.floor(time_s)) // _HOUR_S % 24
     day_3H[0, hour] += 1.0
     day_3H[1, hour] += value
     day_3H[2, hour] += value * value
     return usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
 
 
-@kernel(
-    "float64(float32[:], float32[:,:], int64, float64[::1], float64[:], float64, float64[:,::1], float64[:,::1],"
-    "float64[::1])"
-)
-def _stale(logits_B, experts_BE, slow, labels_B, times_s_B, spread, usual_3H, day_3H, adjusted_B):
+@kernel("float64(float64[::1], float32[:,:], int64, float64[:], float64, float64[:,::1], float64[:,::1], float64[::1])")
+def _stale(errors_B, experts_BE, slow, times_s_B, spread, usual_3H, day_3H, adjusted_B):
     """Staleness, adjusted; returns the sum of its squares before that."""
     squares = 0.0
-    for b in range(len(labels_B)):
-        apart = np.float64(experts_BE[b, slow]) - experts_BE[b, slow + 1]
-        value = (1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]) * apart
+    for b in range(len(errors_B)):
+        value = errors_B[b] * (np.float64(experts_BE[b, slow]) - experts_BE[b, slow + 1])
         squares += value * value
         if spread > 0:
             scaled = min(max(value / spread, -_OUTLIER), _OUTLIER)

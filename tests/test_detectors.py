@@ -12,6 +12,7 @@ from river.drift import PageHinkley
 from stream.detectors import next_change
 from stream.drift import DetectorConfig, DriftConfig
 from stream.drift_state import freeze
+from stream.drift_tally import Tally
 from stream.errors import ConfigError
 
 
@@ -73,12 +74,13 @@ def test_what_cannot_be_watched_is_refused_with_field_rule_and_value(wrong, text
 )
 def test_page_hinkley_in_one_loop_is_rivers_own_bit_for_bit(values, cuts, mode, alpha, threshold, least):
     parameters = {"mode": mode, "alpha": alpha, "threshold": threshold, "min_instances": least, "delta": 0.01}
-    ours, rivers, found, expected = PageHinkley(**parameters), PageHinkley(**parameters), [], []
+    ours, rivers, found, expected, tally = PageHinkley(**parameters), PageHinkley(**parameters), [], [], Tally()
     for index, value in enumerate(values):
         rivers.update(value)
         expected += [index] * rivers.drift_detected
     for start, stop in pairwise([0, *sorted(min(cut, len(values)) for cut in cuts), len(values)]):
-        while (at := next_change(ours, np.array(values[:stop]), start)) is not None:
+        while (at := next_change(ours, tally, np.array(values[:stop]), start)) is not None:
             found, start = [*found, at], at + 1
     assert found == expected
     assert freeze(ours) == freeze(rivers)
+    assert tally.events == len(values) and tally.total == pytest.approx(sum(values))
