@@ -85,6 +85,6 @@ def test_what_detection_costs_is_claimed_of_each_whole_run():
         if "share of detection" in claim["claim"]
     }
     assert [
-        held[f"adaptive: {name}: share of detection in what a trainer with a pruned network does"]
+        held[f"adaptive: {name}: share of detection in the loop of a trainer with a pruned network"]
         for name in ("cheap", "dear")
     ] == [True, False]
