@@ -11,7 +11,7 @@ from benchmarks import training
 def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_what_they_are_said_to(monkeypatch):
     monkeypatch.setattr(training, "TOPS", {"512-256": (64, 32)})
     monkeypatch.setattr(training, "MODEL", msgspec.structs.replace(training.MODEL, table_rows=64, bottom=(8,)))
-    monkeypatch.setattr(training, "QUICK", training.Size(1_024, 2_048, 256, 2, (128,)))
+    monkeypatch.setattr(training, "QUICK", training.Size(1_024, 2_048, 128, 256, 2, (128,)))
     found = training.measure(True, argparse.Namespace(threads=2, only=None, batches=None))
     phases = ["dense", *(f"sparse, {sparsity:.0%}" for sparsity in training.SPARSITIES)]
     expected = [
