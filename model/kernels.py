@@ -20,12 +20,15 @@ from numba import types
 __all__ = ["kernel", "types"]
 
 
-def kernel(signature: str | tuple, *, reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def kernel(
+    signature: str | tuple, *, reorder: bool = False, brief: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function for these types, now, or read it from what an earlier start has kept. `reorder`: sums may be
-    taken in another order, always the same one, so that they fit vector instructions."""
+    taken in another order, always the same one, so that they fit vector instructions. `brief`: it takes some
+    microseconds, and keeps the lock on the interpreter, since to hand that over and take it back takes longer."""
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reorder else False}
+        options = {"nogil": not brief, "error_model": "numpy", "fastmath": {"reassoc"} if reorder else False}
         try:
             return numba.njit(signature, cache=True, **options)(function)
         except RuntimeError as error:

@@ -132,7 +132,8 @@ def _next_of_page_hinkley(detector: drift.PageHinkley, tally: Tally, values_B: n
         types.UniTuple(types.float64, 2),
         types.UniTuple(types.float64, 5),
         *(types.float64[::1],) * 3,
-    )
+    ),
+    brief=True,
 )
 def _page_hinkley(values_B, start, sums, extremes, rules, tally_3, recent, spans):
     """River's own `update`, value by value and bit for bit; then what was read is added to a `Tally`'s arrays."""
@@ -155,7 +156,7 @@ def _page_hinkley(values_B, start, sums, extremes, rules, tally_3, recent, spans
     return found, (events, mean, increase, decrease), (lowest, highest)
 
 
-@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)")
+@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)", brief=True)
 def _mean(values_B, events, mean):
     for value in values_B:
         events += 1.0

@@ -102,7 +102,7 @@ def _error(values: np.ndarray) -> float:
     return float(np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1) / math.sqrt(pieces))
 
 
-@kernel("void(float64[::1], float64[::1], float64[::1], float64[::1])")
+@kernel("void(float64[::1], float64[::1], float64[::1], float64[::1])", brief=True)
 def tally_add(values_B, sums_3, recent, spans):
     """Sums, one after the other; the ring of the last values; and the sums of spans."""
     events, total, squares = sums_3

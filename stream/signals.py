@@ -340,7 +340,7 @@ def _predictions(logits_B: np.ndarray) -> np.ndarray:
     return _errors(logits_B, np.zeros(len(logits_B)))
 
 
-@kernel("float64[::1](float32[:], float64[::1])")
+@kernel("float64[::1](float32[:], float64[::1])", brief=True)
 def _errors(logits_B, labels_B):
     """Predictions less labels."""
     errors_B = np.empty(len(labels_B))
@@ -349,7 +349,7 @@ def _errors(logits_B, labels_B):
     return errors_B
 
 
-@kernel("float64(float64, float64, float64[:,::1], float64[:,::1])")
+@kernel("float64(float64, float64, float64[:,::1], float64[:,::1])", brief=True)
 def _by_hour(value, time_s, usual_3H, day_3H):
     """A value by what is usual at its hour; `day_3H` takes it in."""
     hour = int(math.floor(time_s)) // _HOUR_S % 24
@@ -359,7 +359,10 @@ def _by_hour(value, time_s, usual_3H, day_3H):
     return usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
 
 
-@kernel("float64(float64[::1], float32[:,:], int64, float64[:], float64, float64[:,::1], float64[:,::1], float64[::1])")
+@kernel(
+    "float64(float64[::1], float32[:,:], int64, float64[:], float64, float64[:,::1], float64[:,::1], float64[::1])",
+    brief=True,
+)
 def _stale(errors_B, experts_BE, slow, times_s_B, spread, usual_3H, day_3H, adjusted_B):
     """Staleness, adjusted; returns the sum of its squares before that."""
     squares = 0.0
@@ -372,7 +375,7 @@ def _stale(errors_B, experts_BE, slow, times_s_B, spread, usual_3H, day_3H, adju
     return squares
 
 
-@kernel("void(float64[::1], float64[:], float64[:,::1], float64[:,::1], float64[::1])")
+@kernel("void(float64[::1], float64[:], float64[:,::1], float64[:,::1], float64[::1])", brief=True)
 def _adjust(values_B, times_s_B, usual_3H, day_3H, adjusted_B):
     """Values by what is usual at their hour."""
     for b in range(len(values_B)):
