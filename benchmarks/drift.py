@@ -43,13 +43,14 @@ from stream.backtest import rebatch
 from stream.click_world import SCHEMA, SyntheticConfig
 from stream.drift import DetectorConfig, DriftConfig, DriftMonitor
 from stream.recording import propose_schema, read_recording
-from stream.signals import Signals
+from stream.signals import Seen, Signals
 from stream.trainer import Trainer, TrainingConfig
 
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
 OFTEN = 50_000
 """Expected events between false alarms in a setting that has some, so that their number can be checked."""
 COST_ROUNDS = 3
+_NOTHING = np.empty((0, 0))
 ROW_FIELDS = ("stream", "rate", "seed", "setting")
 PARTS = ("drifts", "stationary", "adaptive")
 
@@ -107,13 +108,14 @@ class Watcher:
         losses_B = log_losses(trace.logits_B, trace.labels_B)
         for start in range(0, len(losses_B), BATCH):
             cut = slice(start, start + BATCH)
-            batch = EventBatch(trace.labels_B[cut], trace.times_s_B[cut], (), np.empty((0, 0), np.float32))
+            labels_B, times_s_B = trace.labels_B[cut], trace.times_s_B[cut]
+            predicted = trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut]
+            seen = Seen(_NOTHING, _NOTHING, labels_B, times_s_B, *predicted)
             started_s = time.perf_counter()
-            signals = self.signals.compute(None, batch, trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut])
-            found = self.monitor.update(signals, self.events, batch.times_s_B, losses_B[cut])
+            found = self.monitor.update(self.signals.compute(seen), self.events, times_s_B, losses_B[cut])
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found})
-            self.events += len(batch.labels_B)
+            self.events += len(labels_B)
             if self.events in trace.exchanged:
                 self.monitor.reset(exchanged=True)
         return self

@@ -9,7 +9,7 @@ of them says the delay; an earlier alarm is a false one, and a drift without an 
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ from stream.backtest import rebatch
 from stream.click_world import SCHEMA, SyntheticConfig, World
 from stream.drift import DetectorConfig, DriftConfig
 from stream.events import table_to_batch
+from stream.signals import Seen
 from stream.trainer import Trainer, TrainingConfig
 
 AT, AGAIN, PREFIX = 100_000, 140_000, 98_304
@@ -125,9 +126,9 @@ class Recorder:
     def __init__(self):
         self.parts: list[tuple[np.ndarray, ...]] = []
 
-    def compute(self, _: Any, batch: EventBatch, experts_BE: np.ndarray, logits_B: np.ndarray, __: Any) -> dict:
+    def compute(self, seen: Seen) -> dict:
         """Nothing for a detector."""
-        self.parts.append((batch.labels_B, batch.times_s_B, experts_BE.copy(), logits_B.copy()))
+        self.parts.append((seen.labels_B, seen.times_s_B, seen.experts_BE, seen.logits_B))
         return {}
 
     def state(self) -> dict[str, np.ndarray]:
@@ -148,6 +149,7 @@ def learn(trainer: Trainer, config: SyntheticConfig, first_event: int = 0, stop:
     for batch in batches(config, first_event, stop):
         if trainer.step(batch).move in (Move.CUT, Move.REGROW):
             exchanged.append(trainer.events)
+    trainer.watch()
     parts = (np.concatenate(parts) for parts in zip(*trainer.signals.parts, strict=True))
     return Trace(*parts, np.array(exchanged, np.int64))
 

@@ -1,19 +1,19 @@
 """Signals: what drift detectors watch, one value for each event, by name.
 
-In: a batch as the model reads it, and how it was predicted before it was learned. Out: an array for each signal that
-some detector asked for; no other is computed, nor one that can't be told yet. Signals of a column have it in their
+In: events as the model reads them, and how they were predicted before they were learned. Out: an array for each signal
+that some detector asked for; no other is computed, nor one that can't be told yet. Signals of a column have it in their
 name, as `unseen:c_item`. Their memory is bounded: one bit for each row of a field's table, or 64 shares for each
 column.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import numpy as np
 
-from model.encoder import Features
-from model.features import EventBatch, Schema
+from model.features import Schema
 from model.kernels import kernel
 from stream.errors import ConfigError
 
@@ -62,6 +62,26 @@ _STALENESS = {"staleness": 0, "recent_staleness": 1}  # by the expert whose it i
 _OUTLIER = 8.0
 
 
+class Seen(NamedTuple):
+    """What signals are made of, of B events: how the model read them, and what it made of them before it learned."""
+
+    rows_BF: np.ndarray
+    numerics_BN: np.ndarray
+    """As in `model.encoder.Features`."""
+    labels_B: np.ndarray
+    times_s_B: np.ndarray
+    experts_BE: np.ndarray
+    """Logits of the experts, of which `logits_B` are mixed."""
+    logits_B: np.ndarray
+    losses_B: np.ndarray
+    """Log losses."""
+
+    @classmethod
+    def concat(cls, parts: "Sequence[Seen]") -> "Seen":
+        """The events of `parts`, one after the other."""
+        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def check_signal(name: str) -> None:
     """Raises `ConfigError` unless there may be a signal of this name; which columns there are is not known here."""
     kind, _, column = name.partition(":")
@@ -99,30 +119,20 @@ class Signals:
             fields = schema.fields
             self._place[column] = fields.index(column) if column in fields else schema.numeric.index(column)
 
-    def compute(
-        self,
-        features: Features,
-        batch: EventBatch,
-        experts_BE: np.ndarray,
-        logits_B: np.ndarray,
-        losses_B: np.ndarray,
-    ) -> dict[str, np.ndarray]:
-        """float64 (B,) by name; what can't be told yet is left out. Call it once a batch, in order.
-
-        `experts_BE`: logits of the experts, of which `logits_B` are mixed.
-        """
-        labels_B, times_s_B, signals = batch.labels_B.astype(np.float64), batch.times_s_B, {}
+    def compute(self, seen: Seen) -> dict[str, np.ndarray]:
+        """float64 (B,) by name; what can't be told yet is left out. Call it in the order of events."""
+        labels_B, times_s_B, logits_B, signals = seen.labels_B.astype(np.float64), seen.times_s_B, seen.logits_B, {}
         errors_B = _errors(logits_B, labels_B)
         for name, kind, column in self._names:
             if kind in _STALENESS:
-                signals[name] = self._staleness[name].update(errors_B, experts_BE, times_s_B)
+                signals[name] = self._staleness[name].update(errors_B, seen.experts_BE, times_s_B)
             elif kind == "adjusted_label":
                 adjusted_B = self._course.update(labels_B, times_s_B)
                 signals[name] = adjusted_B if self._course.known else None
             elif kind == "label":
                 signals[name] = labels_B
             elif kind == "log_loss":
-                signals[name] = losses_B
+                signals[name] = seen.losses_B
             elif kind == "prediction":
                 signals[name] = _predictions(logits_B)
             elif kind == "calibration_error":
@@ -130,11 +140,11 @@ class Signals:
             elif kind == "excess_loss":  # the loss less the entropy of the prediction, exactly
                 signals[name] = errors_B * logits_B
             elif kind == "unseen":
-                signals[name] = self._unseen(features, column)
+                signals[name] = self._unseen(seen.rows_BF, column)
             else:
                 shares = self._shares[column]
-                values_B = features.numerics_BN if shares.binned else features.rows_BF
-                signals[name] = shares.update(values_B[:, self._place[column]].numpy())
+                values_B = seen.numerics_BN if shares.binned else seen.rows_BF
+                signals[name] = shares.update(values_B[:, self._place[column]])
         return {name: values_B for name, values_B in signals.items() if values_B is not None}
 
     def reset(self) -> None:
@@ -166,10 +176,10 @@ class Signals:
     def _parts(self) -> "list[tuple[str, _Staleness | _Course]]":
         return [*self._staleness.items(), ("adjusted_label", self._course)]
 
-    def _unseen(self, features: Features, column: str) -> np.ndarray:
+    def _unseen(self, rows_BF: np.ndarray, column: str) -> np.ndarray:
         """Two values that are hashed to one row count as one. Missing is seen from the start."""
         seen = self._seen[column]
-        rows_B = features.rows_BF[:, self._place[column]].numpy() % self._rows
+        rows_B = rows_BF[:, self._place[column]] % self._rows
         rows_U, first_U = np.unique(rows_B, return_index=True)
         unseen_B = np.zeros(len(rows_B))
         unseen_B[first_U[~seen[rows_U] & (rows_U > 0)]] = 1

@@ -23,10 +23,12 @@ from pruning.policy import Move, Phase, PolicyState, PruningConfig
 from stream.drift import Drift, DriftConfig, DriftMonitor
 from stream.publication import Prepared, Publication
 from stream.second_thread import SecondThread
-from stream.signals import Signals
+from stream.signals import Seen, Signals
 from stream.stopwatch import Stopwatch
 
 _SAMPLED_ROWS = 4_096
+_WATCHED_EVENTS = 256
+"""Drift is looked for whenever the stream passes a multiple of these: most of what that costs, it costs each time."""
 _SHARED_EVENTS = 32
 """Handing half of a smaller batch to another thread takes longer than learning it."""
 
@@ -69,6 +71,7 @@ class Step(NamedTuple):
     losses_B: np.ndarray
     """Log loss of each event before it was learned."""
     drifts: list[Drift]
+    """Noticed now, in these events or in some before them."""
     move: Move
     phase: Phase
     """The phase after the move."""
@@ -101,6 +104,8 @@ class Trainer:
         self._second = SecondThread(training.threads) if training.threads > 1 else None
         self.monitor = DriftMonitor(drift)
         self.signals = Signals(schema, model.table_rows, [one.signal for one in drift.detectors])
+        self._unwatched: list[Seen] = []
+        """What drift has not been looked for in."""
         self.prequential = WindowedEvaluation(training.window_events)
         """Each event predicted just before it was learned."""
         self.publications: list[Publication] = []
@@ -154,8 +159,9 @@ class Trainer:
         watch.lap("learn_rest")
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
-        signals = self.signals.compute(features, batch, learner.experts_BE, logits_B, losses_B)
-        drifts = self.monitor.update(signals, first_event, batch.times_s_B, losses_B)
+        read = features.rows_BF.numpy(), features.numerics_BN.numpy(), batch.labels_B, batch.times_s_B
+        self._unwatched.append(Seen(*read, learner.experts_BE, logits_B, losses_B))
+        drifts = self.watch() if self.events // _WATCHED_EVENTS > first_event // _WATCHED_EVENTS else []
         watch.lap("watch")
         forced = policy.state.forced
         move = policy.decide(self.events, bool(drifts), learner.comparison)
@@ -169,6 +175,14 @@ class Trainer:
         self.last_event_time_s = float(batch.times_s_B[-1])
         watch.lap("decide")
         return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
+
+    def watch(self) -> list[Drift]:
+        """Look for drift in all that it has not been looked for in. `step` does so whenever it is time to."""
+        if not self._unwatched:
+            return []
+        seen, self._unwatched = Seen.concat(self._unwatched), []
+        first_event = self.events - len(seen.labels_B)
+        return self.monitor.update(self.signals.compute(seen), first_event, seen.times_s_B, seen.losses_B)
 
     def checkpoint(
         self, publication: Publication, *, base: int = 0, **about: Any
@@ -225,10 +239,12 @@ class Trainer:
         """Everything that the rest of the stream depends on, for a snapshot."""
         learner, tensors = self.learner.state()
         tensors = {f"learner.{name}": tensor for name, tensor in tensors.items()}
+        seen = Seen.concat(self._unwatched) if self._unwatched else None
         for prefix, arrays in (
             ("prequential", self.prequential.state()),
             ("monitor", self.monitor.state()),
             ("signals", self.signals.state()),
+            ("unwatched", {n: array.copy() for n, array in seen._asdict().items()} if seen else {}),
         ):
             tensors |= {f"{prefix}.{name}": torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         return TrainerState(
@@ -245,6 +261,8 @@ class Trainer:
         self.prequential.restore({name: t.numpy() for name, t in part("prequential.").items()})
         self.monitor.restore({name: t.numpy() for name, t in part("monitor.").items()})
         self.signals.restore({name: t.numpy() for name, t in part("signals.").items()})
+        unwatched = {name: t.numpy() for name, t in part("unwatched.").items()}
+        self._unwatched = [Seen(**unwatched)] if unwatched else []
         self.policy.state, self.last_event_time_s = state.policy, state.last_event_time_s
 
     def _make(self, move: Move) -> None:

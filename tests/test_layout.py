@@ -96,7 +96,10 @@ def test_the_tree_holds_no_leftovers_and_no_paths_of_one_machine():
     pattern = re.compile(rf"\b({'|'.join(words)})\b|{'|'.join(places)}")
     found = []
     for path in tracked_files():
-        for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+        content = path.read_bytes()
+        if b"\0" in content:  # an image: what it seems to spell means nothing
+            continue
+        for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
             if pattern.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert not found

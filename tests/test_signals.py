@@ -4,7 +4,7 @@ import pytest
 from model.evaluation import binary_entropy, log_losses
 from model.features import EventBatch
 from stream.errors import ConfigError
-from stream.signals import SIGNALS, Signals
+from stream.signals import SIGNALS, Seen, Signals
 from tests.streams import SCHEMA, SMALL, click_events
 
 ENCODER = SMALL.encoder(SCHEMA)
@@ -14,7 +14,12 @@ def compute(signals: Signals, batch: EventBatch, logits: np.ndarray | None = Non
     logits = np.full(len(batch), -1.0, np.float32) if logits is None else logits
     losses = log_losses(logits, batch.labels_B)
     experts = np.stack([logits, logits / 2, logits], 1)
-    return signals.compute(ENCODER.encode(batch), batch, experts, logits, losses)
+    return signals.compute(seen(batch, experts, logits, losses))
+
+
+def seen(batch: EventBatch, *predicted: np.ndarray) -> Seen:
+    features = ENCODER.encode(batch)
+    return Seen(features.rows_BF.numpy(), features.numerics_BN.numpy(), batch.labels_B, batch.times_s_B, *predicted)
 
 
 def signals(*names: str) -> Signals:
@@ -51,7 +56,7 @@ def test_staleness_is_about_0_for_a_calibrated_model_and_above_it_where_the_slow
         experts, losses = np.stack([slow, fast, slow], 1)[at], np.zeros(20_000)
         values = [
             target.compute(
-                None, batch.slice(i, i + 500), experts[i : i + 500], slow[at][i : i + 500], losses[i : i + 500]
+                seen(batch.slice(i, i + 500), experts[i : i + 500], slow[at][i : i + 500], losses[i : i + 500])
             )
             for i in range(0, 20_000, 500)
         ]
@@ -65,7 +70,7 @@ def test_before_experts_have_differed_there_is_no_staleness():
     batch = click_events(10)
     same = np.ones((10, 3), np.float32)
     target = signals("staleness")
-    assert [target.compute(None, batch, same, same[:, 0], same[:, 0]) for _ in range(3)] == [{}, {}, {}]
+    assert [target.compute(seen(batch, same, same[:, 0], same[:, 0])) for _ in range(3)] == [{}, {}, {}]
 
 
 def adjusted(target: Signals, labels: np.ndarray, times_s: np.ndarray) -> np.ndarray:
@@ -95,7 +100,7 @@ def test_staleness_is_in_units_of_its_spread_without_outliers():
     batch = with_times(rng.random(4_000) < 1 / (1 + np.exp(-logits)), np.zeros(4_000))
     halves = (slice(0, 2_000), slice(2_000, 4_000))
     _, values = [
-        target.compute(None, batch.slice(at.start, at.stop), experts[at], logits[at], logits[at]) for at in halves
+        target.compute(seen(batch.slice(at.start, at.stop), experts[at], logits[at], logits[at])) for at in halves
     ]
     errors = (1 / (1 + np.exp(-logits.astype(np.float64))) - batch.labels_B)[2_000:]
     for name, slow in (("staleness", 0), ("recent_staleness", 1)):
@@ -113,7 +118,7 @@ def test_after_a_reset_staleness_is_soon_in_units_of_what_comes_then():
         if turmoil == 1.0 and not spreads:
             target.reset()
         logits_BE = rng.normal(0, turmoil, (500, 3)).astype(np.float32)
-        found = target.compute(None, batch, logits_BE, np.full(500, -1.0, np.float32), logits_BE[:, 0])
+        found = target.compute(seen(batch, logits_BE, np.full(500, -1.0, np.float32), logits_BE[:, 0]))
         if turmoil == 1.0:
             spreads.append(found["staleness"].std())
     assert spreads[0] == pytest.approx(1 / 3, abs=0.05)
@@ -131,7 +136,7 @@ def test_staleness_has_no_daily_cycle_once_that_has_been_foretold_and_keeps_what
     experts, values = np.stack([np.full(events, -1, np.float32), -0.5 + 0.1 * wave, wave], 1), []
     for at in range(0, events, 1_200):
         batch, cut = with_times(labels[at : at + 1_200], times_s[at : at + 1_200]), slice(at, at + 1_200)
-        values.append(target.compute(None, batch, experts[cut], experts[cut, 0], experts[cut, 0]).get("staleness"))
+        values.append(target.compute(seen(batch, experts[cut], experts[cut, 0], experts[cut, 0])).get("staleness"))
     values = np.concatenate([np.zeros(1_200), *values[1:]])
 
     def by_hour(day: int) -> np.ndarray:
