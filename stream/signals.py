@@ -318,10 +318,7 @@ class _Course:
         known_3H, day_3H = self._sums_23H
         fade = 0.5 ** ((now_s - self._day_ends_s + _DAY_S) / _COURSE_HALF_LIFE_S)
         if self.known and not self._left_out:
-            events_H, totals_H, _ = day_3H
-            apart_2H = np.stack([totals_H / np.maximum(events_H, 1), self._means_H])
-            apart_2H -= np.average(apart_2H, axis=1, weights=events_H)[:, None]
-            self._products_2 = fade * self._products_2 + apart_2H @ (events_H * apart_2H[1])
+            self._products_2 = fade * self._products_2 + _foretold(day_3H, self.usual_3H[0])
         known_3H *= fade
         if not self._left_out:
             known_3H += day_3H
@@ -335,15 +332,7 @@ class _Course:
         known_3H = self._sums_23H[0]
         self._day_events = int(self._sums_23H[1, 0].sum())
         self._taken_in = bool(known_3H[0].any())
-        _, total, squares = known_3H.sum(1) / max(known_3H[0].sum(), 1.0)
-        # Hours with few events are taken to be like the others.
-        events_H, totals_H, squares_H = known_3H + _COURSE_PRIOR_EVENTS * np.array([[1.0], [total], [squares]])
-        self._means_H = totals_H / events_H
-        spreads_H = np.sqrt(np.maximum(squares_H / events_H - self._means_H**2, 0))
-        ratios_H = np.median(spreads_H) / spreads_H if spreads_H.min() > 0 else np.ones(24)
-        trust = min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0)
-        shifts_H = trust * (np.median(self._means_H) - self._means_H)
-        self.usual_3H = np.stack([self._means_H, self._means_H + shifts_H, 1 + trust * (ratios_H - 1)])
+        self.usual_3H = _usual(known_3H, min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0))
 
 
 def _predictions(logits_B: np.ndarray) -> np.ndarray:
@@ -357,6 +346,32 @@ def _errors(logits_B, labels_B):
     for b in range(len(labels_B)):
         errors_B[b] = 1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]
     return errors_B
+
+
+@kernel("float64[::1](float64[:,::1], float64[::1])", brief=True)
+def _foretold(day_3H, means_H):
+    """How far the hours' means foretold those of a day: their product and the former's square, each less its own mean,
+    summed over events."""
+    events = max(day_3H[0].sum(), 1.0)
+    mean, foretold = day_3H[1].sum() / events, (day_3H[0] * means_H).sum() / events
+    apart_H, means_H = day_3H[1] / np.maximum(day_3H[0], 1.0) - mean, means_H - foretold
+    return np.array([(day_3H[0] * apart_H * means_H).sum(), (day_3H[0] * means_H * means_H).sum()])
+
+
+@kernel("float64[:,::1](float64[:,::1], float64)", brief=True)
+def _usual(known_3H, trust):
+    """Of each hour the mean, what that is mapped to, and what the spread is multiplied with. Hours with few events are
+    taken to be like the others."""
+    events = max(known_3H[0].sum(), 1.0)
+    mean, squares = known_3H[1].sum() / events, known_3H[2].sum() / events
+    events_H = known_3H[0] + _COURSE_PRIOR_EVENTS
+    means_H = (known_3H[1] + _COURSE_PRIOR_EVENTS * mean) / events_H
+    spreads_H = np.sqrt(np.maximum((known_3H[2] + _COURSE_PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0))
+    usual_3H = np.empty(known_3H.shape)
+    usual_3H[0], usual_3H[1], usual_3H[2] = means_H, means_H + trust * (np.median(means_H) - means_H), 1.0
+    if spreads_H.min() > 0:
+        usual_3H[2] += trust * (np.median(spreads_H) / spreads_H - 1)
+    return usual_3H
 
 
 @kernel("float64(float64, float64, float64[:,::1], float64[:,::1])", brief=True)
