@@ -16,6 +16,7 @@ import numpy as np
 from model.features import Schema
 from model.kernels import kernel
 from stream.errors import ConfigError
+from stream.season import Course, by_hour
 
 SIGNALS = {
     "excess_loss": "log loss less the entropy of the prediction, nats: 0 on average as long as the model is calibrated,"
@@ -54,10 +55,6 @@ _QUANTILES = np.linspace(0, 1, 16)[1:-1]
 _FIRST_EVENTS = 2_048
 _LONG_EVENTS, _LATE_EVENTS = 100_000.0, 5_000.0
 _SPREAD_HALF_LIFE_EVENTS, _KEPT_EVENTS = 10_000.0, 1_000.0
-_DAY_S, _HOUR_S = 86_400.0, 3_600
-_COURSE_HALF_LIFE_S = 7 * _DAY_S
-_COURSE_PRIOR_EVENTS = 500
-_LEAST_DAY_EVENTS = 2_400
 _STALENESS = {"staleness": 0, "recent_staleness": 1}  # by the expert whose it is
 _OUTLIER = 8.0
 
@@ -103,7 +100,7 @@ class Signals:
         self._seen: dict[str, np.ndarray] = {}
         self._shares: dict[str, _Shares] = {}
         self._staleness = {name: _Staleness(_STALENESS[name]) for name, *_ in self._names if name in _STALENESS}
-        self._course = _Course(learned=False)
+        self._course = Course(learned=False)
         self._place: dict[str, int] = {}
         for name, kind, column in self._names:
             check_signal(name)
@@ -173,7 +170,7 @@ class Signals:
             if name in arrays:
                 part.restore(arrays[name])
 
-    def _parts(self) -> "list[tuple[str, _Staleness | _Course]]":
+    def _parts(self) -> "list[tuple[str, _Staleness | Course]]":
         return [*self._staleness.items(), ("adjusted_label", self._course)]
 
     def _unseen(self, rows_BF: np.ndarray, column: str) -> np.ndarray:
@@ -233,7 +230,7 @@ class _Staleness:
         """`slow`: which expert it is of."""
         self._slow = slow
         self._squares = self._events = 0.0  # sums that fade
-        self._course = _Course(learned=True)
+        self._course = Course(learned=True)
 
     def reset(self) -> None:
         """What was counts for a few events only from now on."""
@@ -263,78 +260,6 @@ class _Staleness:
         self._course.restore(state[2:])
 
 
-class _Course:
-    """How a signal goes with the hour of the day (UTC), so that daily cycles are known: seasonal adjustment.
-
-    A day is taken in when it is over, and with those after it if it had few events; so no drift becomes usual while it
-    is looked for. The usual course is trusted as far as it has foretold the days since: noise and what happened once
-    are not repeated.
-    """
-
-    def __init__(self, learned: bool):
-        """`learned`: the signal depends on what the model has learned, so its first day is left out, and the course of
-        the next not trusted before it is repeated."""
-        self._sums_23H = np.zeros((2, 3, 24))  # known, and of this day: events, values, squares; they fade with days
-        self._products_2 = np.array([0.0, 1e-12]) if learned else np.full(2, 1e-12)  # whose ratio is the trust
-        self._day_ends_s, self._left_out = math.nan, learned
-        self._set()
-
-    @property
-    def known(self) -> bool:
-        """Whether a day has been taken in, or events have no times."""
-        return self._taken_in or math.isnan(self._day_ends_s)
-
-    @property
-    def day_3H(self) -> np.ndarray:
-        """The sums of this day."""
-        return self._sums_23H[1]
-
-    def begin(self, times_s_B: np.ndarray) -> None:
-        """A batch of these times is next: take the day in that is over."""
-        first_s = float(times_s_B[0])
-        if first_s >= self._day_ends_s and self._day_events >= _LEAST_DAY_EVENTS:
-            self._take_in(first_s)
-        elif math.isnan(self._day_ends_s) and (first_s or times_s_B[-1]):
-            self._day_ends_s = first_s + _DAY_S
-        self._day_events += len(times_s_B)
-
-    def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:
-        """(B,) values less what was usual at their hour, in proportion to the usual spread. Those of the first day stay
-        as they are, and so do those of events without times."""
-        self.begin(times_s_B)
-        adjusted_B = np.empty_like(values_B)
-        _adjust(values_B, times_s_B, self.usual_3H, self.day_3H, adjusted_B)
-        return adjusted_B
-
-    def state(self) -> np.ndarray:
-        return np.concatenate([self._sums_23H.ravel(), self._products_2, [self._day_ends_s, self._left_out]])
-
-    def restore(self, state: np.ndarray) -> None:
-        self._sums_23H, self._products_2 = state[:-4].reshape(2, 3, 24).copy(), state[-4:-2].copy()
-        self._day_ends_s, self._left_out = float(state[-2]), bool(state[-1])
-        self._set()
-
-    def _take_in(self, now_s: float) -> None:
-        known_3H, day_3H = self._sums_23H
-        fade = 0.5 ** ((now_s - self._day_ends_s + _DAY_S) / _COURSE_HALF_LIFE_S)
-        if self.known and not self._left_out:
-            self._products_2 = fade * self._products_2 + _foretold(day_3H, self.usual_3H[0])
-        known_3H *= fade
-        if not self._left_out:
-            known_3H += day_3H
-        day_3H[:] = 0
-        self._day_ends_s, self._left_out = now_s + _DAY_S, False
-        self._set()
-
-    def _set(self) -> None:
-        """What is usual at each hour: its mean, and what that is mapped to, which some unusual hours do not change;
-        and its spread, likewise."""
-        known_3H = self._sums_23H[0]
-        self._day_events = int(self._sums_23H[1, 0].sum())
-        self._taken_in = bool(known_3H[0].any())
-        self.usual_3H = _usual(known_3H, min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0))
-
-
 def _predictions(logits_B: np.ndarray) -> np.ndarray:
     return _errors(logits_B, np.zeros(len(logits_B)))
 
@@ -346,42 +271,6 @@ def _errors(logits_B, labels_B):
     for b in range(len(labels_B)):
         errors_B[b] = 1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]
     return errors_B
-
-
-@kernel("float64[::1](float64[:,::1], float64[::1])", brief=True)
-def _foretold(day_3H, means_H):
-    """How far the hours' means foretold those of a day: their product and the former's square, each less its own mean,
-    summed over events."""
-    events = max(day_3H[0].sum(), 1.0)
-    mean, foretold = day_3H[1].sum() / events, (day_3H[0] * means_H).sum() / events
-    apart_H, means_H = day_3H[1] / np.maximum(day_3H[0], 1.0) - mean, means_H - foretold
-    return np.array([(day_3H[0] * apart_H * means_H).sum(), (day_3H[0] * means_H * means_H).sum()])
-
-
-@kernel("float64[:,::1](float64[:,::1], float64)", brief=True)
-def _usual(known_3H, trust):
-    """Of each hour the mean, what that is mapped to, and what the spread is multiplied with. Hours with few events are
-    taken to be like the others."""
-    events = max(known_3H[0].sum(), 1.0)
-    mean, squares = known_3H[1].sum() / events, known_3H[2].sum() / events
-    events_H = known_3H[0] + _COURSE_PRIOR_EVENTS
-    means_H = (known_3H[1] + _COURSE_PRIOR_EVENTS * mean) / events_H
-    spreads_H = np.sqrt(np.maximum((known_3H[2] + _COURSE_PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0))
-    usual_3H = np.empty(known_3H.shape)
-    usual_3H[0], usual_3H[1], usual_3H[2] = means_H, means_H + trust * (np.median(means_H) - means_H), 1.0
-    if spreads_H.min() > 0:
-        usual_3H[2] += trust * (np.median(spreads_H) / spreads_H - 1)
-    return usual_3H
-
-
-@kernel("float64(float64, float64, float64[:,::1], float64[:,::1])", brief=True)
-def _by_hour(value, time_s, usual_3H, day_3H):
-    """A value by what is usual at its hour; `day_3H` takes it in."""
-    hour = int(math.floor(time_s)) // _HOUR_S % 24
-    day_3H[0, hour] += 1.0
-    day_3H[1, hour] += value
-    day_3H[2, hour] += value * value
-    return usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
 
 
 @kernel(
@@ -396,12 +285,5 @@ def _stale(errors_B, experts_BE, slow, times_s_B, spread, usual_3H, day_3H, adju
         squares += value * value
         if spread > 0:
             scaled = min(max(value / spread, -_OUTLIER), _OUTLIER)
-            adjusted_B[b] = _by_hour(scaled, times_s_B[b], usual_3H, day_3H)
+            adjusted_B[b] = by_hour(scaled, times_s_B[b], usual_3H, day_3H)
     return squares
-
-
-@kernel("void(float64[::1], float64[:], float64[:,::1], float64[:,::1], float64[::1])", brief=True)
-def _adjust(values_B, times_s_B, usual_3H, day_3H, adjusted_B):
-    """Values by what is usual at their hour."""
-    for b in range(len(values_B)):
-        adjusted_B[b] = _by_hour(values_B[b], times_s_B[b], usual_3H, day_3H)
