@@ -8,15 +8,14 @@ Shapes: as in `model.experts`, and I inputs of the top MLP, M prepared numerics.
 """
 
 from collections.abc import Mapping
-from functools import cache
 
 import numpy as np
 import torch
 
 from model.encoder import Features
 from model.experts import Slots
-from model.kernels import AHEAD_EVENTS, fetch, kernel, locate_slots
-from model.linear_kernels import Kernel
+from model.kernels import kernel
+from model.linear_kernels import saying_of
 from model.network import Network, Parameters
 from model.numerics import Scale, prepare
 from model.sparse import Pattern
@@ -114,66 +113,6 @@ def _mlp(layers: Layers, x_IX: torch.Tensor, events: int, out_OX: torch.Tensor) 
     for _, weight_HI, bias_H1 in hidden:
         x_IB = torch.addmm(bias_H1, weight_HI, x_IB).relu_()
     torch.addmm(bias_O1, weight_OI, x_IB, out=out_OX[:, :events])
-
-
-@cache
-def saying_of(scales: int) -> Kernel:
-    """What the linear expert says at so many time scales, compiled for them; see the kernel."""
-
-    @kernel(
-        "void(float32[:,:,::1], float32[:,::1], int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1],"
-        " float32[:,::1], int64, int64, int64, int64, float32[:,::1], float32[:,::1])"
-    )
-    def say_linear(
-        evidence_R2K,
-        prior_SK,
-        rows_BF,
-        pairs_BP,
-        scores_BM,
-        code_BN,
-        above_BN,
-        first_pair,
-        first_score,
-        first_code,
-        codes,
-        said_SB,
-        experts_BE,
-    ):
-        """`model.experts.Slots.locate` and the logits of `model.linear` in one, some events at a time, whose rows are
-        fetched before they are worked on; the last expert is left alone."""
-        slots = len(prior_SK)
-        rows_AS, values_AS = np.empty((AHEAD_EVENTS, slots), np.int64), np.empty((AHEAD_EVENTS, slots), np.float32)
-        scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
-        for start in range(0, len(rows_BF), AHEAD_EVENTS):
-            some = slice(start, min(start + AHEAD_EVENTS, len(rows_BF)))
-            events = some.stop - start
-            locate_slots(
-                rows_BF[some],
-                pairs_BP[some],
-                scores_BM[some],
-                code_BN[some],
-                above_BN[some],
-                first_pair,
-                first_score,
-                first_code,
-                codes,
-                rows_AS,
-                values_AS,
-            )
-            fetch(evidence_R2K, rows_AS[:events], scratch_AS)
-            for a in range(events):
-                b = start + a
-                for k in range(scales):
-                    experts_BE[b, k] = 0
-                for s in range(slots):
-                    row, value = rows_AS[a, s], values_AS[a, s]
-                    for k in range(scales):
-                        part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
-                        experts_BE[b, k] += part
-                        if k == 0:
-                            said_SB[s, b] = part
-
-    return say_linear
 
 
 @kernel("void(float32[:,::1], int64[:,::1], float32[:,::1], int64, float32[:,::1])")

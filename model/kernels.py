@@ -39,6 +39,11 @@ def kernel(
     return compiled
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of several kernels, compiled into each: a number that one of them passes is known to the compiler."""
+    return numba.njit(inline="always", error_model="numpy")(function)
+
+
 AHEAD_EVENTS = 8
 AHEAD_ROWS = 64
 _LARGEST_SCORE = 8.0

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from model.kernels import AHEAD_EVENTS, AHEAD_ROWS, fetch, kernel
+from model.kernels import AHEAD_EVENTS, AHEAD_ROWS, fetch, inlined, kernel, locate_slots
 
 Kernel = Callable[..., Any]
 
@@ -30,6 +30,20 @@ def linear_contributions(evidence_R2K, prior_SK, rows_BS, values_BS, out_BSK):
                 out_BSK[b, s, k] = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
 
 
+@inlined
+def _sum_slots(evidence_R2K, prior_SK, rows_S, values_S, scales, said_S, logits_K):
+    """What each slot of an event adds to the first logit, and the sums of all slots. `logits_K` may be longer."""
+    for k in range(scales):
+        logits_K[k] = 0
+    for s in range(len(rows_S)):
+        row, value = rows_S[s], values_S[s]
+        for k in range(scales):
+            part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
+            logits_K[k] += part
+            if k == 0:
+                said_S[s] = part
+
+
 @cache
 def logits_of(scales: int) -> Kernel:
     """What each slot adds, and the sums; see the kernel."""
@@ -38,21 +52,64 @@ def logits_of(scales: int) -> Kernel:
     def linear_logits(evidence_R2K, prior_SK, rows_BS, values_BS, said_BS, logits_BK):
         """What each slot adds to the first logit, and the sums over the slots of all. `logits_BK` may have more
         columns."""
-        events, slots = rows_BS.shape
-        for b in range(events):
+        for b in range(len(rows_BS)):
             if b % AHEAD_EVENTS == 0:
                 fetch(evidence_R2K, rows_BS[b : b + AHEAD_EVENTS], said_BS[b : b + AHEAD_EVENTS])
-            for k in range(scales):
-                logits_BK[b, k] = 0
-            for s in range(slots):
-                row, value = rows_BS[b, s], values_BS[b, s]
-                for k in range(scales):
-                    part = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k]) * value
-                    logits_BK[b, k] += part
-                    if k == 0:
-                        said_BS[b, s] = part
+            _sum_slots(evidence_R2K, prior_SK, rows_BS[b], values_BS[b], scales, said_BS[b], logits_BK[b])
 
     return linear_logits
+
+
+@cache
+def saying_of(scales: int) -> Kernel:
+    """What the linear expert says at so many time scales, compiled for them; see the kernel."""
+
+    @kernel(
+        "void(float32[:,:,::1], float32[:,::1], int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1],"
+        " float32[:,::1], int64, int64, int64, int64, float32[:,::1], float32[:,::1])"
+    )
+    def say_linear(
+        evidence_R2K,
+        prior_SK,
+        rows_BF,
+        pairs_BP,
+        scores_BM,
+        code_BN,
+        above_BN,
+        first_pair,
+        first_score,
+        first_code,
+        codes,
+        said_SB,
+        experts_BE,
+    ):
+        """`model.experts.Slots.locate` and the logits of `model.linear` in one, some events at a time, whose rows are
+        fetched before they are worked on; the last expert is left alone."""
+        slots = len(prior_SK)
+        rows_AS, values_AS = np.empty((AHEAD_EVENTS, slots), np.int64), np.empty((AHEAD_EVENTS, slots), np.float32)
+        scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
+        for start in range(0, len(rows_BF), AHEAD_EVENTS):
+            some = slice(start, min(start + AHEAD_EVENTS, len(rows_BF)))
+            events = some.stop - start
+            locate_slots(
+                rows_BF[some],
+                pairs_BP[some],
+                scores_BM[some],
+                code_BN[some],
+                above_BN[some],
+                first_pair,
+                first_score,
+                first_code,
+                codes,
+                rows_AS,
+                values_AS,
+            )
+            fetch(evidence_R2K, rows_AS[:events], scratch_AS)
+            for a in range(events):
+                b = start + a
+                _sum_slots(evidence_R2K, prior_SK, rows_AS[a], values_AS[a], scales, said_SB[:, b], experts_BE[b])
+
+    return say_linear
 
 
 @cache

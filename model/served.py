@@ -16,8 +16,9 @@ from model.encoder import Encoder, Features
 from model.experts import Inputs, Slots, assemble
 from model.exports import Export, put
 from model.features import EventBatch, Schema
-from model.inference import Inference, saying_of
+from model.inference import Inference
 from model.linear import contributions, lazy_zeros
+from model.linear_kernels import saying_of
 from model.mixture import mix
 from model.network import Network, NetworkShape, Parameters
 from model.numerics import KNOTS, Scale
