@@ -83,5 +83,5 @@ def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_halves_or_one():
         branch.step(rate, events)
         optimizer.step()
         for name, parameter in branch.parameters.items():
-            torch.testing.assert_close(parameter, parameters[name].detach(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(parameter, parameters[name].detach(), rtol=1e-5, atol=1e-7)
     assert branch.steps == 4
