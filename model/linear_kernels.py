@@ -1,7 +1,7 @@
 """The loops of the linear expert (`model.linear`), each compiled for a number of time scales.
 
-In and out as in `model.kernels`. A loop over three scales of which the compiler knows that they are three takes a
-quarter less time than one over as many as there may be. Kernels are compiled, or read from what an earlier start has
+In and out as in `model.kernels`. A loop over three scales of which the compiler knows that they are three is faster
+than one over as many as there may be. Kernels are compiled, or read from what an earlier start has
 kept, when a learner or a scorer first asks for its number: before it reads any events.
 
 Shapes: B events, S slots, K time scales, G groups of slots, R rows, U different rows of a batch.
