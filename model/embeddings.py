@@ -25,19 +25,11 @@ class EmbeddingTables:
         """How many rows of each field `touched` would name."""
         self._rate = rate
         self._arrays = self.weight_RD.numpy(), self.squares_R.numpy()
-        self._looked_up = [torch.empty(0, 0, embedding_dim)] * 2
-
-    def lookup(self, rows_BF: np.ndarray, half: int = 0) -> torch.Tensor:
-        """(B, F, D): the rows, a copy that is valid until the next lookup for this half of a batch."""
-        if self._looked_up[half].shape[:2] != rows_BF.shape:
-            self._looked_up[half] = torch.empty(*rows_BF.shape, self.weight_RD.shape[1])
-        layers.take_rows(self._arrays[0], rows_BF, self._looked_up[half].numpy())
-        return self._looked_up[half]
 
     def update(self, *parts: tuple[np.ndarray, np.ndarray]) -> None:
-        """One step, which a batch may take in parts. Of each: rows (B, F), and the gradient of the summed loss in what
-        `lookup` returned, the first F of its (B, V, D). First come the squares of all events, then the steps, so that a
-        row's steps in one batch are equally long."""
+        """One step, which a batch may take in parts. Of each: rows (B, F), and the gradient of the summed loss in each
+        event's copies of them, the first F of its (B, V, D). First come the squares of all events, then the steps, so
+        that a row's steps in one batch are equally long."""
         weight_RD, squares_R = self._arrays
         for part in parts:
             layers.learn_squares(squares_R, *part, self.touched_F)

@@ -16,7 +16,6 @@ import torch
 
 from model import layers
 from model.branch import Branch
-from model.embeddings import EmbeddingTables
 from model.encoder import Features
 from model.experts import Assembled, Slots
 from model.numerics import Scale
@@ -59,7 +58,7 @@ class Halves:
         evidence_R2K: torch.Tensor,
         prior_SK: torch.Tensor,
         scale: Scale,
-        tables: EmbeddingTables,
+        table_RD: np.ndarray,
         branches: Mapping[Branch, Masks | None],
         lead: Branch,
         onlooker: Branch | None,
@@ -79,12 +78,10 @@ class Halves:
             errors_B[:], experts_BE[:, -1] = 0, experts_BE[:, 0]
             losses.append(layers.compare(experts_BE, errors_B, labels_B, logits_B, errors_B))
             return
-        vectors_BFD = tables.lookup(read[0], half)
         numerics_BM, said_BS = torch.from_numpy(found.scores_BM), torch.from_numpy(found.said_BS)
-        lap("learn_embeddings")
         for branch, masks in branches.items():
             passes = branch.halves[half]
-            correction_B = passes.forward(vectors_BFD, numerics_BM, said_BS, masks).numpy()
+            correction_B = passes.forward(table_RD, read[0], numerics_BM, said_BS, masks).numpy()
             losses.append(layers.compare(experts_BE, correction_B, labels_B, logits_B, errors_B))
             if branch is lead:
                 experts_BE[:, -1] = logits_B

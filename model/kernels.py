@@ -108,26 +108,28 @@ def take_in_numerics(numerics_BN, events, horizon, moments_3N, sample_XN):
     """Merge a batch into running moments (count, mean, sum of squared deviations), and into the ring of the last X
     events. `events`: how many have been taken in before. `horizon`: more than these do not count."""
     batch, numerics = numerics_BN.shape
-    for n in range(numerics):
-        count, total = 0, 0.0
-        for b in range(batch):
+    counts_N, means_N, squares_N = np.zeros((3, numerics))
+    for b in range(batch):
+        for n in range(numerics):
             value = numerics_BN[b, n]
             sample_XN[(events + b) % len(sample_XN), n] = value
-            if not math.isnan(value):
-                count += 1
-                total += value
-        mean, squares = total / max(count, 1), 0.0
-        for b in range(batch):
+            known = not math.isnan(value)
+            counts_N[n] += known
+            means_N[n] += value if known else 0.0
+    for n in range(numerics):
+        means_N[n] /= max(counts_N[n], 1.0)
+    for b in range(batch):
+        for n in range(numerics):
             value = numerics_BN[b, n]
-            if not math.isnan(value):
-                squares += (value - mean) ** 2
-        old = moments_3N[0, n]
+            squares_N[n] += 0.0 if math.isnan(value) else (value - means_N[n]) ** 2
+    for n in range(numerics):
+        old, count = moments_3N[0, n], counts_N[n]
         together = old + count
-        shift, share = mean - moments_3N[1, n], count / max(together, 1.0)
+        shift, share = means_N[n] - moments_3N[1, n], count / max(together, 1.0)
         fade = min(horizon / max(together, 1.0), 1.0)
         moments_3N[0, n] = together * fade
         moments_3N[1, n] += shift * share
-        moments_3N[2, n] = (moments_3N[2, n] + squares + shift * shift * old * share) * fade
+        moments_3N[2, n] = (moments_3N[2, n] + squares_N[n] + shift * shift * old * share) * fade
 
 
 @kernel(

@@ -2,7 +2,7 @@
 
 Arrays are written in place or to `out`. The same batch gives the same bits.
 
-Shapes: B events, H units of a layer, V vectors of D floats, P pairs of them, F fields, R rows of a table, X floats.
+Shapes: B events, H units of a layer, V vectors of D floats, F fields, R rows of a table, X floats.
 """
 
 import math
@@ -57,33 +57,6 @@ def mask_backward(errors_HB, active_HB, mask_H, mean_H, square_H):
         mean_H[h], square_H[h] = total * share, squares * share
 
 
-@kernel("void(float32[:,:,::1], float32[:,::1], int64)")
-def take_pairs(dots_BVV, out_BX, first):
-    """What lies above the diagonal, row by row, to the columns of `out_BX` from `first` on."""
-    events, vectors, _ = dots_BVV.shape
-    for b in range(events):
-        p = first
-        for i in range(vectors):
-            for j in range(vectors - i - 1):
-                out_BX[b, p + j] = dots_BVV[b, i, i + 1 + j]
-            p += vectors - i - 1
-
-
-@kernel("void(float32[:,::1], float32[:,:,::1])")
-def spread_pairs(errors_BP, out_BVV):
-    """Undo `take_pairs`, on both sides of a diagonal of zeros."""
-    events, vectors, _ = out_BVV.shape
-    for b in range(events):
-        p = 0
-        for i in range(vectors):
-            out_BVV[b, i, i] = 0
-            for j in range(vectors - i - 1):
-                out_BVV[b, i, i + 1 + j] = errors_BP[b, p + j]
-            for j in range(vectors - i - 1):
-                out_BVV[b, i + 1 + j, i] = errors_BP[b, p + j]
-            p += vectors - i - 1
-
-
 @kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)")
 def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, rate, steps):
     """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, with the usual constants) on `scale` * the sum of two
@@ -100,15 +73,16 @@ def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, ra
         parameter_X[i] -= step * first / (np.sqrt(second) * root + epsilon)
 
 
-@kernel("void(float32[:,::1], int64[:,::1], float32[:,:,::1])")
-def take_rows(table_RD, rows_BF, out_BFD):
-    """Copies of rows."""
-    events, fields, width = out_BFD.shape
+@kernel("void(float32[:,::1], int64[:,::1], float32[:,::1])")
+def take_rows(table_RD, rows_BF, out_BX):
+    """Copies of an event's rows, one after the other, to the first columns of `out_BX`."""
+    events, fields = rows_BF.shape
+    width = table_RD.shape[1]
     for b in range(events):
         for f in range(fields):
             row = rows_BF[b, f]
             for d in range(width):
-                out_BFD[b, f, d] = table_RD[row, d]
+                out_BX[b, f * width + d] = table_RD[row, d]
 
 
 @kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1])", reorder=True)
@@ -116,13 +90,17 @@ def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
     """Add the mean square of each gradient to its row's; `touched_F` grows by the rows that had none before."""
     events, fields = rows_BF.shape
     width = gradient_BVD.shape[2]
+    square_F = np.empty(fields, np.float32)
     for b in range(events):
         for f in range(fields):
-            row, square = rows_BF[b, f], np.float32(0)
+            square = np.float32(0)
             for d in range(width):
                 square += gradient_BVD[b, f, d] * gradient_BVD[b, f, d]
-            touched_F[f] += squares_R[row] == 0 and square > 0
-            squares_R[row] += square / np.float32(width)
+            square_F[f] = square / np.float32(width)
+        for f in range(fields):
+            row = rows_BF[b, f]
+            touched_F[f] += squares_R[row] == 0 and square_F[f] > 0
+            squares_R[row] += square_F[f]
 
 
 @kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")

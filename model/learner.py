@@ -132,6 +132,9 @@ class Learner:
         Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it then.
         """
         steps = -(-len(labels_B) // _STEP_EVENTS)
+        if steps == 1:
+            logits_B, self.experts_BE = self._step(features, labels_B, target_ratio, table_ratio)
+            return logits_B
         bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
         parts = [
             self._step(Features(*(t[start:stop] for t in features)), labels_B[start:stop], target_ratio, table_ratio)
@@ -152,7 +155,7 @@ class Learner:
             evidence_R2K=self.linear.evidence_R2K,
             prior_SK=self.linear.prior_SK(),
             scale=self.numerics.scale(),
-            tables=self.tables,
+            table_RD=self.tables.weight_RD.numpy(),
             branches={branch: masks if branch is self.dense else None for branch in live},
             lead=self.lead,
             onlooker=self.unpruned,
@@ -210,7 +213,7 @@ class Learner:
         with torch.no_grad():
             inputs = self._assemble(features)
             network, parameters = self._published()
-            deep_B = deep_logits(network, parameters, inputs, self.tables.lookup(features.rows_BF.numpy()))
+            deep_B = deep_logits(network, parameters, inputs, self.tables.weight_RD[features.rows_BF])
             experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
             return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
@@ -264,8 +267,8 @@ class Learner:
         weights are zero."""
         groups, live = self.dense.network.groups, self.dense_live
         self._widen(self._fresh())
-        inputs, vectors_BFD = self._assemble(features), self.tables.lookup(features.rows_BF.numpy())
-        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(vectors_BFD, inputs.numerics_BM, inputs.said_BS)
+        inputs, embeddings = self._assemble(features), (self.tables.weight_RD.numpy(), features.rows_BF.numpy())
+        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(*embeddings, inputs.numerics_BM, inputs.said_BS)
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
         self.kept = {g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups}

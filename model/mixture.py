@@ -23,6 +23,8 @@ from model.kernels import kernel
 
 _PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
+_NEGLIGIBLE_STEP = 1e-6
+"""Of a weight. Steps shrink by their square, so the next would be a millionth of this."""
 LOGIT_RANGE = 12.0
 _LEAST_CURVATURE = 0.001
 _OVERDISPERSION_UPDATES = 20
@@ -199,5 +201,8 @@ def _newton(before, evidence, experts_BE, labels_B, share):
                 gradient[i] += error * x[i]
                 for j in range(size):
                     precision[i, j] += curvature * x[i] * x[j]
-        weights -= _solve(precision, gradient)
+        step = _solve(precision, gradient)
+        weights -= step
+        if np.abs(step).max() < _NEGLIGIBLE_STEP:
+            break
     return weights, precision

@@ -15,9 +15,11 @@ Shapes: as in `model.network`; I inputs of an MLP, O outputs, P dot products, X 
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from model import layers
+from model.interaction import dot_gradients_of, dots_of
 from model.network import COLUMNS, Network, Parameters
 from model.sparse import SparseMlp
 from pruning.blocks import BlockGroup
@@ -43,39 +45,49 @@ class Passes:
         self._read = network.read
         self._vectors = len(self._read)
         self._fields = self._vectors - (shape.embedding_dim if shape.bottom else 0)
-        self._wide = network.vectors * shape.embedding_dim
+        self._width = network.vectors * shape.embedding_dim
         self._first_pair = self._vectors + shape.numerics + shape.slots  # of the top's inputs
         self._pairs = network.pair_count
+        if self._pairs:
+            interaction = network.vectors, shape.embedding_dim
+            self._take_dots, self._add_dot_gradients = dots_of(*interaction), dot_gradients_of(*interaction)
         self._events = -1
 
     def forward(
-        self, vectors_BFD: torch.Tensor, numerics_BM: torch.Tensor, slots_BS: torch.Tensor, masks: Masks | None = None
+        self,
+        table_RD: np.ndarray,
+        rows_BF: np.ndarray,
+        numerics_BM: torch.Tensor,
+        slots_BS: torch.Tensor,
+        masks: Masks | None = None,
     ) -> torch.Tensor:
-        """(B,): what is to be added to the linear logit. Valid until the next pass, as all that is returned here."""
+        """(B,): what is to be added to the linear logit. Valid until the next pass, as all that is returned here.
+        `rows_BF`: of the embeddings in `table_RD`."""
         self._reserve(len(numerics_BM))
-        self._given_BX = vectors_BFD.flatten(1)
         self._mask_X = masks.get(COLUMNS) if masks and self._cut_X is None else self._cut_X
-        fields, numerics, slots = self._places
-        if self._mask_X is None:
-            fields[:] = self._given_BX.numpy()
-        else:
-            torch.mul(self._given_BX, self._mask_X, out=self._wide_BX[:, : self._columns])
+        numerics, slots = self._places
+        layers.take_rows(table_RD, rows_BF, self._wide)
+        if self._mask_X is not None:
+            columns_BX = self._wide_BX[:, : self._columns]
+            if self._cut_X is None:
+                self._given_BX = columns_BX.clone()
+            columns_BX *= self._mask_X
             if self._cut_X is not None:
                 self._x_BI[:, : self._fields] = self._wide_BX.index_select(1, self._read[: self._fields])
         numerics[:], slots[:] = numerics_BM.numpy(), slots_BS.numpy()
         if self._bottom:
-            self._bottom.forward(numerics_BM, self._dense_BD, masks)
+            self._bottom.forward(self._numerics_BM, self._dense_BD, masks)
             if self._cut_X is not None:
                 self._wide_BX[:, self._columns :] = self._dense_BD
         if self._pairs:
-            torch.bmm(self._vectors_BVD, self._vectors_BDV, out=self._dots_BVV)
-            layers.take_pairs(self._dots, self._x, self._first_pair)
-        return self._top.forward(self._x_BI, self._correction_B1, masks)[:, 0]
+            self._take_dots(self._wide, self._x, self._first_pair)
+        self._top.forward(self._x_BI, self._correction_B1, masks)
+        return self._correction_B
 
     def backward(self, errors_B: torch.Tensor) -> torch.Tensor:
         """(B, V, D): the gradient in the vectors of the interaction, those of the fields first. All other gradients are
         where the parameters' are. `errors_B`: dL/dlogit of each event."""
-        self._top.backward(self._x_BI, errors_B[:, None])
+        self._top.backward(self._x_BI, errors_B.unsqueeze(1))
         errors_BX, read = self._errors_BX, slice(0, self._vectors)
         if self._cut_X is not None:
             read_BX = self._top.input_gradient(read, torch.empty(len(errors_BX), self._vectors))
@@ -84,8 +96,7 @@ class Passes:
             self._top.input_gradient(read, errors_BX)
         if self._pairs:
             self._top.input_gradient(slice(self._first_pair, self._first_pair + self._pairs), self._errors_BP)
-            layers.spread_pairs(self._pair_errors, self._dots)
-            self._errors_BVD.baddbmm_(self._dots_BVV, self._vectors_BVD)
+            self._add_dot_gradients(self._pair_errors, self._wide, self._errors)
         if self._bottom:
             self._bottom.backward(self._numerics_BM, self._dense_errors_BD)
         self._column_gradients = {}
@@ -109,21 +120,19 @@ class Passes:
         slots = vectors + self._shape.numerics
         self._x_BI = torch.empty(events, pairs + self._pairs)
         self._x = self._x_BI.numpy()
-        self._places = self._x[:, : self._fields], self._x[:, vectors:slots], self._x[:, slots:pairs]
+        self._places = self._x[:, vectors:slots], self._x[:, slots:pairs]
         self._numerics_BM = self._x_BI[:, vectors:slots]
         self._correction_B1 = torch.empty(events, 1)
-        self._errors_BVD = torch.empty(events, self._wide // max(dim, 1), dim)
-        self._errors_BX = self._errors_BVD.view(events, self._wide)
-        if self._wide:
-            whole = self._cut_X is None
-            self._wide_BX = self._x_BI[:, : self._wide] if whole else torch.empty(events, self._wide)
-            self._vectors_BVD = self._wide_BX.unflatten(1, (-1, dim))
-            self._vectors_BDV = self._vectors_BVD.transpose(1, 2)
+        self._correction_B = self._correction_B1[:, 0]
+        self._errors_BVD = torch.empty(events, self._width // max(dim, 1), dim)
+        self._errors, self._errors_BX = self._errors_BVD.numpy(), self._errors_BVD.view(events, self._width)
+        # Whole vectors: the first of the inputs, unless columns are cut out.
+        self._wide_BX = self._x_BI if self._cut_X is None else torch.empty(events, self._width)
+        self._wide = self._wide_BX.numpy()
+        if self._width:
             self._dense_BD, self._dense_errors_BD = self._x_BI[:, self._fields : vectors], self._errors_BVD[:, -1]
         self._errors_BP = torch.empty(events, self._pairs)
-        width = self._errors_BVD.shape[1] if self._pairs else 0
-        self._dots_BVV = torch.empty(events, width, width)
-        self._dots, self._pair_errors = self._dots_BVV.numpy(), self._errors_BP.numpy()
+        self._pair_errors = self._errors_BP.numpy()
 
 
 class _Mlp:
@@ -141,30 +150,34 @@ class _Mlp:
             for tensors in (parameters, gradients)
             for part in ("weight", "bias")
         )
+        self._transposed = [weight.T for weight in self._weights]
         self._bias_arrays = [
             (bias.numpy(), of.numpy()) for bias, of in zip(self._biases, self._bias_gradients, strict=True)
         ]
         self.mask_gradients: dict[str, MaskGradient] = {}
         self._active: list[torch.Tensor] = []
         self._masks: Masks | None = None
+        self._passed: list[torch.Tensor] = []
 
-    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> None:
+        """`out_BO` is written to."""
         self._reserve(len(x_BI), masks)
+        x_IB = x_BI.T
         for i, name in enumerate(self._names):
-            torch.mm(self._weights[i], x_BI.T, out=self._active[i])
+            torch.mm(self._weights[i], x_IB, out=self._active[i])
             layers.rectify(self._arrays[i][0], self._bias_arrays[i][0])
             if masks:
                 layers.mask(self._arrays[i][0], masks[name].numpy(), self._passed[i].numpy())
-            x_BI = self._passed[i].T
-        return torch.addmm(self._biases[-1], x_BI, self._weights[-1].T, out=out_BO)
+            x_IB = self._passed[i]
+        torch.addmm(self._biases[-1], self._passed_back[-1], self._transposed[-1], out=out_BO)
 
     def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> None:
         """All gradients but that in the inputs. `x_BI`: as in the forward pass."""
         torch.sum(errors_BO, 0, out=self._bias_gradients[-1])
         errors_OB = errors_BO.T
         for i in reversed(range(len(self._names))):
-            torch.mm(errors_OB, self._passed[i].T, out=self._weight_gradients[i + 1])
-            torch.mm(self._weights[i + 1].T, errors_OB, out=self._errors[i])
+            torch.mm(errors_OB, self._passed_back[i], out=self._weight_gradients[i + 1])
+            torch.mm(self._transposed[i + 1], errors_OB, out=self._errors[i])
             errors_OB, (active, errors) = self._errors[i], self._arrays[i]
             if self._masks:
                 name, gradient = self._names[i], self.mask_gradients[self._names[i]]
@@ -172,7 +185,6 @@ class _Mlp:
                                      gradient.mean_U.numpy(), gradient.square_U.numpy())  # fmt: skip
             layers.rectify_backward(errors, active, self._bias_arrays[i][1])
         torch.mm(errors_OB, x_BI, out=self._weight_gradients[0])
-        self._first_BH = errors_OB.T
 
     def input_gradient(self, inputs: slice, out_BX: torch.Tensor) -> torch.Tensor:
         """In some of the inputs, after a backward pass."""
@@ -184,16 +196,21 @@ class _Mlp:
             widths = [len(bias) for bias in self._biases[:-1]]
             self._active, self._errors = ([torch.empty(width, events) for width in widths] for _ in range(2))
             self._arrays = [(one.numpy(), of.numpy()) for one, of in zip(self._active, self._errors, strict=True)]
-            self._passed = self._active
+            self._first_BH = self._errors[0].T
+            self._pass_on(self._active)
         self._masks = masks
         if not masks:
-            self._passed = self._active
+            self._pass_on(self._active)
         elif self._passed is self._active:
-            self._passed = [torch.empty_like(active) for active in self._active]
+            self._pass_on([torch.empty_like(active) for active in self._active])
             self.mask_gradients = {
                 name: MaskGradient(torch.empty(len(active)), torch.empty(len(active)))
                 for name, active in zip(self._names, self._active, strict=True)
             }
+
+    def _pass_on(self, passed: list[torch.Tensor]) -> None:
+        if self._passed is not passed:
+            self._passed, self._passed_back = passed, [one.T for one in passed]
 
 
 class _BlockMlp(_Mlp):
@@ -206,10 +223,11 @@ class _BlockMlp(_Mlp):
         self._groups = [groups[f"{name}.{i}"] for i in range(hidden + 1)]
         self._every, self._factors = self._weights, None
 
-    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> torch.Tensor:
+    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: Masks | None) -> None:
         self._factors = [group.spread(masks[group.name]) for group in self._groups] if masks else None
         self._weights = [w * m for w, m in zip(self._every, self._factors, strict=True)] if masks else self._every
-        return super().forward(x_BI, out_BO, None)
+        self._transposed = [weight.T for weight in self._weights]
+        super().forward(x_BI, out_BO, None)
 
     def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> None:
         super().backward(x_BI, errors_BO)

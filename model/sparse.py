@@ -91,14 +91,14 @@ class SparseMlp:
         )
         self._x: list[torch.Tensor] = []
 
-    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: None = None) -> torch.Tensor:
+    def forward(self, x_BI: torch.Tensor, out_BO: torch.Tensor, masks: None = None) -> None:
         self._reserve(*x_BI.shape)
         self._x[0].copy_(x_BI.T)
         last = len(self._patterns) - 1
         for i, pattern in enumerate(self._patterns):
             values_N, bias_O = self._weights[i].numpy(), self._biases[i].numpy()
             pattern.product(values_N, bias_O, self._x[i].numpy(), len(x_BI), i < last, self._x[i + 1].numpy())
-        return out_BO.copy_(self._x[-1].T)
+        out_BO.copy_(self._x[-1].T)
 
     def backward(self, x_BI: torch.Tensor, errors_BO: torch.Tensor) -> None:
         """All gradients but that in the inputs. `x_BI`: as in the forward pass."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from streams import SCHEMA, SMALL, click_events, differing
 from test_learner import learn_all, run, small_trainer
-from test_passes import branch_of, inputs_of, shapes
+from test_passes import branch_of, forward, inputs_of, shapes
 
 from model.branch import Branch
 from model.checkpoint import CheckpointError, pack, unpack
@@ -104,7 +104,7 @@ def test_values_and_gradients_of_what_is_left_are_those_of_the_definition(drawn,
     branch = Branch(narrow, {name: torch.randn(s, generator=generator) for name, s in narrow.shapes.items()})
     for _ in range(2):  # the second time in buffers that are no longer fresh
         inputs, errors_B = inputs_of(network.shape, events, generator), torch.randn(events, generator=generator)
-        correction_B = branch.passes.forward(*inputs).clone()
+        correction_B = forward(branch.passes, inputs)
         gradient_BVD = branch.passes.backward(errors_B)
         parameters = {name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()}
         vectors_BFD = inputs[0].requires_grad_()
@@ -125,7 +125,7 @@ def test_gradients_in_masks_are_those_of_the_definition_and_what_is_masked_does_
     branch = branch_of(network.shape, generator)
     inputs, errors_B = inputs_of(network.shape, events, generator), torch.randn(events, generator=generator)
     masks = {name: mask.requires_grad_() for name, mask in masks_of(network, kept).items()}
-    correction_B = branch.passes.forward(*inputs, {name: mask.detach() for name, mask in masks.items()}).clone()
+    correction_B = forward(branch.passes, inputs, {name: mask.detach() for name, mask in masks.items()})
     branch.passes.backward(errors_B)
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()}
     expected_B = network.correction(parameters, *inputs, masks)

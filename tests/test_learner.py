@@ -207,7 +207,7 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
         assert torch.equal(learner.tables.touched(), touched)
         features = learner.encoder.encode(click_events(2000).slice(0, 64))
         rows_BF = features.rows_BF.numpy()
-        learner.tables.update((rows_BF, np.full_like(learner.tables.lookup(rows_BF), 0.01)))
+        learner.tables.update((rows_BF, np.full((*rows_BF.shape, SMALL.embedding_dim), 0.01, np.float32)))
         steps.append(float((learner.tables.weight_RD - before).abs().sum()))
     assert steps[1] > 2 * steps[0]
 
