@@ -61,9 +61,20 @@ def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of an export with each table's rows in ascending order, as a checkpoint has them."""
     ordered = dict(tensors)
     for name in [name for name in tensors if name.endswith(".rows")]:
-        values, order_U = f"{name.removesuffix('rows')}values", torch.from_numpy(np.argsort(tensors[name].numpy()))
-        ordered |= {name: tensors[name][order_U], values: take(tensors[values], order_U)}
+        values, (rows_U, order_U) = f"{name.removesuffix('rows')}values", _sorted(tensors[name].numpy())
+        ordered |= {name: torch.from_numpy(rows_U), values: take(tensors[values], torch.from_numpy(order_U))}
     return ordered
+
+
+def _sorted(rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different rows in ascending order, and where each of them was. Sorting numbers of which the lower bits say where
+    takes a third of the time of `np.argsort`."""
+    bits = len(rows_U).bit_length()
+    if len(rows_U) and int(rows_U.max()) >= 2 ** (63 - bits):
+        order_U = np.argsort(rows_U)
+        return rows_U[order_U], order_U
+    keys_U = np.sort((rows_U << bits) | np.arange(len(rows_U)))
+    return keys_U >> bits, keys_U & (2**bits - 1)
 
 
 def take(table: torch.Tensor, rows_U: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,7 @@
 """What a published model's experts say, for those who only predict: `model.experts`, in fewer passes over memory.
 
-In: the features of some events, and a model's tables and weights. Out: the logits of all experts. Events are columns on
-the way, so that dot products run over many of them at once; they are taken in pieces that stay in a core's cache. It
-keeps nothing between two calls, so threads may share it.
+In: the features of some events, and a model's tables and weights. Out: the logits of all experts. Events are taken in
+pieces that stay in a core's cache. It keeps nothing between two calls, so threads may share it.
 
 Shapes: as in `model.experts`, and I inputs of the top MLP, M prepared numerics.
 """
@@ -12,19 +11,19 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from model import layers
 from model.encoder import Features
 from model.experts import Slots
-from model.kernels import kernel
+from model.interaction import dots_of
 from model.linear_kernels import saying_of
 from model.network import Network, Parameters
 from model.numerics import Scale, prepare
 from model.sparse import Pattern
 
 _PIECE_EVENTS = 128
-_APART = 16
 
 Layers = list[tuple[Pattern | None, torch.Tensor, torch.Tensor]]
-"""Which weights there are (None: all), weights, biases (O, 1)."""
+"""Which weights there are (None: all), weights, biases."""
 
 
 class Inference:
@@ -40,12 +39,12 @@ class Inference:
         self._width = shape.embedding_dim
         self._cut = shape.columns is not None
         self._wide = network.vectors * shape.embedding_dim
-        self._read = torch.cat([network.read, torch.arange(self._wide, self._wide + shape.numerics)])
+        self._read = network.read
         self._vectors = len(network.read)
         self._fields = self._vectors - (shape.embedding_dim if self._bottom else 0)
         self._numerics = self._vectors + shape.numerics
         self._slots = self._numerics + shape.slots
-        self._dots = shape.interaction == "dot"
+        self._take_dots = dots_of(network.vectors, shape.embedding_dim) if network.pair_count else None
 
     def experts(
         self, features: Features, scale: Scale, tables: Mapping[str, torch.Tensor], prior_SK: torch.Tensor
@@ -70,74 +69,45 @@ class Inference:
     ) -> None:
         """`found`: of each event, rows of fields and pairs, and prepared numerics."""
         events = len(experts_BE)
-        # Wider than need be: were the rows a power of two apart, they would drive each other out of the cache.
-        x_IX = torch.empty(self._inputs, events + _APART)
-        x = x_IX.numpy()
+        x_BI = torch.empty(events, self._inputs)
+        x = x_BI.numpy()
         say = saying_of(prior_SK.shape[1])
-        say(evidence_R2K, prior_SK, *found, *self._places, x[self._numerics : self._slots], experts_BE)
-        # Vectors as wide as dot products need them, and numerics: the first of the inputs, unless columns are cut out.
-        whole_IX = torch.empty(self._wide + len(self._read) - self._vectors, events + _APART) if self._cut else x_IX
-        whole = whole_IX.numpy()
-        embed(embedding_RD, found[0], found[2], self._wide, whole)
+        say(evidence_R2K, prior_SK, *found, *self._places, x, self._numerics, experts_BE)
+        x[:, self._vectors : self._numerics] = found[2]
+        # Whole vectors: the first of the inputs, unless columns are cut out.
+        whole_BX = torch.empty(events, self._wide) if self._cut else x_BI
+        whole = whole_BX.numpy()
+        layers.take_rows(embedding_RD, found[0], whole)
         if self._bottom:
-            numerics_MX = whole_IX[self._wide : self._wide + self._numerics - self._vectors]
-            _mlp(self._bottom, numerics_MX, events, whole_IX[self._wide - self._width : self._wide])
-        if self._dots:
-            dot(whole[: self._wide], self._width, events, x[self._slots :])
+            said_BD = _mlp(self._bottom, x_BI[:, self._vectors : self._numerics])
+            whole_BX[:, self._wide - self._width : self._wide] = said_BD
+        if self._take_dots:
+            self._take_dots(whole, x, self._slots)
         if self._cut:
-            torch.index_select(whole_IX, 0, self._read, out=x_IX[: self._numerics])
-        deep_1X = torch.empty(1, events + _APART)
-        _mlp(self._top, x_IX, events, deep_1X)
-        np.add(experts_BE[:, 0], deep_1X.numpy()[0, :events], out=experts_BE[:, -1])
+            x_BI[:, : self._vectors] = whole_BX.index_select(1, self._read)
+        np.add(experts_BE[:, 0], _mlp(self._top, x_BI).numpy()[:, 0], out=experts_BE[:, -1])
 
     def _layers(self, name: str, count: int) -> Layers:
         patterns, parameters = self.network.patterns, self.parameters
         at = (f"{name}.{i}" for i in range(count))
         return [
-            (patterns.get(f"{layer}.weight"), parameters[f"{layer}.weight"], parameters[f"{layer}.bias"].unsqueeze(1))
+            (patterns.get(f"{layer}.weight"), parameters[f"{layer}.weight"], parameters[f"{layer}.bias"])
             for layer in at
         ]
 
 
-def _mlp(layers: Layers, x_IX: torch.Tensor, events: int, out_OX: torch.Tensor) -> None:
-    """Of the buffers' columns, the first `events` are read and written."""
-    if layers[0][0]:
-        for i, (pattern, values_N, bias_O1) in enumerate(layers, 1):
-            out = out_OX if i == len(layers) else torch.empty(len(bias_O1), out_OX.shape[1])
-            arrays = values_N.numpy(), bias_O1.flatten().numpy(), x_IX.numpy()
-            pattern.product(*arrays, events, i < len(layers), out.numpy())
-            x_IX = out
-        return
-    *hidden, (_, weight_OI, bias_O1) = layers
-    x_IB = x_IX[:, :events]
-    for _, weight_HI, bias_H1 in hidden:
-        x_IB = torch.addmm(bias_H1, weight_HI, x_IB).relu_()
-    torch.addmm(bias_O1, weight_OI, x_IB, out=out_OX[:, :events])
-
-
-@kernel("void(float32[:,::1], int64[:,::1], float32[:,::1], int64, float32[:,::1])")
-def embed(table_RD, rows_BF, numerics_BM, first_numeric, out_IB):
-    """The rows of each event, one below the other, and its numerics from `first_numeric` on."""
-    events, fields = rows_BF.shape
-    width = table_RD.shape[1]
-    for b in range(events):
-        for f in range(fields):
-            row = rows_BF[b, f]
-            for d in range(width):
-                out_IB[f * width + d, b] = table_RD[row, d]
-        for m in range(numerics_BM.shape[1]):
-            out_IB[first_numeric + m, b] = numerics_BM[b, m]
-
-
-@kernel("void(float32[:,::1], int64, int64, float32[:,::1])")
-def dot(vectors_XB, width, events, out_PB):
-    """The dot products of all pairs of vectors of `width` floats, row by row of the upper triangle."""
-    vectors = len(vectors_XB) // max(width, 1)
-    p = 0
-    for i in range(vectors):
-        for j in range(i + 1, vectors):
-            out_PB[p, :events] = 0
-            for d in range(width):
-                for b in range(events):
-                    out_PB[p, b] += vectors_XB[i * width + d, b] * vectors_XB[j * width + d, b]
-            p += 1
+def _mlp(made_of: Layers, x_BI: torch.Tensor) -> torch.Tensor:
+    """(B, O). Of hidden layers events are the columns, as in `model.passes`."""
+    events, x_IB = len(x_BI), x_BI.T
+    if made_of[0][0]:
+        x_IB = x_IB.contiguous()
+        for i, (pattern, values_N, bias_O) in enumerate(made_of, 1):
+            out_OB = torch.empty(len(bias_O), events)
+            pattern.product(values_N.numpy(), bias_O.numpy(), x_IB.numpy(), events, i < len(made_of), out_OB.numpy())
+            x_IB = out_OB
+        return x_IB.T
+    *hidden, (_, weight_OI, bias_O) = made_of
+    for _, weight_HI, bias_H in hidden:
+        x_IB = torch.mm(weight_HI, x_IB)
+        layers.rectify(x_IB.numpy(), bias_H.numpy())
+    return torch.addmm(bias_O, x_IB.T, weight_OI.T)

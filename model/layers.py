@@ -75,32 +75,46 @@ def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, ra
 
 @kernel("void(float32[:,::1], int64[:,::1], float32[:,::1])")
 def take_rows(table_RD, rows_BF, out_BX):
-    """Copies of an event's rows, one after the other, to the first columns of `out_BX`."""
+    """Copies of an event's rows, one after the other, to the first columns of `out_BX`; rows are fetched some events
+    ahead, as in `model.kernels.fetch`."""
     events, fields = rows_BF.shape
     width = table_RD.shape[1]
-    for b in range(events):
-        for f in range(fields):
-            row = rows_BF[b, f]
-            for d in range(width):
-                out_BX[b, f * width + d] = table_RD[row, d]
+    for start in range(0, events if width else 0, AHEAD_EVENTS):
+        stop = min(start + AHEAD_EVENTS, events)
+        for b in range(start, stop):
+            for f in range(fields):
+                row = rows_BF[b, f]
+                out_BX[b, f * width] = table_RD[row, 0] + table_RD[row, width - 1]
+        for b in range(start, stop):
+            for f in range(fields):
+                row = rows_BF[b, f]
+                for d in range(width):
+                    out_BX[b, f * width + d] = table_RD[row, d]
 
 
 @kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1])", reorder=True)
 def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
-    """Add the mean square of each gradient to its row's; `touched_F` grows by the rows that had none before."""
+    """Add the mean square of each gradient to its row's, which are fetched some events ahead; `touched_F` grows by the
+    rows that had none before."""
     events, fields = rows_BF.shape
     width = gradient_BVD.shape[2]
-    square_F = np.empty(fields, np.float32)
-    for b in range(events):
-        for f in range(fields):
-            square = np.float32(0)
-            for d in range(width):
-                square += gradient_BVD[b, f, d] * gradient_BVD[b, f, d]
-            square_F[f] = square / np.float32(width)
-        for f in range(fields):
-            row = rows_BF[b, f]
-            touched_F[f] += squares_R[row] == 0 and square_F[f] > 0
-            squares_R[row] += square_F[f]
+    square_AF = np.empty((AHEAD_EVENTS, fields), np.float32)
+    for start in range(0, events, AHEAD_EVENTS):
+        some = min(AHEAD_EVENTS, events - start)
+        for a in range(some):
+            for f in range(fields):
+                square_AF[a, f] = np.float32(0) * squares_R[rows_BF[start + a, f]]
+        for a in range(some):
+            for f in range(fields):
+                square = square_AF[a, f]
+                for d in range(width):
+                    square += gradient_BVD[start + a, f, d] * gradient_BVD[start + a, f, d]
+                square_AF[a, f] = square / np.float32(width)
+        for a in range(some):
+            for f in range(fields):
+                row, square = rows_BF[start + a, f], square_AF[a, f]
+                touched_F[f] += squares_R[row] == 0 and square > 0
+                squares_R[row] += square
 
 
 @kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")

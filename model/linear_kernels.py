@@ -66,7 +66,7 @@ def saying_of(scales: int) -> Kernel:
 
     @kernel(
         "void(float32[:,:,::1], float32[:,::1], int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1],"
-        " float32[:,::1], int64, int64, int64, int64, float32[:,::1], float32[:,::1])"
+        " float32[:,::1], int64, int64, int64, int64, float32[:,::1], int64, float32[:,::1])"
     )
     def say_linear(
         evidence_R2K,
@@ -80,11 +80,13 @@ def saying_of(scales: int) -> Kernel:
         first_score,
         first_code,
         codes,
-        said_SB,
+        out_BX,
+        first_said,
         experts_BE,
     ):
         """`model.experts.Slots.locate` and the logits of `model.linear` in one, some events at a time, whose rows are
-        fetched before they are worked on; the last expert is left alone."""
+        fetched before they are worked on. What each slot adds to the first logit goes to the columns of `out_BX` from
+        `first_said` on; the last expert is left alone."""
         slots = len(prior_SK)
         rows_AS, values_AS = np.empty((AHEAD_EVENTS, slots), np.int64), np.empty((AHEAD_EVENTS, slots), np.float32)
         scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
@@ -107,7 +109,8 @@ def saying_of(scales: int) -> Kernel:
             fetch(evidence_R2K, rows_AS[:events], scratch_AS)
             for a in range(events):
                 b = start + a
-                _sum_slots(evidence_R2K, prior_SK, rows_AS[a], values_AS[a], scales, said_SB[:, b], experts_BE[b])
+                said_S = out_BX[b, first_said : first_said + slots]
+                _sum_slots(evidence_R2K, prior_SK, rows_AS[a], values_AS[a], scales, said_S, experts_BE[b])
 
     return say_linear
 

@@ -235,24 +235,21 @@ class _Follower:
         shape, changes = made.result()[0]
         self.model.apply(Export(shape, rounded(changes, self._precision)))
         for name, named_R in self._named.items():
-            named_R[_learned(name, changes)] = True
+            named_R[changes[f"{name}.rows"].numpy()] = True
         self._serves = True
 
     def _whole(self, changes: Tensors) -> Tensors:
         """All rows that were ever learned, as they are after `changes`."""
         whole = dict(changes)
         for name, named_R in self._named.items():
+            changed_U = changes[f"{name}.rows"]
             named_R = named_R.copy()
-            named_R[_learned(name, changes)] = True
+            named_R[changed_U.numpy()] = True
             rows_U = torch.from_numpy(np.flatnonzero(named_R))
             values = self.model.tables[name].index_select(0, rows_U)
-            changed = torch.isin(rows_U, changes[f"{name}.rows"], assume_unique=True)
-            values[changed] = changes[f"{name}.values"][named_R[changes[f"{name}.rows"].numpy()]]
+            values[torch.isin(rows_U, changed_U, assume_unique=True)] = changes[f"{name}.values"]
+            if name == "embedding":  # not one that no gradient has reached yet
+                learned_U = values.any(1)
+                rows_U, values = rows_U[learned_U], values[learned_U]
             whole |= {f"{name}.rows": rows_U, f"{name}.values": values}
         return whole
-
-
-def _learned(name: str, tensors: Tensors) -> np.ndarray:
-    """The rows in `tensors` that a full checkpoint names: not an embedding that no gradient has reached yet."""
-    rows_U, values = tensors[f"{name}.rows"], tensors[f"{name}.values"]
-    return (rows_U[values.any(1)] if name == "embedding" else rows_U).numpy()
