@@ -37,7 +37,6 @@ class Branch:
         self.halves = self.passes, Passes(network, self.parameters, second_gradients)
         """For the two halves of a batch, which may be passed through at the same time; their gradients are added in
         `step`. `passes` and `gradients` are those of the first."""
-        self._second_gradients, self._second_used = flat_gradients[1], False
         for name, parameter in self.parameters.items():
             parameter.copy_(parameters[name])
         self._arrays = [b.numpy() for b in (self._flat, *flat_gradients, self._flat_first, self._flat_second)]
@@ -47,11 +46,9 @@ class Branch:
     def step(self, rate: float, events: Sequence[int]) -> None:
         """One optimizer step on the gradient of the mean loss. `events`: of each half, over which `gradients` are
         summed; a second half may have none."""
-        if self._second_used and not events[1]:
-            self._second_gradients.zero_()
-        self._second_used = events[1] > 0
         self.steps += 1
-        layers.adam(*self._arrays, 1 / sum(events), rate, self.steps)
+        parameters, first, second, *moments = self._arrays
+        layers.adam(parameters, first, second if events[1] else second[:0], *moments, 1 / sum(events), rate, self.steps)
 
     def mask_gradients(self, events: Sequence[int]) -> dict[str, MaskGradient]:
         """By group: what the last backward passes of both halves say of its units. `events`: of each half."""

@@ -60,13 +60,13 @@ def mask_backward(errors_HB, active_HB, mask_H, mean_H, square_H):
 @kernel("void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)")
 def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, rate, steps):
     """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, with the usual constants) on `scale` * the sum of two
-    gradients."""
+    gradients; the other may be empty."""
     one, beta1, beta2 = np.float32(1), np.float32(0.9), np.float32(0.999)
     step = np.float32(rate / (1 - 0.9**steps))
     root = np.float32(1 / math.sqrt(1 - 0.999**steps))
-    epsilon = np.float32(1e-8)
+    epsilon, both = np.float32(1e-8), len(other_gradient_X) > 0
     for i in range(len(parameter_X)):
-        gradient = scale * (gradient_X[i] + other_gradient_X[i])
+        gradient = scale * (gradient_X[i] + other_gradient_X[i] if both else gradient_X[i])
         first = beta1 * first_X[i] + (one - beta1) * gradient
         second = beta2 * second_X[i] + (one - beta2) * gradient * gradient
         first_X[i], second_X[i] = first, second
