@@ -1,7 +1,7 @@
 """What a published model's experts say, for those who only predict: `model.experts`, in fewer passes over memory.
 
-In: the features of some events, and a model's tables and weights. Out: the logits of all experts. Events are taken in
-pieces that stay in a core's cache. It keeps nothing between two calls, so threads may share it.
+In: the features of some events, and a model's tables and weights. Out: the logits of all experts. Events are taken
+some hundred at a time. It keeps nothing between two calls, so threads may share it.
 
 Shapes: as in `model.experts`, and I inputs of the top MLP, M prepared numerics.
 """
@@ -20,7 +20,7 @@ from model.network import Network, Parameters
 from model.numerics import Scale, prepare
 from model.sparse import Pattern
 
-_PIECE_EVENTS = 128
+_PIECE_EVENTS = 512
 
 Layers = list[tuple[Pattern | None, torch.Tensor, torch.Tensor]]
 """Which weights there are (None: all), weights, biases."""

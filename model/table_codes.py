@@ -13,12 +13,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from model.kernels import kernel
+
 Precision = Literal["float32", "float16", "int8"]
 Tensors = dict[str, torch.Tensor]
 TABLES = ("embedding", "linear")
 _PARTS = ("values", "scales", "exact", "in_full")
 _SIGNED = (torch.int32, torch.int64)
 _WIDTHS = (np.uint8, np.uint16, np.uint32)
+_FAR_W = np.array([np.iinfo(width).max for width in _WIDTHS], np.int64)
 _EXACT_BEYOND = 64.0
 _LEVELS = 127
 _BLOCKS = ".blocks"
@@ -96,16 +99,45 @@ def _alive(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
 def encode_rows(rows_U: torch.Tensor) -> torch.Tensor:
     """How many rows lie before each, since the one before it: in as few bytes as will do. The largest number of the
     type says "so many rows, and none here"."""
-    gaps_U = np.diff(rows_U.numpy().astype(np.int64, copy=False), prepend=-1) - 1
-    if len(gaps_U) and gaps_U.min() < 0:
+    rows_U = np.ascontiguousarray(rows_U.numpy(), np.int64)
+    extra_W = np.zeros(len(_WIDTHS), np.int64)
+    if not count_jumps(rows_U, _FAR_W, extra_W):
         raise ValueError("rows must ascend")
-    bytes_of = {width: width().itemsize * (len(gaps_U) + int((gaps_U // _far(width)).sum())) for width in _WIDTHS}
-    width = min(bytes_of, key=bytes_of.get)
-    jumps_U, left_U = np.divmod(gaps_U, _far(width))
-    ends_U = np.cumsum(jumps_U + 1) - 1
-    codes = np.full(ends_U[-1] + 1 if len(ends_U) else 0, _far(width), width)
-    codes[ends_U] = left_U
-    return torch.from_numpy(codes)
+    counts = [len(rows_U) + extra for extra in extra_W.tolist()]
+    width, count = min(zip(_WIDTHS, counts, strict=True), key=lambda one: one[0]().itemsize * one[1])
+    codes = np.empty(count, np.uint32)
+    fill_codes(rows_U, _far(width), codes)
+    return torch.from_numpy(codes.astype(width))
+
+
+@kernel("boolean(int64[::1], int64[::1], int64[::1])")
+def count_jumps(rows_U, far_W, extra_W):
+    """How many codes more than rows there are for each width; False if rows do not ascend."""
+    before = -1
+    for u in range(len(rows_U)):
+        gap = rows_U[u] - before - 1
+        if gap < 0:
+            return False
+        for w in range(len(far_W)):
+            if gap >= far_W[w]:
+                extra_W[w] += gap // far_W[w]
+        before = rows_U[u]
+    return True
+
+
+@kernel("void(int64[::1], int64, uint32[::1])")
+def fill_codes(rows_U, far, codes):
+    """The codes of rows that ascend."""
+    before, place = -1, 0
+    for u in range(len(rows_U)):
+        gap = rows_U[u] - before - 1
+        while gap >= far:
+            codes[place] = far
+            gap -= far
+            place += 1
+        codes[place] = gap
+        place += 1
+        before = rows_U[u]
 
 
 def decode_rows(stored: torch.Tensor) -> torch.Tensor:

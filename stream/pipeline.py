@@ -197,7 +197,7 @@ class Pipeline:
         self._observe_after_s = time.monotonic() + _OBSERVE_EVERY_S
         self.telemetry.lag(self.intake.lag())
         self.telemetry.evaluated("learning", self.trainer.prequential.last)
-        self.telemetry.evaluated("served", self.publication.evaluation.last)
+        self.telemetry.evaluated("served", self.publication.latest)
         self.telemetry.collisions(self.trainer.collisions())
         for one in self.trainer.monitor.achieved()["detectors"]:
             detector, signal, events = one["detector"], one["signal"], one["watched_events"]

@@ -82,6 +82,12 @@ class Publication:
         self._settled().evaluation = evaluation
 
     @property
+    def latest(self) -> dict[str, float]:
+        """Summary of the last complete window of what has been scored. Waits for nothing, and hands nothing over: it
+        may be asked for at any time, and does not tell which events are scored together."""
+        return self._follower.evaluation.last
+
+    @property
     def mixture(self) -> Mixture:
         """That of the served experts. It has learned from what was scored before the last publication."""
         return self._settled().mixture
@@ -211,14 +217,18 @@ class _Follower:
         self._scored: list[tuple[np.ndarray, np.ndarray]] = []
 
     def score(self, batches: list[tuple[Features, np.ndarray]]) -> None:
-        """Predict what is about to be learned."""
-        for features, labels_B in batches:
-            logits_B = np.zeros(len(labels_B), np.float32)
-            if self._serves:
-                experts_BE = self.model.experts(features)
-                logits_B = self.model.logits(experts_BE)
-                self._scored.append((experts_BE, labels_B))
-            self.evaluation.update(logits_B, labels_B)
+        """Predict what is about to be learned. All at once: which events come together depends on events alone, as do
+        the bits of what is predicted."""
+        features, labels = zip(*batches, strict=True)
+        labels_B = np.concatenate(labels)
+        logits_B = np.zeros(len(labels_B), np.float32)
+        if self._serves:
+            experts_BE = self.model.experts(Features(*map(torch.cat, zip(*features, strict=True))))
+            logits_B = self.model.logits(experts_BE)
+            self._scored.append((experts_BE, labels_B))
+        ends = np.cumsum([len(part) for part in labels])[:-1]
+        for part, clicks in zip(np.split(logits_B, ends), labels, strict=True):
+            self.evaluation.update(part, clicks)
 
     def make(self, export: Export, complete: bool) -> tuple[Export, Tensors]:
         """Let the mixture learn from what has been scored since it last did. Then: what is to be taken over, and what

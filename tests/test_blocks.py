@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from streams import SCHEMA, SMALL, click_events, differing
-from test_learner import learn_all, run, small_trainer
 from test_passes import branch_of, forward, inputs_of, shapes
+from trainers import learn_all, run, small_trainer
 
 from model.branch import Branch
 from model.checkpoint import CheckpointError, pack, unpack

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from publisher import Publisher
 from streams import SCHEMA, SMALL, click_events, differing
-from test_learner import run, small_trainer
+from trainers import run, small_trainer
 
 from model.checkpoint import CheckpointError, Header, pack, unpack, unpack_as
 from model.features import EventBatch
