@@ -21,6 +21,8 @@ ARROW_START = b"\xff\xff\xff\xff"  # the continuation marker of every Arrow IPC 
 RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
 """What a message can break: a name for each kind of reason, few enough to count by."""
 
+_ROWS_AT_ONCE = 1_024
+"""So many JSON events are made into columns while they are still in the processor's cache: it halves the time."""
 _LARGEST_TIME_MS = 2**53
 _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
 _LABEL_RULE = "must be a number in [0, 1]"
@@ -58,7 +60,11 @@ class EventDecoder:
         row_at: list[int] = []
         tables: dict[pa.Schema, list[tuple[int, pa.Table]]] = {}
         rejects: list[Reject] = []
+        pieces: list[tuple[EventBatch, np.ndarray]] = []
         for index, value in enumerate(values):
+            if len(rows) == _ROWS_AT_ONCE:
+                pieces.append(self._rows_to_batch(rows, row_at, rejects))
+                rows, row_at = [], []
             if value is not None and len(value) <= self.max_event_bytes:
                 try:
                     rows.append(self._decode_row(value))
@@ -76,7 +82,7 @@ class EventDecoder:
                     row_at.append(index)
             except EventError as error:
                 rejects.append(Reject(index, error.rule, str(error)))
-        pieces = [self._rows_to_batch(rows, row_at, rejects)]
+        pieces.append(self._rows_to_batch(rows, row_at, rejects))
         pieces += [self._tables_to_batch(alike, rejects) for alike in tables.values()]
         batch = EventBatch.concat([piece for piece, _ in pieces])
         index_B = np.concatenate([index_B for _, index_B in pieces])
