@@ -15,47 +15,53 @@ import numpy as np
 
 from model.kernels import kernel
 
-_UNROLLED_FLOATS = 16
+_TOGETHER_EVENTS = 16
 _UNROLLED_VECTORS = 8
 
 
 @cache
 def dots_of(vectors: int, width: int) -> Callable[..., Any]:
     """The products; see the kernel."""
-    whole = width // _UNROLLED_FLOATS * _UNROLLED_FLOATS
+    columns, pairs = vectors * width, vectors * (vectors - 1) // 2
 
     @kernel("void(float32[:,::1], float32[:,::1], int64)", reorder=True)
     def take_dots(from_BX, out_BX, first):
         """Of vectors that lie one after the other from the first column of `from_BX` on, to the columns of `out_BX`
-        from `first` on: what lies above the diagonal, row by row."""
-        turned_DV, sums_V = np.empty((width, vectors), np.float32), np.empty(vectors, np.float32)
-        for b in range(len(out_BX)):
+        from `first` on: what lies above the diagonal, row by row. Many events are taken some at a time, turned, so that
+        each instruction works on several; what is left of them one by one."""
+        events = len(out_BX)
+        apart = events - events % _TOGETHER_EVENTS
+        vectors_XE = np.empty((columns, _TOGETHER_EVENTS), np.float32)
+        dots_PE = np.empty((pairs, _TOGETHER_EVENTS), np.float32)
+        for start in range(0, apart, _TOGETHER_EVENTS):
+            for e in range(_TOGETHER_EVENTS):
+                for x in range(columns):
+                    vectors_XE[x, e] = from_BX[start + e, x]
+            p = 0
+            for i in range(vectors - 1):
+                for j in range(i + 1, vectors):
+                    for e in range(_TOGETHER_EVENTS):
+                        total = np.float32(0)
+                        for d in range(width):
+                            total += vectors_XE[i * width + d, e] * vectors_XE[j * width + d, e]
+                        dots_PE[p, e] = total
+                    p += 1
+            for e in range(_TOGETHER_EVENTS):
+                for q in range(pairs):
+                    out_BX[start + e, first + q] = dots_PE[q, e]
+        turned_DV = np.empty((width, vectors), np.float32)
+        for b in range(apart, events):
             for i in range(vectors):
                 for d in range(width):
                     turned_DV[d, i] = from_BX[b, i * width + d]
             p = first
             for i in range(vectors - 1):
-                others = vectors - i - 1
-                if width <= _UNROLLED_FLOATS:
-                    for j in range(others):
-                        total = np.float32(0)
-                        for d in range(width):
-                            total += turned_DV[d, i] * turned_DV[d, i + 1 + j]
-                        out_BX[b, p + j] = total
-                else:
-                    sums_V[:] = 0
-                    for start in range(0, whole, _UNROLLED_FLOATS):
-                        for j in range(others):
-                            total = np.float32(0)
-                            for d in range(_UNROLLED_FLOATS):
-                                total += turned_DV[start + d, i] * turned_DV[start + d, i + 1 + j]
-                            sums_V[j] += total
-                    for d in range(whole, width):
-                        for j in range(others):
-                            sums_V[j] += turned_DV[d, i] * turned_DV[d, i + 1 + j]
-                    for j in range(others):
-                        out_BX[b, p + j] = sums_V[j]
-                p += others
+                for j in range(vectors - i - 1):
+                    total = np.float32(0)
+                    for d in range(width):
+                        total += turned_DV[d, i] * turned_DV[d, i + 1 + j]
+                    out_BX[b, p + j] = total
+                p += vectors - i - 1
 
     return take_dots
 
