@@ -13,7 +13,7 @@ STAGES = {
     "encode": "Hashing.",
     "predict": "By what is published: handing events to the thread that does it.",
     "learn_linear": "The linear expert.",
-    "learn_embeddings": "The embedding tables.",
+    "learn_embeddings": "Updates of the embedding tables; they are read with the networks.",
     "learn_network": "The networks.",
     "learn_rest": "Masks, the mixture, numerics, notes of what has changed.",
     "score": "Evaluation.",
