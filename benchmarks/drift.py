@@ -18,7 +18,6 @@ from statistics import mean, median
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 
 from benchmarks.drift_streams import (
@@ -50,7 +49,6 @@ STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
 OFTEN = 50_000
 """Expected events between false alarms in a setting that has some, so that their number can be checked."""
 COST_ROUNDS = 3
-_NOTHING = np.empty((0, 0))
 ROW_FIELDS = ("stream", "rate", "seed", "setting")
 PARTS = ("drifts", "stationary", "adaptive")
 
@@ -110,7 +108,7 @@ class Watcher:
             cut = slice(start, start + BATCH)
             labels_B, times_s_B = trace.labels_B[cut], trace.times_s_B[cut]
             predicted = trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut]
-            seen = Seen(_NOTHING, _NOTHING, labels_B, times_s_B, *predicted)
+            seen = Seen(labels_B, times_s_B, *predicted)
             started_s = time.perf_counter()
             found = self.monitor.update(self.signals.compute(seen), self.events, times_s_B, losses_B[cut])
             self.seconds += time.perf_counter() - started_s

@@ -123,6 +123,8 @@ class Traces:
 class Recorder:
     """Stands where the signals of a trainer do: keeps what they are made of."""
 
+    reads_columns = False
+
     def __init__(self):
         self.parts: list[tuple[np.ndarray, ...]] = []
 

@@ -62,9 +62,6 @@ _OUTLIER = 8.0
 class Seen(NamedTuple):
     """What signals are made of, of B events: how the model read them, and what it made of them before it learned."""
 
-    rows_BF: np.ndarray
-    numerics_BN: np.ndarray
-    """As in `model.encoder.Features`."""
     labels_B: np.ndarray
     times_s_B: np.ndarray
     experts_BE: np.ndarray
@@ -72,11 +69,20 @@ class Seen(NamedTuple):
     logits_B: np.ndarray
     losses_B: np.ndarray
     """Log losses."""
+    rows_BF: np.ndarray | None = None
+    numerics_BN: np.ndarray | None = None
+    """As in `model.encoder.Features`; None where no signal reads columns."""
 
     @classmethod
     def concat(cls, parts: "Sequence[Seen]") -> "Seen":
         """The events of `parts`, one after the other."""
-        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True) if arrays[0] is not None))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, those that there are."""
+        return {name: array for name, array in self._asdict().items() if array is not None}
 
 
 def check_signal(name: str) -> None:
@@ -115,6 +121,11 @@ class Signals:
                 self._shares[column] = _Shares(binned=column not in schema.fields)
             fields = schema.fields
             self._place[column] = fields.index(column) if column in fields else schema.numeric.index(column)
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether any signal is one of a column."""
+        return bool(self._place)
 
     def compute(self, seen: Seen) -> dict[str, np.ndarray]:
         """float64 (B,) by name; what can't be told yet is left out. Call it in the order of events."""

@@ -159,8 +159,8 @@ class Trainer:
         watch.lap("learn_rest")
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
-        read = features.rows_BF.numpy(), features.numerics_BN.numpy(), batch.labels_B, batch.times_s_B
-        self._unwatched.append(Seen(*read, learner.experts_BE, logits_B, losses_B))
+        columns = (features.rows_BF.numpy(), features.numerics_BN.numpy()) if self.signals.reads_columns else ()
+        self._unwatched.append(Seen(batch.labels_B, batch.times_s_B, learner.experts_BE, logits_B, losses_B, *columns))
         drifts = self.watch() if self.events // _WATCHED_EVENTS > first_event // _WATCHED_EVENTS else []
         watch.lap("watch")
         forced = policy.state.forced
@@ -244,7 +244,7 @@ class Trainer:
             ("prequential", self.prequential.state()),
             ("monitor", self.monitor.state()),
             ("signals", self.signals.state()),
-            ("unwatched", {n: array.copy() for n, array in seen._asdict().items()} if seen else {}),
+            ("unwatched", {n: array.copy() for n, array in seen.arrays().items()} if seen else {}),
         ):
             tensors |= {f"{prefix}.{name}": torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
         return TrainerState(

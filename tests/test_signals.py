@@ -19,7 +19,7 @@ def compute(signals: Signals, batch: EventBatch, logits: np.ndarray | None = Non
 
 def seen(batch: EventBatch, *predicted: np.ndarray) -> Seen:
     features = ENCODER.encode(batch)
-    return Seen(features.rows_BF.numpy(), features.numerics_BN.numpy(), batch.labels_B, batch.times_s_B, *predicted)
+    return Seen(batch.labels_B, batch.times_s_B, *predicted, features.rows_BF.numpy(), features.numerics_BN.numpy())
 
 
 def signals(*names: str) -> Signals:
