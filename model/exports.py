@@ -67,8 +67,8 @@ def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _sorted(rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different rows in ascending order, and where each of them was. Sorting numbers of which the lower bits say where
-    takes a third of the time of `np.argsort`."""
+    """Different rows in ascending order, and where each of them was. To sort numbers of which the lower bits say where
+    takes less time than `np.argsort`."""
     bits = len(rows_U).bit_length()
     if len(rows_U) and int(rows_U.max()) >= 2 ** (63 - bits):
         order_U = np.argsort(rows_U)

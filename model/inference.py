@@ -41,7 +41,6 @@ class Inference:
         self._wide = network.vectors * shape.embedding_dim
         self._read = network.read
         self._vectors = len(network.read)
-        self._fields = self._vectors - (shape.embedding_dim if self._bottom else 0)
         self._numerics = self._vectors + shape.numerics
         self._slots = self._numerics + shape.slots
         self._take_dots = dots_of(network.vectors, shape.embedding_dim) if network.pair_count else None

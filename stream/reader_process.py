@@ -40,7 +40,7 @@ _PATIENCE_S = 0.5  # for the learner to take a reading, before the partitions ar
 _BEAT_S = 1.0  # between two words about a quiet topic; also how soon the end of the learner is noticed
 _STOP_S = 5.0
 _UNCOLLECTED_OBJECTS = 2**18
-"""More than a poll makes. Nothing of it is in a cycle, and looking for those takes a fifth of the time."""
+"""More than a poll makes. Nothing of it is in a cycle, and to look for those takes time."""
 _LENGTHS = struct.Struct("<IQ")
 _ROOT = Path(__file__).resolve().parent.parent
 _PROGRAM = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from stream.reader_process import main; main()"

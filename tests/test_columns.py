@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from publisher import Publisher
-from streams import SCHEMA, SMALL, click_events, differing
-from trainers import run, small_trainer
+from streams import SCHEMA, SMALL, click_events
+from trainers import assert_restored_trainers_continue_bit_for_bit, run, small_trainer
 
 from model.checkpoint import CheckpointError, Header, pack, unpack, unpack_as
 from model.features import EventBatch
@@ -250,22 +250,9 @@ def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
 )
 def test_a_restored_trainer_continues_bit_for_bit_from_every_phase(pruning):
     events = EventBatch.concat([click_events(2560), click_events(2560, seed=1, flipped=True)])
-    whole = small_trainer(**pruning, table_budget=0.5)
-    phases, states = [], []
-    for start in range(0, len(events), 64):
-        state, tensors = whole.state()
-        if not phases or whole.policy.phase != phases[-1] or start % 1600 == 1216:
-            phases.append(whole.policy.phase)
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-            states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
-        whole.step(events.slice(start, start + 64))
-    expected = whole.state()
-    for at, state, tensors in states:
-        second = small_trainer(**pruning, table_budget=0.5)
-        second.restore(state, tensors)
-        run(second, events.slice(at, len(events)))
-        assert second.state()[0] == expected[0]
-        assert differing(expected[1], second.state()[1]) == []
+    assert_restored_trainers_continue_bit_for_bit(
+        events, lambda start: start % 1600 == 1216, **pruning, table_budget=0.5
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, 0.5), (0.5, 1.0)])

@@ -1,11 +1,10 @@
 """The trainer: policies move the learner through its phases, snapshots lose nothing, checkpoints are what it says."""
 
-import msgspec
 import numpy as np
 import pytest
 import torch
-from streams import SCHEMA, click_events, differing
-from trainers import run, small_trainer
+from streams import SCHEMA, click_events
+from trainers import assert_restored_trainers_continue_bit_for_bit, run, small_trainer
 
 from model.checkpoint import CheckpointError, pack, read_header, unpack
 from model.features import EventBatch
@@ -32,23 +31,7 @@ def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one
 @pytest.mark.parametrize("pruning", [*({"policy": name} for name in POLICIES), {"budget": "auto"}], ids=str)
 def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_policy(pruning):
     events = EventBatch.concat([click_events(3200), click_events(2560, seed=1, flipped=True)])
-    whole = small_trainer(**pruning)
-    phases, states = [], []
-    for start in range(0, len(events), 64):
-        state, tensors = whole.state()
-        if not phases or whole.policy.phase != phases[-1]:
-            phases.append(whole.policy.phase)
-            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-            states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
-        whole.step(events.slice(start, start + 64))
-    expected = whole.state()
-    for at, state, tensors in states:
-        second = small_trainer(**pruning)
-        second.restore(state, tensors)
-        run(second, events.slice(at, len(events)))
-        actual = second.state()
-        assert expected[0] == actual[0]
-        assert differing(expected[1], actual[1]) == []
+    assert_restored_trainers_continue_bit_for_bit(events, **pruning)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -1,8 +1,12 @@
 """Small trainers, and what drives them and bare learners through events."""
 
-from streams import SCHEMA, SMALL
+from collections.abc import Callable
+
+import msgspec
+from streams import SCHEMA, SMALL, differing
 
 from model.evaluation import Evaluation
+from model.features import EventBatch
 from model.learner import Learner
 from pruning.policy import PruningConfig
 from stream.drift import DetectorConfig, DriftConfig
@@ -34,3 +38,26 @@ def small_trainer(**pruning) -> Trainer:
 
 def run(trainer: Trainer, batch) -> list:
     return [trainer.step(batch.slice(start, start + 64)) for start in range(0, len(batch), 64)]
+
+
+def assert_restored_trainers_continue_bit_for_bit(
+    events: EventBatch, also_at: Callable[[int], bool] = lambda start: False, **pruning
+) -> None:
+    """From where each phase begins, and from wherever `also_at` says."""
+    whole = small_trainer(**pruning)
+    phases, states = [], []
+    for start in range(0, len(events), 64):
+        state, tensors = whole.state()
+        if not phases or whole.policy.phase != phases[-1] or also_at(start):
+            phases.append(whole.policy.phase)
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            states.append((start, msgspec.convert(msgspec.to_builtins(state), type(state)), tensors))
+        whole.step(events.slice(start, start + 64))
+    expected = whole.state()
+    for at, state, tensors in states:
+        second = small_trainer(**pruning)
+        second.restore(state, tensors)
+        run(second, events.slice(at, len(events)))
+        actual = second.state()
+        assert expected[0] == actual[0]
+        assert differing(expected[1], actual[1]) == []
