@@ -37,7 +37,7 @@ USER niwaki
 
 # Compiled once, here; a container on another kind of processor compiles again, once.
 ENV NUMBA_CACHE_DIR=/home/niwaki/.cache/niwaki
-RUN python -c "import stream.trainer"
+RUN python -c "import niwaki.stream.training.trainer"
 
 # 9464: the trainer's /metrics; 8080: HTTP scoring and the server's /metrics.
 EXPOSE 9464 8080

@@ -23,7 +23,7 @@ help:
 	@echo 'make install   make .venv with the tested versions of everything (quick when nothing has changed)'
 	@echo 'make demo      the whole path on this machine: stream, Kafka, learning, drift, pruning, Redis, scoring'
 	@echo 'make test      the tests'
-	@echo 'make lint      ruff'
+	@echo 'make lint      ruff, and mypy --strict over the package'
 	@echo 'make bench     the quick benchmarks: one JSON object each'
 	@echo 'make clean     remove .venv and what was built'
 	@echo 'Variables: ARGS (for the program that is run), PYTHON, VENV, TORCH_INDEX_URL'
@@ -51,8 +51,14 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
+# mypy reads files, not the installed package: it is shown the rooms where they are imported from, inside niwaki/.
+TYPED := build/typed/niwaki
 lint: $(INSTALLED)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)
+	ln -s $(CURDIR)/niwaki/*.py $(addprefix $(CURDIR)/,pruning model serving stream) $(TYPED)/
+	$(BIN)/python -m mypy
 
 bench: $(BENCH_INSTALLED)
 	$(BIN)/python -m benchmarks.pipeline --quick --json $(ARGS)

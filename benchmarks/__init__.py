@@ -1,1 +1,2 @@
-"""What is claimed of niwaki's speed and quality, as commands that measure it: `python -m benchmarks.NAME`."""
+"""What is claimed of niwaki's speed and quality, as commands that measure it: `python -m
+benchmarks.NAME`."""

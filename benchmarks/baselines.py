@@ -1,7 +1,9 @@
-"""Other click models for the learner's benchmark, all behind one interface: predict some events, learn some events.
+"""Other click models for the learner's benchmark, all behind one interface: predict some events,
+learn some events.
 
-In: a `Stream`, a whole recording in memory. Each system learns only what is given to `learn`; `predict` answers for
-any events, with the model as it stands. So a delay is a matter of when `predict` is called, the same for everyone.
+In: a `Stream`, a whole recording in memory. Each system learns only what is given to `learn`;
+`predict` answers for any events, with the model as it stands. So a delay is a matter of when
+`predict` is called, the same for everyone.
 
 Shapes: B events, F fields, N numerics, D embedding dim, V vectors.
 """
@@ -16,10 +18,10 @@ import torch
 import torch.nn.functional as fn
 from river import linear_model, preprocessing
 
-from model.encoder import Encoder
-from model.features import EventBatch, Schema
-from model.learner import LearnerConfig
-from model.numerics import Numerics, prepare
+from niwaki.model.features.encoder import Encoder
+from niwaki.model.features.numerics import Numerics, prepare
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import LearnerConfig
 
 EPSILON = 1e-6
 _ENCODED_EVENTS = 8_192
@@ -43,7 +45,10 @@ class Stream:
         """int64: the rows of fields in niwaki's tables."""
         encoder = Encoder(self.schema, rows=LearnerConfig().table_rows)
         starts = range(0, len(self.events), _ENCODED_EVENTS)
-        parts = [self.events.slice(start, min(start + _ENCODED_EVENTS, len(self.events))) for start in starts]
+        parts = [
+            self.events.slice(start, min(start + _ENCODED_EVENTS, len(self.events)))
+            for start in starts
+        ]
         return torch.cat([encoder.encode(part).rows_BF for part in parts])
 
 
@@ -76,13 +81,18 @@ class RecentRate:
 class River:
     """A model of River's on one-hot fields and standardised numerics, event by event."""
 
-    def __init__(self, stream: Stream, model: linear_model.LogisticRegression | linear_model.AdPredictor):
+    def __init__(
+        self, stream: Stream, model: linear_model.LogisticRegression | linear_model.AdPredictor
+    ):
         fields = [
             [f"{name}={value}" for value in column]
             for name, column in zip(stream.schema.categorical, stream.categories, strict=True)
         ]
         self._fields, self._names = list(zip(*fields, strict=True)) or None, stream.schema.numeric
-        self._numerics_BN, self._labels_B = stream.events.numerics_BN.astype(np.float64), stream.events.labels_B
+        self._numerics_BN, self._labels_B = (
+            stream.events.numerics_BN.astype(np.float64),
+            stream.events.labels_B,
+        )
         self._scaler, self._model = preprocessing.StandardScaler(), model
 
     def predict(self, start: int, stop: int) -> np.ndarray:
@@ -115,12 +125,16 @@ class VowpalWabbit:
 
         self._columns, self._numerics_BN = stream.categories, stream.events.numerics_BN
         self._labels_B = stream.events.labels_B
-        self._workspace = Workspace(f"--quiet --loss_function logistic -b 22 --random_seed 0 {options}")
+        self._workspace = Workspace(
+            f"--quiet --loss_function logistic -b 22 --random_seed 0 {options}"
+        )
         self._parsed: dict[int, object] = {}
         self._texts: dict[int, str] = {}
 
     def predict(self, start: int, stop: int) -> np.ndarray:
-        return np.array([self._workspace.predict(self._example(i)) for i in range(start, stop)], np.float32)
+        return np.array(
+            [self._workspace.predict(self._example(i)) for i in range(start, stop)], np.float32
+        )
 
     def learn(self, start: int, stop: int) -> None:
         for i in range(start, stop):
@@ -130,7 +144,8 @@ class VowpalWabbit:
             del self._parsed[i]
 
     def write(self, start: int, stop: int) -> None:
-        """Write those events as Vowpal Wabbit's text, which is else done when one is first needed."""
+        """Write those events as Vowpal Wabbit's text, which is else done when one is first
+        needed."""
         self._texts |= {i: self._text(i) for i in range(start, stop)}
 
     def _example(self, i: int) -> object:
@@ -143,7 +158,9 @@ class VowpalWabbit:
         for letter, column in zip(self._LETTERS, self._columns, strict=False):
             if column[i] is not None:
                 words.append(f"|{letter} {column[i].translate(_NO_SYNTAX)}")
-        for letter, value in zip(reversed(self._LETTERS), self._numerics_BN[i].tolist(), strict=False):
+        for letter, value in zip(
+            reversed(self._LETTERS), self._numerics_BN[i].tolist(), strict=False
+        ):
             if value == value:
                 words.append(f"|{letter} x:{value:.6g}")
         return " ".join(words)
@@ -153,10 +170,12 @@ _NO_SYNTAX = str.maketrans({character: "_" for character in " :|\t\n\r"})
 
 
 class PlainDLRM(torch.nn.Module):
-    """Embeddings, their dot products and a bottom MLP's vector into a top MLP (Naumov et al., arXiv:1906.00091).
+    """Embeddings, their dot products and a bottom MLP's vector into a top MLP (Naumov et al.,
+    arXiv:1906.00091).
 
-    The same rows, widths and preparation of numerics as niwaki's; Adagrad on the tables, Adam on the rest. It lacks all
-    that niwaki adds: zero-start embeddings, the linear expert, learned shrinkage, time scales, the mixture.
+    The same rows, widths and preparation of numerics as niwaki's; Adagrad on the tables, Adam on
+    the rest. It lacks all that niwaki adds: zero-start embeddings, the linear expert, learned
+    shrinkage, time scales, the mixture.
     """
 
     def __init__(
@@ -168,7 +187,8 @@ class PlainDLRM(torch.nn.Module):
         embedding_rate: float = 0.05,
         network_rate: float = 0.001,
     ):
-        """`config`: of the widths; with other table rows than the default's, only `step` is of use."""
+        """`config`: of the widths; with other table rows than the default's, only `step` is of
+        use."""
         super().__init__()
         torch.manual_seed(seed)
         config, schema = config or LearnerConfig(), stream.schema
@@ -203,13 +223,17 @@ class PlainDLRM(torch.nn.Module):
         part = slice(start, stop)
         self.step(self._stream.rows_BF[part], self._numerics_BN[part], self._labels_B[part])
 
-    def step(self, rows_BF: torch.Tensor, numerics_BN: torch.Tensor, labels_B: torch.Tensor) -> np.ndarray:
+    def step(
+        self, rows_BF: torch.Tensor, numerics_BN: torch.Tensor, labels_B: torch.Tensor
+    ) -> np.ndarray:
         """Learn one batch; (B,), its logits before."""
         logits_B = self(rows_BF, numerics_BN)
         loss = fn.binary_cross_entropy_with_logits(logits_B, labels_B)
         for optimizer in (self._tables_optimizer, self._network_optimizer):
             optimizer.zero_grad()
-        with torch.sparse.check_sparse_tensor_invariants(False):  # the default, said aloud: without it torch warns
+        with torch.sparse.check_sparse_tensor_invariants(
+            False
+        ):  # the default, said aloud: without it torch warns
             loss.backward()
             for optimizer in (self._tables_optimizer, self._network_optimizer):
                 optimizer.step()
@@ -224,9 +248,13 @@ def _mlp(widths: tuple[int, ...]) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def one_stream(name: str, schema: Schema, batches: list[EventBatch], limit_events: int | None) -> Stream:
+def one_stream(
+    name: str, schema: Schema, batches: list[EventBatch], limit_events: int | None
+) -> Stream:
     """All of `batches` as a `Stream`, or the first `limit_events`."""
     events = EventBatch.concat(batches)
     events = events.slice(0, min(len(events), limit_events or len(events)))
     flat = tuple(pa.concat_arrays([column]) for column in events.categorical)
-    return Stream(name, schema, EventBatch(events.labels_B, events.times_s_B, flat, events.numerics_BN))
+    return Stream(
+        name, schema, EventBatch(events.labels_B, events.times_s_B, flat, events.numerics_BN)
+    )

@@ -1,11 +1,14 @@
-"""How soon each detector setting notices a drift, how many it misses, how often it cries wolf, and what it costs.
+"""How soon each detector setting notices a drift, how many it misses, how often it cries wolf, and
+what it costs.
 
-In: synthetic streams whose drifts are known, long ones that have none (`benchmarks.drift_streams`), and recordings
-(`--recordings DIR`). Out: a row for each stream and setting, and the claims that they bear out or not.
+In: synthetic streams whose drifts are known, long ones that have none (`benchmarks.drift_streams`),
+and recordings (`--recordings DIR`). Out: a row for each stream and setting, and the claims that
+they bear out or not.
 
-Everything goes through the learner. The rows called `adaptive` are whole runs, in which each drift regrows the network;
-they say, too, what detection costs. `--rows FILE` keeps each measured row and does not measure it again, `--traces DIR`
-keeps what the learner predicted; `--seeds 0-9` and `--parts` split a run.
+Everything goes through the learner. The rows called `adaptive` are whole runs, in which each drift
+regrows the network; they say, too, what detection costs. `--rows FILE` keeps each measured row and
+does not measure it again, `--traces DIR` keeps what the learner predicted; `--seeds 0-9` and
+`--parts` split a run.
 """
 
 import argparse
@@ -34,28 +37,35 @@ from benchmarks.drift_streams import (
     judge,
 )
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
-from model.evaluation import log_losses
-from model.features import EventBatch, Schema
-from model.learner import LearnerConfig
-from pruning.policy import Phase, PruningConfig
-from stream.backtest import rebatch
-from stream.click_world import SCHEMA, SyntheticConfig
-from stream.drift import DetectorConfig, DriftConfig, DriftMonitor
-from stream.recording import propose_schema, read_recording
-from stream.signals import Seen, Signals
-from stream.trainer import Trainer, TrainingConfig
+from niwaki.model.evaluation import log_losses
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import Phase, PruningConfig
+from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
+from niwaki.stream.drift.signals import Observations, Signals
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
 OFTEN = 50_000
-"""Expected events between false alarms in a setting that has some, so that their number can be checked."""
+"""Expected events between false alarms in a setting that has some, so that their number can be
+checked."""
 COST_ROUNDS = 3
 ROW_FIELDS = ("stream", "rate", "seed", "setting")
 PARTS = ("drifts", "stationary", "adaptive")
 
 
-def _one(detector: str, signal: str, direction: str | None = None, **parameters: Any) -> DriftConfig:
+def _one(
+    detector: str, signal: str, direction: str | None = None, **parameters: Any
+) -> DriftConfig:
     return DriftConfig(
-        detectors=(DetectorConfig(detector=detector, signal=signal, direction=direction, parameters=parameters),)
+        detectors=(
+            DetectorConfig(
+                detector=detector, signal=signal, direction=direction, parameters=parameters
+            ),
+        )
     )
 
 
@@ -108,9 +118,11 @@ class Watcher:
             cut = slice(start, start + BATCH)
             labels_B, times_s_B = trace.labels_B[cut], trace.times_s_B[cut]
             predicted = trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut]
-            seen = Seen(labels_B, times_s_B, *predicted)
+            seen = Observations(labels_B, times_s_B, *predicted)
             started_s = time.perf_counter()
-            found = self.monitor.update(self.signals.compute(seen), self.events, times_s_B, losses_B[cut])
+            found = self.monitor.update(
+                self.signals.compute(seen), self.events, times_s_B, losses_B[cut]
+            )
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found})
             self.events += len(labels_B)
@@ -154,7 +166,8 @@ def measure_drifts(
 
 
 def measure_stationary(kept: Rows, traces: Traces, seeds: Sequence[int], events: int) -> list[dict]:
-    """A row for each seed and setting; click rates take turns, and every other seed has a daily cycle."""
+    """A row for each seed and setting; click rates take turns, and every other seed has a daily
+    cycle."""
     rows = []
     for seed in seeds:
         name, rate = ("daily cycle", "stationary")[seed % 2], RATES[seed % 3]
@@ -171,16 +184,20 @@ def measure_stationary(kept: Rows, traces: Traces, seeds: Sequence[int], events:
     return rows
 
 
-def measure_adaptive(kept: Rows, seeds: Sequence[int], events: int, recordings: Path | None) -> list[dict]:
-    """Whole runs of the default system, each drift answered: on synthetic streams with two drifts, and on recordings,
-    of whose drifts nothing is known."""
+def measure_adaptive(
+    kept: Rows, seeds: Sequence[int], events: int, recordings: Path | None
+) -> list[dict]:
+    """Whole runs of the default system, each drift answered: on synthetic streams with two drifts,
+    and on recordings, of whose drifts nothing is known."""
     rows = []
     for seed in seeds:
         config = SyntheticConfig(events=events, seed=seed)
         row = {"stream": "adaptive: two concepts", "rate": 0.1, "seed": seed, "setting": "default"}
         found = kept.get(*row.values())
         if found is None:
-            found = row | _whole(SCHEMA, list(batches(config)), [point.event for point in config.plan()])
+            found = row | _whole(
+                SCHEMA, list(batches(config)), [point.event for point in config.plan()]
+            )
             keep(kept, [found])
         rows.append(found)
     for path in sorted(recordings.glob("*.parquet")) if recordings else ():
@@ -195,9 +212,9 @@ def measure_adaptive(kept: Rows, seeds: Sequence[int], events: int, recordings: 
 
 
 def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> dict[str, Any]:
-    """`share` is that of detection in the loop of a trainer that publishes as it does by default, while the network is
-    pruned: the median over what lies between two publications, since what else the machine does falls on a few of them;
-    `share_mean` is that of all of it."""
+    """`share` is that of detection in the loop of a trainer that publishes as it does by default,
+    while the network is pruned: the median over what lies between two publications, since what else
+    the machine does falls on a few of them; `share_mean` is that of all of it."""
     watched_s, loop_s = [0.0], [0.0]
     for _ in range(COST_ROUNDS):
         trainer = Trainer(schema, LearnerConfig(), PruningConfig(), DriftConfig(), TrainingConfig())
@@ -239,7 +256,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (name, rate, setting), seeds in groups.items():
         drifts = [delay for row in seeds for delay in row["delays"]]
         delays = [delay for delay in drifts if delay is not None]
-        false, watched = sum(len(row["false_alarms"]) for row in seeds), sum(row["watched"] for row in seeds)
+        false, watched = (
+            sum(len(row["false_alarms"]) for row in seeds),
+            sum(row["watched"] for row in seeds),
+        )
         lines.append(
             {
                 "stream": name,
@@ -265,36 +285,72 @@ def claims(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[dict
     at = {(line["stream"], line["rate"], line["setting"]): line for line in lines}
     calm = [line for line in lines if line["stream"] in ("stationary", "daily cycle")]
     if default := [
-        row for row in rows if row["stream"] in ("stationary", "daily cycle") and row["setting"] == "default"
+        row
+        for row in rows
+        if row["stream"] in ("stationary", "daily cycle") and row["setting"] == "default"
     ]:
-        false, events = sum(len(row["false_alarms"]) for row in default), sum(row["events"] for row in default)
-        made.append(at_most(f"default: false alarms per million of {events:,} calm events", 1e6 * false / events, 1.0))
+        false, events = (
+            sum(len(row["false_alarms"]) for row in default),
+            sum(row["events"] for row in default),
+        )
+        made.append(
+            at_most(
+                f"default: false alarms per million of {events:,} calm events",
+                1e6 * false / events,
+                1.0,
+            )
+        )
     for line in calm:
         if line["setting"] == "default, one in 50,000":
             ratio = line["watched_per_false_alarm"] / OFTEN
             where = f"{line['stream']}, {line['rate']:.0%} clicks"
             off = max(ratio, 1 / ratio) if ratio > 0 else math.inf
-            made.append(at_most(f"{where}: run time between false alarms, times too long or short", off, 2.0))
+            made.append(
+                at_most(
+                    f"{where}: run time between false alarms, times too long or short", off, 2.0
+                )
+            )
     for name, bound in (("rate x 2", 1_000), ("rate x 1.4", 5_000)):
         if line := at.get((name, 0.05, "default")):
-            delays = [r for row in rows if (row["stream"], row["rate"]) == (name, 0.05) for r in _delays(row)]
-            made.append(at_most(f"default: median delay of {name} from 5 %", float(median(delays)), bound))
+            delays = [
+                r
+                for row in rows
+                if (row["stream"], row["rate"]) == (name, 0.05)
+                for r in _delays(row)
+            ]
+            made.append(
+                at_most(f"default: median delay of {name} from 5 %", float(median(delays)), bound)
+            )
             made.append(at_most(f"default: share of {name} from 5 % missed", line["missed"], 0.0))
     for line in lines:
-        if line["setting"] == "default" and line["stream"] in ("concept, half", "concept, all", "concept, recurring"):
+        if line["setting"] == "default" and line["stream"] in (
+            "concept, half",
+            "concept, all",
+            "concept, recurring",
+        ):
             where = f"default: {line['stream']}, {line['rate']:.0%} clicks"
             made.append(at_most(f"{where}: share missed", line["missed"], 0.0))
     for line in lines:
         if line["setting"] == "default" and line["stream"] == "adaptive: two concepts":
             made.append(
-                at_most("adaptive, two concepts: false alarms, phase changes included", line["false_alarms"], 0)
+                at_most(
+                    "adaptive, two concepts: false alarms, phase changes included",
+                    line["false_alarms"],
+                    0,
+                )
             )
             made.append(at_most("adaptive, two concepts: share missed", line["missed"], 0.0))
         if line["setting"] == "default" and line["share_of_loop"] > 0:
             claim = f"{line['stream']}: share of detection in the loop of a trainer with a pruned network"
             made.append(at_most(claim, line["share_of_loop"], 0.05))
-    if costs := [line["microseconds_per_detector"] for line in lines if line["setting"] == "default"]:
-        made.append(at_most("default: microseconds an event and detector, signals included", max(costs), 2.0))
+    if costs := [
+        line["microseconds_per_detector"] for line in lines if line["setting"] == "default"
+    ]:
+        made.append(
+            at_most(
+                "default: microseconds an event and detector, signals included", max(costs), 2.0
+            )
+        )
     return made
 
 
@@ -308,7 +364,11 @@ def _delays(row: dict[str, Any]) -> list[float]:
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
     """Every part that is asked for."""
     torch.set_num_threads(1)
-    kept, traces, seeds = Rows(options.rows, ROW_FIELDS), Traces(options.traces), options.seeds[: 1 if quick else None]
+    kept, traces, seeds = (
+        Rows(options.rows, ROW_FIELDS),
+        Traces(options.traces),
+        options.seeds[: 1 if quick else None],
+    )
     rates, kinds = (RATES[1:2], list(KINDS)[4:5]) if quick else (RATES, list(KINDS))
     rows = []
     if "stationary" in options.parts and not quick:
@@ -316,9 +376,16 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     if "drifts" in options.parts:
         rows += measure_drifts(kept, traces, seeds, rates, kinds)
     if "adaptive" in options.parts and not quick:
-        rows += measure_adaptive(kept, [seed for seed in seeds if seed < 5], WHOLE_EVENTS, options.recordings)
+        rows += measure_adaptive(
+            kept, [seed for seed in seeds if seed < 5], WHOLE_EVENTS, options.recordings
+        )
     lines = summarise(rows)
-    setting = {"seeds": len(seeds), "stationary_events": options.events, "max_delay": MAX_DELAY, "batch": BATCH}
+    setting = {
+        "seeds": len(seeds),
+        "stationary_events": options.events,
+        "max_delay": MAX_DELAY,
+        "batch": BATCH,
+    }
     return Findings(lines, claims(rows, lines), setting)
 
 
@@ -326,11 +393,17 @@ def run_main(arguments: list[str] | None = None) -> None:
     """The program: the frame's options, and those of this benchmark."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--recordings", type=Path, help="folder of recorded streams")
-    parser.add_argument("--events", type=int, default=STATIONARY_EVENTS, help="length of a stationary stream")
+    parser.add_argument(
+        "--events", type=int, default=STATIONARY_EVENTS, help="length of a stationary stream"
+    )
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
-    parser.add_argument("--traces", type=Path, help="folder that traces of the learner are kept in, some gigabytes")
+    parser.add_argument(
+        "--traces", type=Path, help="folder that traces of the learner are kept in, some gigabytes"
+    )
     parser.add_argument("--seeds", type=seeds_of, default=list(range(20)), help="as in 0-9")
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument(
+        "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure"
+    )
     options, rest = parser.parse_known_args(arguments)
 
     def measured(quick: bool) -> Findings:

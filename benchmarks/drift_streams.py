@@ -1,10 +1,12 @@
-"""The streams of the drift benchmark, what the learner predicts of them, and what counts as noticing a drift.
+"""The streams of the drift benchmark, what the learner predicts of them, and what counts as
+noticing a drift.
 
-In: a kind of drift, a click rate, a seed. Out: traces of the learner; it learns a stream once, and every detector
-setting then watches the trace. All streams of one click rate and seed are the same up to the drift, and that part is
-learned once, too. Phases are those of a network that is pruned after the warm-up. The protocol is that of CapyMOA's
-`EvaluateDriftDetector`: an alarm from the start of a drift to `MAX_DELAY` events after its end is a true one, the first
-of them says the delay; an earlier alarm is a false one, and a drift without an alarm is missed.
+In: a kind of drift, a click rate, a seed. Out: traces of the learner; it learns a stream once, and
+every detector setting then watches the trace. All streams of one click rate and seed are the same
+up to the drift, and that part is learned once, too. Phases are those of a network that is pruned
+after the warm-up. The protocol is that of CapyMOA's `EvaluateDriftDetector`: an alarm from the
+start of a drift to `MAX_DELAY` events after its end is a true one, the first of them says the
+delay; an earlier alarm is a false one, and a drift without an alarm is missed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +16,19 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from model.features import EventBatch
-from model.learner import LearnerConfig
-from pruning.policy import Move, PruningConfig
-from stream.backtest import rebatch
-from stream.click_world import SCHEMA, SyntheticConfig, World
-from stream.drift import DetectorConfig, DriftConfig
-from stream.events import table_to_batch
-from stream.signals import Seen
-from stream.trainer import Trainer, TrainingConfig
+from niwaki.model.features.schema import EventBatch
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import Move, PruningConfig
+from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
+from niwaki.stream.drift.signals import Observations
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig, World
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 AT, AGAIN, PREFIX = 100_000, 140_000, 98_304
-"""Events of the drift and of its return; up to the last one, a whole block of the stream's, nothing differs."""
+"""Events of the drift and of its return; up to the last one, a whole block of the stream's, nothing
+differs."""
 MAX_DELAY = 10_000
 RATES = (0.01, 0.05, 0.2)
 EVENTS_PER_S = 0.5  # a day is 43,200 events: the daily cycle is known before the drift
@@ -37,7 +40,7 @@ class Kind(NamedTuple):
     """A kind of drift."""
 
     drifts: str
-    """In the language of `stream.drift_plan`; {rate} is the click rate before."""
+    """In the language of `stream.synthetic.drift_plan`; {rate} is the click rate before."""
     last: int = AT
     """Where the last change is over."""
 
@@ -69,7 +72,8 @@ class Traces:
     """Traces of the learner, each learned when it is first asked for."""
 
     def __init__(self, folder: Path | None):
-        """`folder`: where they are kept from one run to the next. They hold for one version of the learner."""
+        """`folder`: where they are kept from one run to the next. They hold for one version of the
+        learner."""
         self._folder = folder
 
     def calm(self, rate: float, seed: int, daily_cycle: float, events: int) -> Trace:
@@ -82,9 +86,13 @@ class Traces:
             daily_cycle=daily_cycle,
             events_per_s=EVENTS_PER_S,
         )
-        return self._kept(f"calm {rate} {seed} {daily_cycle} {events}", lambda: learn(new_trainer(), config))
+        return self._kept(
+            f"calm {rate} {seed} {daily_cycle} {events}", lambda: learn(new_trainer(), config)
+        )
 
-    def drifting(self, rate: float, seed: int, kinds: Sequence[str]) -> tuple[Trace, Iterator[tuple[str, Trace]]]:
+    def drifting(
+        self, rate: float, seed: int, kinds: Sequence[str]
+    ) -> tuple[Trace, Iterator[tuple[str, Trace]]]:
         """What all streams of a seed have in common, and the rest of each kind."""
         before = new_trainer()
 
@@ -103,7 +111,10 @@ class Traces:
             return learn(trainer, stream(rate, seed, name), PREFIX)
 
         prefix = self._kept(f"before {rate} {seed}", learn_prefix)
-        rests = ((name, self._kept(f"{name} {rate} {seed}", lambda name=name: learn_rest(name))) for name in kinds)
+        rests = (
+            (name, self._kept(f"{name} {rate} {seed}", lambda name=name: learn_rest(name)))
+            for name in kinds
+        )
         return prefix, rests
 
     def _kept(self, name: str, learned: Callable[[], Trace]) -> Trace:
@@ -128,7 +139,7 @@ class Recorder:
     def __init__(self):
         self.parts: list[tuple[np.ndarray, ...]] = []
 
-    def compute(self, seen: Seen) -> dict:
+    def compute(self, seen: Observations) -> dict:
         """Nothing for a detector."""
         self.parts.append((seen.labels_B, seen.times_s_B, seen.experts_BE, seen.logits_B))
         return {}
@@ -145,7 +156,9 @@ def new_trainer() -> Trainer:
     return Trainer(SCHEMA, LearnerConfig(), PruningConfig(policy="static"), nothing, training)
 
 
-def learn(trainer: Trainer, config: SyntheticConfig, first_event: int = 0, stop: int | None = None) -> Trace:
+def learn(
+    trainer: Trainer, config: SyntheticConfig, first_event: int = 0, stop: int | None = None
+) -> Trace:
     """Let it learn the events from `first_event`, a multiple of a block, to `stop`."""
     trainer.signals, exchanged = Recorder(), []
     for batch in batches(config, first_event, stop):
@@ -156,7 +169,9 @@ def learn(trainer: Trainer, config: SyntheticConfig, first_event: int = 0, stop:
     return Trace(*parts, np.array(exchanged, np.int64))
 
 
-def batches(config: SyntheticConfig, first_event: int = 0, stop: int | None = None) -> Iterator[EventBatch]:
+def batches(
+    config: SyntheticConfig, first_event: int = 0, stop: int | None = None
+) -> Iterator[EventBatch]:
     """The stream from `first_event` to `stop`."""
     world = World(config)
     block_events = len(world.draw(0).labels_B)
@@ -170,12 +185,24 @@ def stream(rate: float, seed: int, name: str) -> SyntheticConfig:
     kind = KINDS[name]
     drifts = tuple(kind.drifts.format(more=round(1.4 * rate, 4), twice=2 * rate).split())
     return SyntheticConfig(
-        events=kind.last + MAX_DELAY, seed=seed, base_rate=rate, drifts=drifts, events_per_s=EVENTS_PER_S
+        events=kind.last + MAX_DELAY,
+        seed=seed,
+        base_rate=rate,
+        drifts=drifts,
+        events_per_s=EVENTS_PER_S,
     )
 
 
-def judge(alarms: Sequence[int], starts: Sequence[int] = (), end: int = 0) -> tuple[list[int | None], list[int]]:
-    """By the protocol: the delays of the drifts from `starts` on, the last one over at `end`; and the false alarms."""
+def judge(
+    alarms: Sequence[int], starts: Sequence[int] = (), end: int = 0
+) -> tuple[list[int | None], list[int]]:
+    """By the protocol: the delays of the drifts from `starts` on, the last one over at `end`; and
+    the false alarms."""
     spans = [(start, max(start, end if start == starts[-1] else 0) + MAX_DELAY) for start in starts]
-    delays = [next((alarm - first for alarm in alarms if first <= alarm <= last), None) for first, last in spans]
-    return delays, [alarm for alarm in alarms if not any(first <= alarm <= last for first, last in spans)]
+    delays = [
+        next((alarm - first for alarm in alarms if first <= alarm <= last), None)
+        for first, last in spans
+    ]
+    return delays, [
+        alarm for alarm in alarms if not any(first <= alarm <= last for first, last in spans)
+    ]

@@ -1,7 +1,9 @@
-"""The frame that every benchmark stands in: what it prints, and how to measure on a machine that others use, too.
+"""The frame that every benchmark stands in: what it prints, and how to measure on a machine that
+others use, too.
 
-In: a function that measures, and answers with rows and claims. Out: one JSON object, or the same as tables to read. A
-claim that does not hold is printed as such; it is a finding and no failure, so the exit code is 0.
+In: a function that measures, and answers with rows and claims. Out: one JSON object, or the same as
+tables to read. A claim that does not hold is printed as such; it is a finding and no failure, so
+the exit code is 0.
 """
 
 import argparse
@@ -35,7 +37,8 @@ class Spread(NamedTuple):
 
 
 class Rows:
-    """Measured rows by the fields that tell them apart, kept in a file of JSON Lines where one is given."""
+    """Measured rows by the fields that tell them apart, kept in a file of JSON Lines where one is
+    given."""
 
     def __init__(self, path: Path | None, fields: Sequence[str]):
         """`path`: continued where it is there."""
@@ -69,7 +72,8 @@ class Pair(NamedTuple):
     """Two ways to do one thing, measured in turns."""
 
     ratio: Spread
-    """Seconds of the first over seconds of the second, within a round: above 1, the second is faster."""
+    """Seconds of the first over seconds of the second, within a round: above 1, the second is
+    faster."""
     first_s: Spread
     second_s: Spread
 
@@ -93,9 +97,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> Pair:
-    """Time both in each of `rounds` rounds, after one round to warm up, the first one first in every other round.
+    """Time both in each of `rounds` rounds, after one round to warm up, the first one first in
+    every other round.
 
-    What else the machine does then falls on both alike, and the median ratio says more than two separate medians.
+    What else the machine does then falls on both alike, and the median ratio says more than two
+    separate medians.
     """
     first_s, second_s = [], []
     for place in range(rounds + 1):
@@ -119,15 +125,21 @@ def at_most(claim: str, value: float, bound: float) -> dict[str, Any]:
     return {"claim": claim, "value": value, "bound": bound, "holds": value <= bound}
 
 
-def main(name: str, measure: Callable[[bool], Findings], arguments: Sequence[str] | None = None) -> None:
+def main(
+    name: str, measure: Callable[[bool], Findings], arguments: Sequence[str] | None = None
+) -> None:
     """The program `python -m benchmarks.NAME`. `measure(quick)` does the work."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=sys.modules[measure.__module__].__doc__
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer events and rounds: shows that it runs, not how fast"
+        "--quick",
+        action="store_true",
+        help="fewer events and rounds: shows that it runs, not how fast",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     given = parser.parse_args(arguments)
     flags = " ".join(f"--{flag}" for flag in ("quick", "json") if getattr(given, flag))
     head = {
@@ -158,10 +170,14 @@ def commit() -> str:
     """What is checked out, with a plus sign if files differ from it; "unknown" without git."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short", "HEAD") + (
+            "+" if git("status", "--porcelain", "-uno") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -175,7 +191,8 @@ def machine() -> str:
 
 
 def text(result: Mapping[str, Any], tables: str = "") -> str:
-    """A result for a person: Markdown that can stand in a README as it is. `tables`: in the place of all rows."""
+    """A result for a person: Markdown that can stand in a README as it is. `tables`: in the place
+    of all rows."""
     setting = ", ".join(f"{name} {_cell(value)}" for name, value in result["setting"].items())
     lines = [
         f"{result['name']}, {result['date']}, commit {result['commit']}",
@@ -186,7 +203,10 @@ def text(result: Mapping[str, Any], tables: str = "") -> str:
     lines += ["", *([tables] if tables else table(result["rows"]))]
     for claim in result["claims"]:
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
-        lines += ["", f"{verdict}: {claim['claim']} (value {_cell(claim['value'])}, bound {_cell(claim['bound'])})"]
+        lines += [
+            "",
+            f"{verdict}: {claim['claim']} (value {_cell(claim['value'])}, bound {_cell(claim['bound'])})",
+        ]
     return "\n".join(lines)
 
 
@@ -194,14 +214,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows with the same keys as the lines of a Markdown table, numbers to the right."""
     names = list(rows[0])
     numeric = [all(isinstance(row[name], int | float | None) for row in rows) for name in names]
-    cells = [[name.replace("_", " ") for name in names], *([_cell(row[name]) for name in names] for row in rows)]
+    cells = [
+        [name.replace("_", " ") for name in names],
+        *([_cell(row[name]) for name in names] for row in rows),
+    ]
     widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
 
     def line(words: Sequence[str]) -> str:
-        parts = (w.rjust(n) if right else w.ljust(n) for w, n, right in zip(words, widths, numeric, strict=True))
+        parts = (
+            w.rjust(n) if right else w.ljust(n)
+            for w, n, right in zip(words, widths, numeric, strict=True)
+        )
         return f"| {' | '.join(parts)} |"
 
-    rule = ["-" * (n - 1) + ":" if right else "-" * n for n, right in zip(widths, numeric, strict=True)]
+    rule = [
+        "-" * (n - 1) + ":" if right else "-" * n for n, right in zip(widths, numeric, strict=True)
+    ]
     return [line(cells[0]), line(rule), *map(line, cells[1:])]
 
 

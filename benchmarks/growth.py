@@ -1,11 +1,14 @@
-"""How the learner's rate and memory grow with the rows of the tables, the fields and the width of the network.
+"""How the learner's rate and memory grow with the rows of the tables, the fields and the width of
+the network.
 
-Each measurement is a process of its own, which learns made-up rows in batches of 512: 13 numerics, a frequent few ids
-and a long tail, spread over each field's table as a hash would. One size is varied at a time; the others are 26 fields,
-a million rows in all, a top MLP of 512 and 256. Settings take turns, and a ratio is one of two runs of the same turn.
+Each measurement is a process of its own, which learns made-up rows in batches of 512: 13 numerics,
+a frequent few ids and a long tail, spread over each field's table as a hash would. One size is
+varied at a time; the others are 26 fields, a million rows in all, a top MLP of 512 and 256.
+Settings take turns, and a ratio is one of two runs of the same turn.
 
-Pruned: a network that takes a tenth of the dense multiply-adds from the start. Pairs of fields are off, so that 8
-fields and 64 differ in nothing else. Memory is the largest resident size of the process, libraries and all.
+Pruned: a network that takes a tenth of the dense multiply-adds from the start. Pairs of fields are
+off, so that 8 fields and 64 differ in nothing else. Memory is the largest resident size of the
+process, libraries and all.
 """
 
 import argparse
@@ -21,10 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
-from model.encoder import Features
-from model.features import Schema
-from model.learner import Learner, LearnerConfig
-from stream.second_thread import SecondThread, tensor_threads
+from niwaki.model.features.encoder import Features
+from niwaki.model.features.schema import Schema
+from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.stream.training.second_thread import SecondThread, tensor_threads
 
 BATCH_EVENTS, NUMERICS = 512, 13
 FREE_BYTES = 700_000_000
@@ -62,7 +65,9 @@ class Size(NamedTuple):
 
 
 QUICK = Size(8_192, 1, (100_000, 20_000_000), (8, 64), (256, 2048))
-FULL = Size(65_536, 3, (100_000, 1_000_000, 5_000_000, 20_000_000), (8, 16, 26, 64), (256, 512, 1024, 2048))
+FULL = Size(
+    65_536, 3, (100_000, 1_000_000, 5_000_000, 20_000_000), (8, 16, 26, 64), (256, 512, 1024, 2048)
+)
 PHASES = ("dense", "pruned")
 
 
@@ -84,10 +89,17 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     rows = []
     for setting, measured in found.items():
         rate = spread([one.events_per_s for one in measured])
-        resident, tables = (median(values) for values in zip(*(one[1:] for one in measured), strict=True))
+        resident, tables = (
+            median(values) for values in zip(*(one[1:] for one in measured), strict=True)
+        )
         row = setting._asdict() | {"events_per_s": rate.median, "low": rate.low, "high": rate.high}
         rows.append(row | {"resident_mb": resident / 1e6, "table_mb": tables / 1e6})
-    about = {"events": size.events, "turns": size.turns, "batch_events": BATCH_EVENTS, "threads": options.threads}
+    about = {
+        "events": size.events,
+        "turns": size.turns,
+        "batch_events": BATCH_EVENTS,
+        "threads": options.threads,
+    }
     return Findings(rows, claims(found), about)
 
 
@@ -95,12 +107,28 @@ def claims(found: dict[Setting, list[Measured]]) -> list[dict[str, Any]]:
     """What niwaki promises of the largest tables, as far as they were measured."""
     made = []
     for phase in PHASES:
-        small, large = (found.get(Setting(rows=rows, phase=phase)) for rows in (100_000, 20_000_000))
+        small, large = (
+            found.get(Setting(rows=rows, phase=phase)) for rows in (100_000, 20_000_000)
+        )
         if small and large:
-            ratio = median(b.events_per_s / a.events_per_s for a, b in zip(small, large, strict=True))
-            made.append(at_least(f"{phase}: rate with 20,000,000 rows over that with 100,000", ratio, 0.7))
-    resident = [(one.resident_bytes - FREE_BYTES) / one.table_bytes for measured in found.values() for one in measured]
-    made.append(at_most("resident bytes less 700 MB over those of the tables, the worst of all", max(resident), 1.15))
+            ratio = median(
+                b.events_per_s / a.events_per_s for a, b in zip(small, large, strict=True)
+            )
+            made.append(
+                at_least(f"{phase}: rate with 20,000,000 rows over that with 100,000", ratio, 0.7)
+            )
+    resident = [
+        (one.resident_bytes - FREE_BYTES) / one.table_bytes
+        for measured in found.values()
+        for one in measured
+    ]
+    made.append(
+        at_most(
+            "resident bytes less 700 MB over those of the tables, the worst of all",
+            max(resident),
+            1.15,
+        )
+    )
     return made
 
 
@@ -115,7 +143,7 @@ def one(asked: str) -> Measured:
     """One measurement, in this process."""
     setting, events, threads = msgspec.json.decode(asked, type=tuple[Setting, int, int])
     tensor_threads(threads)
-    learner = learner_of(setting)
+    learner = compiled_learn(setting)
     if threads > 1:
         second = SecondThread(threads)
         learner.together = second.together
@@ -134,10 +162,11 @@ def one(asked: str) -> Measured:
     )
 
 
-def learner_of(setting: Setting) -> Learner:
+def compiled_learn(setting: Setting) -> Learner:
     """A fresh learner of that size."""
     categorical, numeric = (
-        tuple(f"{kind}{i}" for i in range(count)) for kind, count in (("c", setting.fields), ("n", NUMERICS))
+        tuple(f"{kind}{i}" for i in range(count))
+        for kind, count in (("c", setting.fields), ("n", NUMERICS))
     )
     config = LearnerConfig(
         table_rows=setting.rows // setting.fields,
@@ -155,10 +184,14 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[Features, np.nd
     ids_BF = (rows * rng.random((BATCH_EVENTS, fields)) ** 3).astype(np.int64)
     rows_BF = ids_BF * 2_654_435_761 % rows + np.arange(fields) * rows
     numerics_BN = rng.normal(size=(BATCH_EVENTS, NUMERICS)).astype(np.float32)
-    labels_B = (rng.random(BATCH_EVENTS) < 1 / (1 + np.exp(1 - numerics_BN[:, 0]))).astype(np.float32)
+    labels_B = (rng.random(BATCH_EVENTS) < 1 / (1 + np.exp(1 - numerics_BN[:, 0]))).astype(
+        np.float32
+    )
     pairs_BP = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
     times_s_B = torch.zeros(BATCH_EVENTS, dtype=torch.float64)
-    return Features(torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN), times_s_B), labels_B
+    return Features(
+        torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN), times_s_B
+    ), labels_B
 
 
 def run_main(arguments: list[str] | None = None) -> None:

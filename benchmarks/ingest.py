@@ -1,4 +1,5 @@
-"""From a Kafka topic to learned, in the sparse phase: the whole loop, publication included, whichever way events come.
+"""From a Kafka topic to learned, in the sparse phase: the whole loop, publication included,
+whichever way events come.
 
 Each round takes the same events through each path in turn:
 
@@ -7,11 +8,12 @@ Each round takes the same events through each path in turn:
     process, inline    the real loop, with `kafka.reader` so
     memory             the real loop, on events that are decoded already
 
-with JSON and with Arrow messages, of a wide stream (13 numeric and 26 categorical fields, some 650 bytes as JSON) and
-of a narrow one: what `niwaki generate` makes, or a recording of yours (`--recording FILE`).
+with JSON and with Arrow messages, of a wide stream (13 numeric and 26 categorical fields, some 650
+bytes as JSON) and of a narrow one: what `niwaki generate` makes, or a recording of yours
+(`--recording FILE`).
 
-But for the bare loop, what is timed begins some thousand events after the start and is many times what a reader reads
-ahead, so neither the start of a process nor what it had read before counts.
+But for the bare loop, what is timed begins some thousand events after the start and is many times
+what a reader reads ahead, so neither the start of a process nor what it had read before counts.
 """
 
 import argparse
@@ -32,26 +34,29 @@ from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.frame import Findings, at_least, main, spread
 from benchmarks.servers import some_kafka, some_redis
-from model.features import EventBatch, Schema
-from model.learner import LearnerConfig
-from pruning.policy import Phase, PruningConfig
-from serving.store import CheckpointStore, StoreConfig
-from stream.backtest import rebatch
-from stream.connection import KafkaConfig, connect, ensure_topic
-from stream.drift import DriftConfig
-from stream.events import EventDecoder, encode_arrow, encode_json
-from stream.intake import Intake
-from stream.pipeline import Pipeline, new_reader
-from stream.reader import Reading, Reads
-from stream.recording import batch_to_table, propose_schema, read_recording
-from stream.second_thread import tensor_threads
-from stream.sink import DeadLetters, EventSink
-from stream.snapshot import Positions, SnapshotConfig
-from stream.synthetic import SCHEMA, SyntheticConfig, generate
-from stream.telemetry import Telemetry
-from stream.trainer import Step, Trainer, TrainingConfig
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import Phase, PruningConfig
+from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
+from niwaki.stream.kafka.batcher import Intake
+from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
+from niwaki.stream.kafka.reader import EventReader, PolledBatch
+from niwaki.stream.kafka.sink import DeadLetters, EventSink
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.recordings.recording import batch_to_table, propose_schema, read_recording
+from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.training.pipeline import Pipeline, new_reader
+from niwaki.stream.training.second_thread import tensor_threads
+from niwaki.stream.training.snapshot import Positions, SnapshotConfig
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Step, Trainer, TrainingConfig
 
-WIDE = Schema(categorical=tuple(f"c{at:02}" for at in range(26)), numeric=tuple(f"n{at:02}" for at in range(13)))
+WIDE = Schema(
+    categorical=tuple(f"c{at:02}" for at in range(26)),
+    numeric=tuple(f"n{at:02}" for at in range(13)),
+)
 TABLE_ROWS = 1_000_000
 EVENTS_PER_MESSAGE = 128
 NEVER_S = 1e9
@@ -106,17 +111,26 @@ def streams(recording: Path | None, events: int) -> Iterator[Stream]:
 
 
 def wide_events(count: int) -> pa.Table:
-    """Clicks that follow a few of 26 ids, between 10 and a million values each, and of 13 numerics."""
+    """Clicks that follow a few of 26 ids, between 10 and a million values each, and of 13
+    numerics."""
     rng = np.random.default_rng(0)
     sizes = np.logspace(1, 6, len(WIDE.categorical)).astype(np.int64)
     ids_FB = (rng.random((len(sizes), count)) ** 2 * sizes[:, None]).astype(np.int64)
     numerics_NB = rng.normal(size=(len(WIDE.numeric), count)).round(4)
-    logits_B = numerics_NB[0] + rng.normal(size=sizes[0])[ids_FB[0]] + rng.normal(size=sizes[1])[ids_FB[1]] - 1
+    logits_B = (
+        numerics_NB[0]
+        + rng.normal(size=sizes[0])[ids_FB[0]]
+        + rng.normal(size=sizes[1])[ids_FB[1]]
+        - 1
+    )
     columns = {
         WIDE.label: (rng.random(count) < 1 / (1 + np.exp(-logits_B))).astype(np.float32),
         WIDE.timestamp: 1_700_000_000_000 + np.arange(count),
     }
-    columns |= {name: [f"{value:08x}" for value in row] for name, row in zip(WIDE.categorical, ids_FB, strict=True)}
+    columns |= {
+        name: [f"{value:08x}" for value in row]
+        for name, row in zip(WIDE.categorical, ids_FB, strict=True)
+    }
     return pa.table(columns | dict(zip(WIDE.numeric, numerics_NB, strict=True)))
 
 
@@ -139,7 +153,11 @@ def measure(quick: bool, recording: Path | None = None) -> Findings:
             found = [_row(stream.name, path, rates) for path in PATHS]
             rows, claims = rows + found, claims + _claims(stream.name, found)
             setting |= {f"{stream.name}_bytes_a_json_message": ingest.message_bytes["json"]}
-    setting |= sizes._asdict() | {"batch_events": training.batch_events, "kafka": kafka, "redis": redis}
+    setting |= sizes._asdict() | {
+        "batch_events": training.batch_events,
+        "kafka": kafka,
+        "redis": redis,
+    }
     return Findings(rows, claims, setting)
 
 
@@ -147,13 +165,23 @@ class Ingest:
     """One stream in two topics, and the loops that learn it."""
 
     def __init__(
-        self, stream: Stream, sizes: Sizes, training: TrainingConfig, servers: str, redis_url: str, stack: ExitStack
+        self,
+        stream: Stream,
+        sizes: Sizes,
+        training: TrainingConfig,
+        servers: str,
+        redis_url: str,
+        stack: ExitStack,
     ):
         self._sizes, self._schema = sizes, stream.schema
         learned, table = stream.table.slice(0, sizes.trained), stream.table.slice(sizes.trained)
         values = {"json": encode_json(table), "arrow": encode_arrow(table, EVENTS_PER_MESSAGE)}
-        self.message_bytes = {wire: sum(map(len, those)) / len(those) for wire, those in values.items()}
-        self._kafka = {wire: self._produce(f"{stream.name}-{wire}", values[wire], servers) for wire in values}
+        self.message_bytes = {
+            wire: sum(map(len, those)) / len(those) for wire, those in values.items()
+        }
+        self._kafka = {
+            wire: self._produce(f"{stream.name}-{wire}", values[wire], servers) for wire in values
+        }
         self._decoded = EventDecoder(stream.schema).decode(values["arrow"])[0]
         trained = EventDecoder(stream.schema).decode(encode_arrow(learned, EVENTS_PER_MESSAGE))[0]
         trainer = sparse_trainer(stream.schema, training, trained)
@@ -167,13 +195,23 @@ class Ingest:
             reader = Memory(wire, self._decoded, self._sizes.poll_messages)
         else:
             kind = "inline" if path == "inline" else "process"
-            reader = new_reader(msgspec.structs.replace(self._kafka[wire], reader=kind), self._schema)
+            reader = new_reader(
+                msgspec.structs.replace(self._kafka[wire], reader=kind), self._schema
+            )
         with closing(reader):
-            return self._hand_over(reader) if path == "hand over" else self._loop.seconds(reader, self._sizes)
+            return (
+                self._hand_over(reader)
+                if path == "hand over"
+                else self._loop.seconds(reader, self._sizes)
+            )
 
     def _produce(self, topic: str, values: Sequence[bytes], servers: str) -> KafkaConfig:
-        at_once = self._sizes.poll_messages // (EVENTS_PER_MESSAGE if topic.endswith("arrow") else 1)
-        config = KafkaConfig(bootstrap_servers=servers, topic=topic, group_id="", max_poll_messages=at_once)
+        at_once = self._sizes.poll_messages // (
+            EVENTS_PER_MESSAGE if topic.endswith("arrow") else 1
+        )
+        config = KafkaConfig(
+            bootstrap_servers=servers, topic=topic, group_id="", max_poll_messages=at_once
+        )
         for name in (topic, config.dead_letters):
             ensure_topic(config, name)
         with EventSink(config) as sink:
@@ -182,16 +220,21 @@ class Ingest:
         return config
 
     def _poll(self, config: KafkaConfig) -> float:
-        """A plain consumer, once it is connected: what it fetches at first is many messages, and counts."""
+        """A plain consumer, once it is connected: what it fetches at first is many messages, and
+        counts."""
         per_message = EVENTS_PER_MESSAGE if config.topic.endswith("arrow") else 1
-        consumer = connect(KafkaConsumer, config, max_partition_fetch_bytes=8 * 2**20, enable_auto_commit=False)
+        consumer = connect(
+            KafkaConsumer, config, max_partition_fetch_bytes=8 * 2**20, enable_auto_commit=False
+        )
         with closing(consumer):
             at = TopicPartition(config.topic, 0)
             consumer.assign([at])
             consumer.seek(at, 0)
             while not consumer.poll(100, max_records=1):
                 pass
-            consumer.seek(at, 0)  # which drops what has been fetched: now it is connected, and begins
+            consumer.seek(
+                at, 0
+            )  # which drops what has been fetched: now it is connected, and begins
 
             def poll() -> int:
                 polled = consumer.poll(100, max_records=config.max_poll_messages)
@@ -199,7 +242,7 @@ class Ingest:
 
             return self._timed(poll, skipped=0)
 
-    def _hand_over(self, reader: Reads) -> float:
+    def _hand_over(self, reader: EventReader) -> float:
         reader.start({})
 
         def read() -> int:
@@ -209,7 +252,8 @@ class Ingest:
         return self._timed(read, self._sizes.skipped)
 
     def _timed(self, take: Callable[[], int], skipped: int) -> float:
-        """Seconds for the timed events, by the rate after the first `skipped`. 0: from before the first fetch on."""
+        """Seconds for the timed events, by the rate after the first `skipped`. 0: from before the
+        first fetch on."""
         events = before = 0
         started_s = time.perf_counter()
         while events < self._sizes.skipped + self._sizes.timed:
@@ -228,22 +272,22 @@ class Memory:
         self._readings = iter(_readings(batch, at_once) if batch else ())
 
     def start(self, offsets: Mapping[int, int]) -> None:
-        """See `Reads`."""
+        """See `EventReader`."""
 
-    def read(self, timeout_s: float) -> Reading | None:
-        """See `Reads`."""
+    def read(self, timeout_s: float) -> PolledBatch | None:
+        """See `EventReader`."""
         return next(self._readings, None)
 
     def close(self) -> None:
-        """See `Reads`."""
+        """See `EventReader`."""
 
 
-def _readings(batch: EventBatch, at_once: int) -> list[Reading]:
+def _readings(batch: EventBatch, at_once: int) -> list[PolledBatch]:
     first_B = np.arange(len(batch))
     after_B4 = np.stack([0 * first_B, first_B + 1, 0 * first_B, first_B], axis=1)
     cuts = [*range(0, len(batch), at_once), len(batch)]
     return [
-        Reading(batch.slice(start, stop), after_B4[start:stop], [], {0: stop}, stop - start, 0)
+        PolledBatch(batch.slice(start, stop), after_B4[start:stop], [], {0: stop}, stop - start, 0)
         for start, stop in itertools.pairwise(cuts)
     ]
 
@@ -251,9 +295,15 @@ def _readings(batch: EventBatch, at_once: int) -> list[Reading]:
 def sparse_trainer(schema: Schema, training: TrainingConfig, events: EventBatch) -> Trainer:
     """A trainer that has learned `events` and stays sparse."""
     half = len(events) // 2
-    pruning = PruningConfig(policy="static", warmup_events=half - training.batch_events, pruning_events=half)
+    pruning = PruningConfig(
+        policy="static", warmup_events=half - training.batch_events, pruning_events=half
+    )
     trainer = Trainer(
-        schema, LearnerConfig(table_rows=TABLE_ROWS // len(schema.fields)), pruning, DriftConfig(), training
+        schema,
+        LearnerConfig(table_rows=TABLE_ROWS // len(schema.fields)),
+        pruning,
+        DriftConfig(),
+        training,
     )
     for batch in rebatch([events], training.batch_events):
         trainer.step(batch)
@@ -268,7 +318,9 @@ class Enough(Exception):
 class Loop:
     """The real loop of one trainer, with one reader after the other."""
 
-    def __init__(self, trainer: Trainer, config: KafkaConfig, redis_url: str, name: str, stack: ExitStack):
+    def __init__(
+        self, trainer: Trainer, config: KafkaConfig, redis_url: str, name: str, stack: ExitStack
+    ):
         self._trainer, self._training = trainer, trainer.config
         self._dead_letters = stack.enter_context(DeadLetters(config))
         self._pipeline = Pipeline(
@@ -277,15 +329,19 @@ class Loop:
             trainer=trainer,
             store=stack.enter_context(CheckpointStore(StoreConfig(url=redis_url, name=name))),
             telemetry=Telemetry(),
-            snapshot=SnapshotConfig(directory=stack.enter_context(tempfile.TemporaryDirectory()), every_s=NEVER_S),
+            snapshot=SnapshotConfig(
+                directory=stack.enter_context(tempfile.TemporaryDirectory()), every_s=NEVER_S
+            ),
             on_step=self._look_at_the_clock,
         )
         stack.enter_context(closing(self._pipeline.publisher))
 
-    def seconds(self, reader: Reads, sizes: Sizes) -> float:
+    def seconds(self, reader: EventReader, sizes: Sizes) -> float:
         """To learn the timed events, after as many as are skipped."""
         batch_events, max_age_s = self._training.batch_events, self._training.max_batch_age_s
-        self._pipeline.intake = Intake(reader, self._dead_letters, batch_events=batch_events, max_batch_age_s=max_age_s)
+        self._pipeline.intake = Intake(
+            reader, self._dead_letters, batch_events=batch_events, max_batch_age_s=max_age_s
+        )
         self._pipeline.intake.resume(Positions())
         self._from = self._trainer.events + sizes.skipped
         self._to = self._from + sizes.timed
@@ -303,7 +359,9 @@ class Loop:
             raise Enough
 
 
-def _row(stream: str, path: tuple[str, str], rates: Mapping[tuple[str, str], list[float]]) -> dict[str, object]:
+def _row(
+    stream: str, path: tuple[str, str], rates: Mapping[tuple[str, str], list[float]]
+) -> dict[str, object]:
     middle, low, high = spread(rates[path])
     ratios = {
         f"of_{other}": median(a / b for a, b in zip(rates[path], rates[than], strict=True))
@@ -332,7 +390,9 @@ def _claims(stream: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def run_main(arguments: list[str] | None = None) -> None:
     """The program: the frame's options, and a recording."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--recording", type=Path, help="a recorded stream instead of the synthetic one")
+    parser.add_argument(
+        "--recording", type=Path, help="a recorded stream instead of the synthetic one"
+    )
     options, rest = parser.parse_known_args(arguments)
 
     def measured(quick: bool) -> Findings:

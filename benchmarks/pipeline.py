@@ -1,11 +1,13 @@
-"""Where the time of an event goes, from a recorded stream to a published checkpoint: each stage of the demo's path.
+"""Where the time of an event goes, from a recorded stream to a published checkpoint: each stage of
+the demo's path.
 
-Every round takes fresh events through all stages, one after the other, with a dense learner and with a pruned one; then
-the real loop learns the same events from the same topic. A stage's share is its part of the sum over all stages of the
-path in that phase, encoding and producing (which `niwaki replay` does in a process of its own) included.
+Every round takes fresh events through all stages, one after the other, with a dense learner and
+with a pruned one; then the real loop learns the same events from the same topic. A stage's share is
+its part of the sum over all stages of the path in that phase, encoding and producing (which `niwaki
+replay` does in a process of its own) included.
 
-Kafka is an Apache Kafka where KAFKA_HOME names one and there is a Java, else the embedded broker; Redis is the
-`redis-server` on the PATH, else the embedded one.
+Kafka is an Apache Kafka where KAFKA_HOME names one and there is a Java, else the embedded broker;
+Redis is the `redis-server` on the PATH, else the embedded one.
 """
 
 import tempfile
@@ -19,24 +21,24 @@ import pyarrow as pa
 
 from benchmarks.frame import Findings, at_least, at_most, main, spread
 from benchmarks.servers import some_kafka, some_redis
-from model.features import EventBatch
-from model.learner import LearnerConfig
-from pruning.policy import Phase, PruningConfig
-from serving.store import CheckpointStore, StoreConfig
-from stream.backtest import rebatch
-from stream.broker import EventSource
-from stream.connection import KafkaConfig, Record, ensure_topic
-from stream.drift import DriftConfig
-from stream.events import EventDecoder, encode_json, table_to_batch
-from stream.pipeline import Pipeline
-from stream.reader import Reader
-from stream.second_thread import tensor_threads
-from stream.sink import DeadLetters, EventSink
-from stream.snapshot import SnapshotConfig
-from stream.stopwatch import Stopwatch
-from stream.synthetic import SCHEMA, SyntheticConfig, generate
-from stream.telemetry import Telemetry
-from stream.trainer import Step, Trainer, TrainingConfig
+from niwaki.model.features.schema import EventBatch
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import Phase, PruningConfig
+from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import EventDecoder, encode_json, table_to_batch
+from niwaki.stream.kafka.connection import KafkaConfig, Record, ensure_topic
+from niwaki.stream.kafka.reader import Reader
+from niwaki.stream.kafka.sink import DeadLetters, EventSink
+from niwaki.stream.kafka.source import EventSource
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.training.pipeline import Pipeline
+from niwaki.stream.training.second_thread import tensor_threads
+from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.stopwatch import Stopwatch
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Step, Trainer, TrainingConfig
 
 Seconds = dict[str, float]
 """By stage."""
@@ -56,7 +58,9 @@ def measure(quick: bool) -> Findings:
     warmup_events, events, rounds = (1_024, 1_024, 2) if quick else (40_960, 10_240, 7)
     training = TrainingConfig()
     tensor_threads(training.threads)
-    tables = generate(SyntheticConfig(events=warmup_events + rounds * events, drifts=()), chunk_events=1_024)
+    tables = generate(
+        SyntheticConfig(events=warmup_events + rounds * events, drifts=()), chunk_events=1_024
+    )
     warmup = [next(tables) for _ in range(warmup_events // 1_024)]
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
@@ -67,7 +71,9 @@ def measure(quick: bool) -> Findings:
         ensure_topic(config, config.dead_letters)
         sink = stack.enter_context(EventSink(config))
         source = stack.enter_context(EventSource(config))
-        loops = {phase: Loop(_trained(phase, training, warmup), config, url, stack) for phase in PHASES}
+        loops = {
+            phase: Loop(_trained(phase, training, warmup), config, url, stack) for phase in PHASES
+        }
         for _ in range(rounds):
             table = pa.concat_tables(next(tables) for _ in range(events // 1_024))
             intake, batch = _intake_seconds(table, sink, source)
@@ -78,7 +84,11 @@ def measure(quick: bool) -> Findings:
                     seconds[stage, phase].append(taken_s)
                 seconds["the loop", phase].append(loop.seconds(events))
     setting = {"events_a_round": events, "rounds": rounds, "batch_events": training.batch_events}
-    setting |= {"publish_every_events": training.publish_every_events, "kafka": kafka, "redis": redis}
+    setting |= {
+        "publish_every_events": training.publish_every_events,
+        "kafka": kafka,
+        "redis": redis,
+    }
     return Findings(*_reckon(seconds, events), setting)
 
 
@@ -86,9 +96,13 @@ def _trained(phase: str, training: TrainingConfig, warmup: Sequence[pa.Table]) -
     """A trainer that has learned `warmup` and stays in `phase`."""
     policy = "dense" if phase == "dense" else "static"
     half = sum(map(len, warmup)) // 2
-    pruning = PruningConfig(policy=policy, warmup_events=half - training.batch_events, pruning_events=half)
+    pruning = PruningConfig(
+        policy=policy, warmup_events=half - training.batch_events, pruning_events=half
+    )
     trainer = Trainer(SCHEMA, LearnerConfig(), pruning, WATCHING, training)
-    for batch in rebatch((table_to_batch(table, SCHEMA)[0] for table in warmup), training.batch_events):
+    for batch in rebatch(
+        (table_to_batch(table, SCHEMA)[0] for table in warmup), training.batch_events
+    ):
         trainer.step(batch)
     assert trainer.policy.phase == Phase(phase)
     return trainer
@@ -106,7 +120,9 @@ class Loop:
             trainer=trainer,
             store=stack.enter_context(CheckpointStore(StoreConfig(url=redis_url, name=name))),
             telemetry=Telemetry(),
-            snapshot=SnapshotConfig(directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))),
+            snapshot=SnapshotConfig(
+                directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))
+            ),
             on_step=self._look_at_the_clock,
         )
         self.pipeline.publisher.publish({})
@@ -121,7 +137,9 @@ class Loop:
         self._last_step_s = time.perf_counter()
 
 
-def _intake_seconds(table: pa.Table, sink: EventSink, source: EventSource) -> tuple[Seconds, EventBatch]:
+def _intake_seconds(
+    table: pa.Table, sink: EventSink, source: EventSource
+) -> tuple[Seconds, EventBatch]:
     """Encode, produce, poll and decode all events; also what was decoded."""
     decoder = EventDecoder(SCHEMA, max_event_bytes=source.config.max_event_bytes)
     watch = Stopwatch()
@@ -135,7 +153,9 @@ def _intake_seconds(table: pa.Table, sink: EventSink, source: EventSource) -> tu
     while sum(map(len, polls)) < len(values):
         polls.append(source.poll(0.1))
     watch.lap("poll")
-    batches = [decoder.decode([record.value for record in records])[0] for records in polls if records]
+    batches = [
+        decoder.decode([record.value for record in records])[0] for records in polls if records
+    ]
     watch.lap("decode")
     return watch.seconds, EventBatch.concat(batches)
 
@@ -151,17 +171,25 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
     return watch.seconds
 
 
-def _reckon(seconds: dict[tuple[str, str], list[float]], events: int) -> tuple[list[dict], list[dict]]:
+def _reckon(
+    seconds: dict[tuple[str, str], list[float]], events: int
+) -> tuple[list[dict], list[dict]]:
     """Rows and claims from the seconds of each stage in each round."""
     us = {key: [1e6 * taken_s / events for taken_s in taken] for key, taken in seconds.items()}
-    paths = {phase: [key for key in us if key[1] in ("", phase) and key[0] != "the loop"] for phase in PHASES}
+    paths = {
+        phase: [key for key in us if key[1] in ("", phase) and key[0] != "the loop"]
+        for phase in PHASES
+    }
     sums = {phase: sum(median(us[key]) for key in path) for phase, path in paths.items()}
     rows = []
     order = (*BEFORE, *INTAKE, *STEP, "the loop")
     for key in sorted(us, key=lambda key: (order.index(key[0]), key[1])):
         stage, phase = key
         middle, low, high = spread(us[key])
-        shares = {f"share_{name}": middle / sums[name] if key in path else None for name, path in paths.items()}
+        shares = {
+            f"share_{name}": middle / sums[name] if key in path else None
+            for name, path in paths.items()
+        }
         measures = {"us_per_event": middle, "low": low, "high": high, "events_per_s": 1e6 / middle}
         rows.append({"stage": stage, "phase": phase} | measures | shares)
     learn = {phase: _sums([us[stage, phase] for stage in LEARN]) for phase in PHASES}
@@ -175,11 +203,21 @@ def _reckon(seconds: dict[tuple[str, str], list[float]], events: int) -> tuple[l
         return median(a / b for a, b in zip(first, second, strict=True))
 
     return rows, [
-        at_least("a dense network takes this many times as long to learn as a sparse one", ratio(*learn.values()), 1.5),
-        at_most("share of poll and decode in what a trainer does, sparse phase", share(INTAKE), 0.25),
-        at_most("share of drift detection in what a trainer does, sparse phase", share(("watch",)), 0.1),
         at_least(
-            "share of the loop that the stages account for, sparse phase", ratio(rounds, us["the loop", "sparse"]), 0.8
+            "a dense network takes this many times as long to learn as a sparse one",
+            ratio(*learn.values()),
+            1.5,
+        ),
+        at_most(
+            "share of poll and decode in what a trainer does, sparse phase", share(INTAKE), 0.25
+        ),
+        at_most(
+            "share of drift detection in what a trainer does, sparse phase", share(("watch",)), 0.1
+        ),
+        at_least(
+            "share of the loop that the stages account for, sparse phase",
+            ratio(rounds, us["the loop", "sparse"]),
+            0.8,
         ),
     ]
 

@@ -1,13 +1,15 @@
-"""How good a sparse model is that regrows and is pruned anew, beside the dense one and every other policy.
+"""How good a sparse model is that regrows and is pruned anew, beside the dense one and every other
+policy.
 
-In: drifting synthetic streams whose drifts are known, and recordings (`--recordings DIR`). Out: a line for each stream,
-budget and policy: normalized entropy in training and as served at several intervals of publication, the gap to `dense`
-with its spread over seeds, the same in the 50,000 events after each true drift, how soon a drift's loss is won back,
-sparsity, and what learning cost; and the claims that the lines bear out or not.
+In: drifting synthetic streams whose drifts are known, and recordings (`--recordings DIR`). Out: a
+line for each stream, budget and policy: normalized entropy in training and as served at several
+intervals of publication, the gap to `dense` with its spread over seeds, the same in the 50,000
+events after each true drift, how soon a drift's loss is won back, sparsity, and what learning cost;
+and the claims that the lines bear out or not.
 
-`--rows FILE` keeps each measured row, with its commit, as soon as it is there, and does not measure it again;
-`--streams`, `--only`, `--budgets` and `--seeds` split a run, and `--print` prints what is there. `--plots DIR` draws
-the course of the served loss.
+`--rows FILE` keeps each measured row, with its commit, as soon as it is there, and does not measure
+it again; `--streams`, `--only`, `--budgets` and `--seeds` split a run, and `--print` prints what is
+there. `--plots DIR` draws the course of the served loss.
 """
 
 import argparse
@@ -40,7 +42,7 @@ from benchmarks.quality_runs import (
     streams,
 )
 from benchmarks.quality_tables import tables
-from stream.plots import Line, write_gaps
+from niwaki.stream.offline.figures import Line, write_gaps
 
 EVENTS, QUICK_EVENTS = 160_000, 120_000
 QUICK_POLICIES = ("dense", "static", "adaptive")
@@ -52,29 +54,35 @@ ROW_FIELDS = ("stream", "events", "policy", "budget", "seed")
 
 
 def won_back(drifts: list[int], course: list[float], dense: list[float]) -> float:
-    """Events from a drift until the served loss, over the last 5,000 events, has won back 90 % of what the drift cost
-    `dense`: from its worst 5,000 events down to its level in the last 10,000 of the 50,000 after it. Mean over drifts;
-    50,000 where that is never.
+    """Events from a drift until the served loss, over the last 5,000 events, has won back 90 % of
+    what the drift cost `dense`: from its worst 5,000 events down to its level in the last 10,000 of
+    the 50,000 after it. Mean over drifts; 50,000 where that is never.
 
-    Both are of the same events, and that level is one for all policies: to settle soon at a worse one is not to win
-    back.
+    Both are of the same events, and that level is one for all policies: to settle soon at a worse
+    one is not to win back.
     """
     spans, width = [], 5_000 // BIN_EVENTS
     for drift in drifts:
         first = -(-drift // BIN_EVENTS)
         window = slice(first, first + AFTER_EVENTS // BIN_EVENTS)
-        ours, theirs = (np.convolve(losses[window], np.ones(width) / width, "valid") for losses in (course, dense))
+        ours, theirs = (
+            np.convolve(losses[window], np.ones(width) / width, "valid")
+            for losses in (course, dense)
+        )
         if len(theirs) < 2 * width:
             continue
         level = float(np.mean(dense[window][-2 * width :]))
         bound = level + 0.1 * (theirs.max() - level)
-        # Events differ in how hard they are: beside `dense`, which meets the same ones, that shows least.
+        # Events differ in how hard they are: beside `dense`, which meets the same ones, that shows
+        # least.
         reached = np.flatnonzero(ours - theirs + np.minimum.accumulate(theirs) <= bound)
         spans.append((reached[0] + width) * BIN_EVENTS if len(reached) else AFTER_EVENTS)
     return float(np.mean(spans)) if spans else math.nan
 
 
-def asked_for(stream: Stream, quick: bool, options: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
+def asked_for(
+    stream: Stream, quick: bool, options: argparse.Namespace
+) -> Iterator[tuple[str, float, int]]:
     """Policy, budget and seed of each row that is wanted, the first seed of all of them first."""
     for seed in range(1) if quick else options.seeds:
         for budget, policies in BUDGETS.items():
@@ -93,7 +101,9 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     torch.set_num_threads(1)
     kept, lines, at_commit = Rows(options.rows, ROW_FIELDS), [], commit()
     events = QUICK_EVENTS if quick else options.events
-    for stream in streams(options.recordings, events, options.streams or (["abrupt"] if quick else None)):
+    for stream in streams(
+        options.recordings, events, options.streams or (["abrupt"] if quick else None)
+    ):
         batches, found = Batches(stream), {}
         for policy, budget, seed in asked_for(stream, quick, options):
             row = kept.get(stream.name, len(stream.events), policy, budget, seed)
@@ -102,10 +112,18 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
                     continue
                 started_s = time.perf_counter()
                 key = {"stream": stream.name, "events": len(stream.events), "policy": policy}
-                row = key | {"budget": budget, "seed": seed} | run(stream, batches, policy, budget, seed)
+                row = (
+                    key
+                    | {"budget": budget, "seed": seed}
+                    | run(stream, batches, policy, budget, seed)
+                )
                 row |= {"seconds": time.perf_counter() - started_s, "commit": at_commit}
                 kept.add(row)
-                print(msgspec.json.encode(row | {"course": None}).decode(), file=sys.stderr, flush=True)
+                print(
+                    msgspec.json.encode(row | {"course": None}).decode(),
+                    file=sys.stderr,
+                    flush=True,
+                )
             found.setdefault((policy, budget), []).append(row)
         lines += summarise(stream, found)
         if options.plots and found:
@@ -118,16 +136,27 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     return Findings(lines, claims(lines), setting, tables(lines))
 
 
-def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A line for each policy and budget: medians over seeds, gaps to dense of the same seed in percent."""
+def summarise(
+    stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """A line for each policy and budget: medians over seeds, gaps to dense of the same seed in
+    percent."""
     dense = {row["seed"]: row for row in found.get(("dense", 0.1), [])}
     lines = []
     for (policy, budget), seeds in found.items():
-        line: dict[str, Any] = {"stream": stream.name, "policy": policy, "budget": budget, "seeds": len(seeds)}
+        line: dict[str, Any] = {
+            "stream": stream.name,
+            "policy": policy,
+            "budget": budget,
+            "seeds": len(seeds),
+        }
         for name in ("ne", *(f"served_{every}" for every in sorted({SERVED, *ALSO_SERVED[0.1]}))):
             line[name] = _median(row.get(name) for row in seeds)
         beside = [(row, dense[row["seed"]]) for row in seeds if row["seed"] in dense]
-        for name, of in (("gap_percent", f"served_{SERVED}"), ("gap_after_drift_percent", "after_drift")):
+        for name, of in (
+            ("gap_percent", f"served_{SERVED}"),
+            ("gap_after_drift_percent", "after_drift"),
+        ):
             gaps = [100 * (row[of] / other[of] - 1) for row, other in beside if row[of]]
             line[name] = _median(gaps)
             line[name.replace("percent", "low")] = min(gaps, default=math.nan)
@@ -137,10 +166,13 @@ def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]
         )
         line |= {name: median(row[name] for row in seeds) for name in ("sparsity", "cost")}
         line["by_layer"] = ", ".join(
-            f"{layer} {median(row['by_layer'][layer] for row in seeds):.0%}" for layer in seeds[0]["by_layer"]
+            f"{layer} {median(row['by_layer'][layer] for row in seeds):.0%}"
+            for layer in seeds[0]["by_layer"]
         )
         line["served_by_seed"] = {row["seed"]: row[f"served_{SERVED}"] for row in seeds}
-        line["table_ratio"] = _median(row.get("table_ratio") for row in seeds)  # rows of before have none
+        line["table_ratio"] = _median(
+            row.get("table_ratio") for row in seeds
+        )  # rows of before have none
         if line["table_ratio"] < 1:
             line["by_layer"] += f", table bytes {1 - line['table_ratio']:.0%}"
         line |= {"drifts_found": _median(len(row["drifts_found"]) for row in seeds)}
@@ -148,7 +180,9 @@ def summarise(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]
         lines.append(line)
     for name, entropy in naive(stream).items():
         empty = dict.fromkeys(lines[0], math.nan) | {"by_layer": ""} if lines else {}
-        lines.append(empty | {"stream": stream.name, "policy": name, f"served_{SERVED}": entropy, "seeds": 1})
+        lines.append(
+            empty | {"stream": stream.name, "policy": name, f"served_{SERVED}": entropy, "seeds": 1}
+        )
     return lines
 
 
@@ -166,11 +200,19 @@ def claims(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     pruned = [line for line in lines if line["sparsity"] > 0]
     for budget in sorted({line["budget"] for line in pruned}, reverse=True):
         off = max(abs(line["sparsity"] - 1 + budget) for line in pruned if line["budget"] == budget)
-        made.append(at_most(f"{1 - budget:.0%} sparse: furthest from it on {len(by_stream)} streams", off, 0.01))
+        made.append(
+            at_most(
+                f"{1 - budget:.0%} sparse: furthest from it on {len(by_stream)} streams", off, 0.01
+            )
+        )
     for stream, found in by_stream.items():
         ours = found.get(("adaptive", 0.1))
         if stream == COST_STREAM and ours:
-            made.append(at_most("four drifts in 2 million events: learning cost over dense", ours["cost"], 0.45))
+            made.append(
+                at_most(
+                    "four drifts in 2 million events: learning cost over dense", ours["cost"], 0.45
+                )
+            )
         if not SYNTHETIC.get(stream):
             continue
         for budget, bound in ((0.1, 0.2), (0.05, 0.5)):
@@ -181,23 +223,39 @@ def claims(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         lost = ours["gap_after_drift_percent"]
         if _abrupt(stream):
-            made.append(at_most(f"{stream}: the same in the 50,000 events after a drift", lost, 1.0))
+            made.append(
+                at_most(f"{stream}: the same in the 50,000 events after a drift", lost, 1.0)
+            )
         for other in ("static", "magnitude"):
             if line := found.get((other, 0.1)):
                 ratio = _times(line["gap_after_drift_percent"], lost)
-                made.append(at_least(f"{stream}: {other} loses this many times as much then", ratio, 3.0))
+                made.append(
+                    at_least(f"{stream}: {other} loses this many times as much then", ratio, 3.0)
+                )
         for other in ("rigl", "magnitude", "small"):
             if line := found.get((other, 0.1)):
                 ratio = ours[served] / line[served]
-                made.append(at_most(f"{stream}: adaptive's served entropy over that of {other}", ratio, 1.0))
+                made.append(
+                    at_most(f"{stream}: adaptive's served entropy over that of {other}", ratio, 1.0)
+                )
         if line := found.get((UNIFORM, 0.1)):
             of = line["served_by_seed"]
-            won = [entropy <= of[seed] for seed, entropy in ours["served_by_seed"].items() if seed in of]
-            made.append(at_least(f"{stream}: share of {len(won)} seeds that beat uniform layers", mean(won), 0.8))
+            won = [
+                entropy <= of[seed]
+                for seed, entropy in ours["served_by_seed"].items()
+                if seed in of
+            ]
+            made.append(
+                at_least(
+                    f"{stream}: share of {len(won)} seeds that beat uniform layers", mean(won), 0.8
+                )
+            )
         static = found.get(("static", 0.1))
         if _abrupt(stream) and static and static["won_back_events"] > 0:
             ratio = ours["won_back_events"] / static["won_back_events"]
-            made.append(at_most(f"{stream}: events to win back 90 %, adaptive over static", ratio, 0.5))
+            made.append(
+                at_most(f"{stream}: events to win back 90 %, adaptive over static", ratio, 0.5)
+            )
     return made
 
 
@@ -210,15 +268,21 @@ def _times(more: float, less: float) -> float:
     return more / less if less > 0 else math.inf if more > 0 else math.nan
 
 
-def draw(stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]], directory: Path) -> None:
-    """The gap to dense over the events, in percent of dense's loss, over the last 5,000: medians over seeds."""
+def draw(
+    stream: Stream, found: dict[tuple[str, float], list[dict[str, Any]]], directory: Path
+) -> None:
+    """The gap to dense over the events, in percent of dense's loss, over the last 5,000: medians
+    over seeds."""
     dense = {row["seed"]: np.array(row["course"]) for row in found.get(("dense", 0.1), [])}
     width, lines = 5, []
     for policy in ("static", "small", "rigl", "adaptive"):
         gaps = []
         for row in found.get((policy, 0.1), []):
             if row["seed"] in dense:
-                ours, theirs = (np.convolve(c, np.ones(width), "valid") for c in (row["course"], dense[row["seed"]]))
+                ours, theirs = (
+                    np.convolve(c, np.ones(width), "valid")
+                    for c in (row["course"], dense[row["seed"]])
+                )
                 gaps.append(100 * (ours / theirs - 1))
         if gaps:
             ends = [BIN_EVENTS * (at + width) for at in range(len(gaps[0]))]
@@ -235,10 +299,16 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recordings", type=Path, help="folder of recorded streams")
     parser.add_argument("--events", type=int, default=EVENTS, help="length of a stream, at most")
     parser.add_argument("--rows", type=Path, help="file that rows are kept in")
-    parser.add_argument("--print", action="store_true", help="measure nothing: print what the rows say")
+    parser.add_argument(
+        "--print", action="store_true", help="measure nothing: print what the rows say"
+    )
     parser.add_argument("--plots", type=Path, help="folder for plots")
-    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="A-B; seeds above 2 at 90 % only")
-    parser.add_argument("--budgets", type=float, nargs="*", default=list(BUDGETS), help="of 0.2, 0.1, 0.05, 0.02")
+    parser.add_argument(
+        "--seeds", type=seeds_of, default=seeds_of("0-4"), help="A-B; seeds above 2 at 90 % only"
+    )
+    parser.add_argument(
+        "--budgets", type=float, nargs="*", default=list(BUDGETS), help="of 0.2, 0.1, 0.05, 0.02"
+    )
     parser.add_argument("--streams", nargs="*", help="streams whose names contain one of these")
     parser.add_argument("--only", nargs="*", choices=POLICIES, help="policies")
     options, rest = parser.parse_known_args(arguments)

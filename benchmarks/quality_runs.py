@@ -1,7 +1,8 @@
-"""What the quality benchmark runs: streams whose drifts are known, policies, and controls of what a gain is due to.
+"""What the quality benchmark runs: streams whose drifts are known, policies, and controls of what a
+gain is due to.
 
-In: the name of a stream, a policy or a control, a budget, a seed. Out: a row of what one run came to.
-`benchmarks.quality` says what the rows mean.
+In: the name of a stream, a policy or a control, a budget, a seed. Out: a row of what one run came
+to. `benchmarks.quality` says what the rows mean.
 """
 
 import math
@@ -11,18 +12,25 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from model.encoder import Features
-from model.evaluation import Evaluation, binary_entropy, log_losses
-from model.features import EventBatch, Schema
-from model.learner import Learner, LearnerConfig
-from pruning.auxiliary import AuxiliaryConfig
-from pruning.policy import ALONE, Adaptive, Comparison, Move, PolicyName, PruningConfig
-from stream.backtest import rebatch
-from stream.drift import DriftConfig
-from stream.events import table_to_batch
-from stream.recording import propose_schema, read_recording
-from stream.synthetic import SCHEMA, SyntheticConfig, bayes_log_loss, drift_points, generate, true_probabilities
-from stream.trainer import Publication, Step, Trainer, TrainingConfig
+from niwaki.model.evaluation import Evaluation, binary_entropy, log_losses
+from niwaki.model.features.encoder import Features
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.pruning.auxiliary import AuxiliaryConfig
+from niwaki.pruning.policy import ALONE, Adaptive, Comparison, Move, PolicyName, PruningConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.synthetic.generator import (
+    SCHEMA,
+    SyntheticConfig,
+    bayes_log_loss,
+    drift_points,
+    generate,
+    true_probabilities,
+)
+from niwaki.stream.training.trainer import ServedReplica, Step, Trainer, TrainingConfig
 
 SERVED = 1_000
 """Events between the publications that gaps and claims are of."""
@@ -86,7 +94,8 @@ class Batches:
         self._features: dict[int, Features] = {}
 
     def attach(self, trainer: Trainer) -> None:
-        """Let `trainer` find its features here. All trainers hash alike: same schema, same tables."""
+        """Let `trainer` find its features here. All trainers hash alike: same schema, same
+        tables."""
         encode = trainer.learner.encoder.encode
         known = self._features
 
@@ -110,12 +119,13 @@ class Control(NamedTuple):
     change: Callable[[Trainer], None] = lambda trainer: None
     """What else is different."""
     anew: bool = False
-    """At each true drift a new learner takes the place of the old one: it knows nothing of what was before."""
+    """At each true drift a new learner takes the place of the old one: it knows nothing of what was
+    before."""
 
 
 class Forgetting(Adaptive):
-    """The dense network, never pruned, that forgets after a drift as `adaptive` does: what of that policy's gain is not
-    due to regrowing and pruning."""
+    """The dense network, never pruned, that forgets after a drift as `adaptive` does: what of that
+    policy's gain is not due to regrowing and pruning."""
 
     def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
         return Move.STAY
@@ -133,16 +143,22 @@ class Fresh(Learner):
 
 
 class Zeros(Learner):
-    """Pruned units come back with weights of zero, in and out; only their biases are fresh, or nothing could ever wake
-    them."""
+    """Pruned units come back with weights of zero, in and out; only their biases are fresh, or
+    nothing could ever wake them."""
 
     def regrow(self) -> None:
         fresh = self._fresh().items()
-        self._widen({name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh})
+        self._widen(
+            {name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh}
+        )
 
 
 HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
-BLOCKS, WEIGHTS, RIGL_WEIGHTS = "adaptive, blocks of 8 x 8", "adaptive, single weights", "rigl, single weights"
+BLOCKS, WEIGHTS, RIGL_WEIGHTS = (
+    "adaptive, blocks of 8 x 8",
+    "adaptive, single weights",
+    "rigl, single weights",
+)
 UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
@@ -164,7 +180,9 @@ def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Traine
     control = CONTROLS.get(policy) or Control(policy)
     model = LearnerConfig(seed=seed, **control.model)
     warmup = min(PruningConfig().warmup_events, len(stream.events) // 3)
-    pruning = PruningConfig(policy=control.policy, budget=budget, warmup_events=warmup, **control.pruning)
+    pruning = PruningConfig(
+        policy=control.policy, budget=budget, warmup_events=warmup, **control.pruning
+    )
     trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
     if control.learner is not Learner:
         trainer.learner = control.learner(stream.schema, model)
@@ -178,7 +196,9 @@ class Run:
     def __init__(self, trainer: Trainer, batches: Batches, intervals: tuple[int, ...]):
         self.trainer = trainer
         batches.attach(trainer)
-        self.publications: dict[int, Publication] = {every: trainer.follow(every) for every in intervals}
+        self.publications: dict[int, ServedReplica] = {
+            every: trainer.follow(every) for every in intervals
+        }
 
     def step(self, batch: EventBatch) -> Step:
         """Predict, learn, and publish what is due."""
@@ -231,13 +251,20 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
     course = np.bincount(bins, sums) / np.bincount(bins, sizes)
     return {
         "ne": trainer.prequential.total.normalized_entropy,
-        **{f"served_{every}": p.evaluation.total.normalized_entropy for every, p in runs.publications.items()},
-        "after_drift": float(sums[inside].sum() / sizes[inside].sum() / entropy) if inside.any() else math.nan,
+        **{
+            f"served_{every}": p.evaluation.total.normalized_entropy
+            for every, p in runs.publications.items()
+        },
+        "after_drift": float(sums[inside].sum() / sizes[inside].sum() / entropy)
+        if inside.any()
+        else math.nan,
         "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
         "by_layer": learner.sparsity_by_layer(),
         "table_ratio": learner.table_ratio,
         "table_ratios": cuts,
-        "embedding_bytes": round(4 * learner.tables.touched_rows * learner.config.embedding_dim * learner.table_ratio),
+        "embedding_bytes": round(
+            4 * learner.tables.touched_rows * learner.config.embedding_dim * learner.table_ratio
+        ),
         "cost": learner.learned_multiply_adds / (trainer.events * learner.dense_cost),
         "drifts_found": found,
         "forced": trainer.policy.state.forced,
@@ -246,8 +273,8 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
 
 
 def naive(stream: Stream) -> dict[str, float]:
-    """Normalized entropy of the click rate so far, and of that of the last 5,000 events, always 1,000 events late; and
-    of the true click probabilities where they are known."""
+    """Normalized entropy of the click rate so far, and of that of the last 5,000 events, always
+    1,000 events late; and of the true click probabilities where they are known."""
     labels = stream.events.labels_B.astype(np.float64)
     clicks = np.concatenate([[0.0], np.cumsum(labels)])
     known = np.arange(len(labels)) // SERVED * SERVED

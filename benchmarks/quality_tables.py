@@ -1,4 +1,5 @@
-"""The quality benchmark's lines as a table for a person: several numbers a cell, so that it fits a page.
+"""The quality benchmark's lines as a table for a person: several numbers a cell, so that it fits a
+page.
 
 In: the lines that `benchmarks.quality.summarise` makes. Out: Markdown.
 """
@@ -11,7 +12,8 @@ from benchmarks.frame import table
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> str:
-    """A table of all lines; gaps are medians over seeds, with the lowest and the highest in brackets."""
+    """A table of all lines; gaps are medians over seeds, with the lowest and the highest in
+    brackets."""
     return "\n".join(table([_row(line) for line in lines]))
 
 

@@ -1,4 +1,5 @@
-"""How fast a compact network scores beside the dense one it was cut from, and what it costs to publish it.
+"""How fast a compact network scores beside the dense one it was cut from, and what it costs to
+publish it.
 
     compute      seconds of a call by candidates, sparsity, width and threads, beside PyTorch and ONNX Runtime, from
                  hashed ids and from the bytes of a request (benchmarks/scoring_compute.py)
@@ -7,8 +8,8 @@
     time         what publishing takes from learning (scoring_publication.py)
     latency      from an event's arrival to a scorer that serves it, the whole path running (scoring_latency.py)
 
-`--only PART,...` measures some of them. `--recording FILE` is for precision, time and latency, which else take a
-synthetic stream. The extra `test` brings ONNX Runtime.
+`--only PART,...` measures some of them. `--recording FILE` is for precision, time and latency,
+which else take a synthetic stream. The extra `test` brings ONNX Runtime.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
     """The program: the frame's options, and which parts of what stream."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--only", help="parts, separated by commas: " + ", ".join(parts(None)))
-    parser.add_argument("--recording", type=Path, help="a recorded stream instead of the synthetic one")
+    parser.add_argument(
+        "--recording", type=Path, help="a recorded stream instead of the synthetic one"
+    )
     options, rest = parser.parse_known_args(arguments)
     known = parts(options.recording)
     names = options.only.split(",") if options.only else list(known)

@@ -1,7 +1,9 @@
-"""How long a call takes: niwaki's scorer at each sparsity beside the dense network as others would run it.
+"""How long a call takes: niwaki's scorer at each sparsity beside the dense network as others would
+run it.
 
-All subjects of one setting are measured in turns, a burst of calls each, for as many rounds as the time allows; what
-else the machine does then falls on all alike. A ratio is that of the medians of two bursts of one round.
+All subjects of one setting are measured in turns, a burst of calls each, for as many rounds as the
+time allows; what else the machine does then falls on all alike. A ratio is that of the medians of
+two bursts of one round.
 """
 
 import time
@@ -15,8 +17,8 @@ import torch
 
 from benchmarks import scoring_rivals as rivals
 from benchmarks.frame import at_least, spread
-from serving import wire
-from stream.synthetic import SCHEMA
+from niwaki.serving import wire
+from niwaki.stream.synthetic.generator import SCHEMA
 
 TOPS = ((512, 256), (1024, 1024, 512, 256))
 SPARSITIES = (0.0, 0.8, 0.9, 0.95)
@@ -46,17 +48,31 @@ def compute(quick: bool) -> tuple[Rows, Rows, dict[str, Any]]:
                 scores = _subjects(learner, (0.0, 0.9) if quick else SPARSITIES, threads)
                 _check_same(scores, features)
                 calls = {name: _bound(score, features) for name, score in scores.items()}
-                about = {"what": "ids", "top": _name(top), "candidates": candidates, "threads": threads}
+                about = {
+                    "what": "ids",
+                    "top": _name(top),
+                    "candidates": candidates,
+                    "threads": threads,
+                }
                 rows += _measured(calls, seconds, about)
             torch.set_num_threads(1)
         rows += _requests(learner, top, seconds)
-    return rows, _claims(rows), {"seconds_a_setting": seconds, "onnxruntime": bool(find_spec("onnxruntime"))}
+    return (
+        rows,
+        _claims(rows),
+        {"seconds_a_setting": seconds, "onnxruntime": bool(find_spec("onnxruntime"))},
+    )
 
 
-def _subjects(learner: Any, sparsities: tuple[float, ...], threads: int) -> dict[tuple[str, float], rivals.Score]:
+def _subjects(
+    learner: Any, sparsities: tuple[float, ...], threads: int
+) -> dict[tuple[str, float], rivals.Score]:
     """By name and sparsity."""
     dense = rivals.compact(learner, 0.0)
-    subjects = {("niwaki", sparsity): rivals.niwaki(rivals.compact(learner, sparsity)) for sparsity in sparsities}
+    subjects = {
+        ("niwaki", sparsity): rivals.niwaki(rivals.compact(learner, sparsity))
+        for sparsity in sparsities
+    }
     subjects["dense, PyTorch", 0.0] = rivals.pytorch(dense)
     subjects["masked, PyTorch", 0.9] = rivals.pytorch(rivals.masked(learner, 0.9))
     if find_spec("onnx") and find_spec("onnxruntime"):
@@ -65,15 +81,21 @@ def _subjects(learner: Any, sparsities: tuple[float, ...], threads: int) -> dict
 
 
 def _check_same(scores: Mapping[tuple[str, float], rivals.Score], features: Any) -> None:
-    for sparsity, other in ((0.0, "dense, PyTorch"), (0.0, "dense, ONNX Runtime"), (0.9, "masked, PyTorch")):
+    for sparsity, other in (
+        (0.0, "dense, PyTorch"),
+        (0.0, "dense, ONNX Runtime"),
+        (0.9, "masked, PyTorch"),
+    ):
         if (other, sparsity) in scores:
-            off = np.abs(scores[other, sparsity](features) - scores["niwaki", sparsity](features)).max()
+            off = np.abs(
+                scores[other, sparsity](features) - scores["niwaki", sparsity](features)
+            ).max()
             assert off < 1e-5, f"{other} differs from niwaki by {off}"
 
 
 def _requests(learner: Any, top: tuple[int, ...], seconds: float) -> Rows:
-    """One context with 128 candidates: from the bytes of a request to those of its answer, on both sides with the
-    server's own decoding and hashing."""
+    """One context with 128 candidates: from the bytes of a request to those of its answer, on both
+    sides with the server's own decoding and hashing."""
     body, sparse, dense = request(128), rivals.compact(learner, 0.9), rivals.compact(learner, 0.0)
     encoder = learner.encoder
 
@@ -84,42 +106,69 @@ def _requests(learner: Any, top: tuple[int, ...], seconds: float) -> Rows:
 
         return call
 
-    calls = {("niwaki", 0.9): answer(rivals.niwaki(sparse)), ("niwaki", 0.0): answer(rivals.niwaki(dense))}
+    calls = {
+        ("niwaki", 0.9): answer(rivals.niwaki(sparse)),
+        ("niwaki", 0.0): answer(rivals.niwaki(dense)),
+    }
     calls["dense, PyTorch", 0.0] = answer(rivals.pytorch(dense))
     if find_spec("onnx") and find_spec("onnxruntime"):
         calls["dense, ONNX Runtime", 0.0] = answer(rivals.onnx_runtime(dense, 1))
-    return _measured(calls, seconds, {"what": "request", "top": _name(top), "candidates": 128, "threads": 1})
+    return _measured(
+        calls, seconds, {"what": "request", "top": _name(top), "candidates": 128, "threads": 1}
+    )
 
 
 def request(candidates: int) -> bytes:
-    """A body of `POST /score`: user, segment and device make the context, the other columns a candidate."""
+    """A body of `POST /score`: user, segment and device make the context, the other columns a
+    candidate."""
     shared = ("c_user", "c_segment", "c_device", "c_placement", "n_clicks", "n_scroll")
     batch = rivals.some_candidates(candidates)
-    columns = {name: column.to_pylist() for name, column in zip(SCHEMA.categorical, batch.categorical, strict=True)}
+    columns = {
+        name: column.to_pylist()
+        for name, column in zip(SCHEMA.categorical, batch.categorical, strict=True)
+    }
     columns |= {name: batch.numerics_BN[:, i].tolist() for i, name in enumerate(SCHEMA.numeric)}
     # JSON has no NaN: a missing numeric is null.
-    given = {name: [None if value != value else value for value in values] for name, values in columns.items()}
+    given = {
+        name: [None if value != value else value for value in values]
+        for name, values in columns.items()
+    }
     context = {name: given[name][0] for name in shared}
     rest = [name for name in given if name not in shared]
-    rows = [dict(zip(rest, values, strict=True)) for values in zip(*(given[name] for name in rest), strict=True)]
+    rows = [
+        dict(zip(rest, values, strict=True))
+        for values in zip(*(given[name] for name in rest), strict=True)
+    ]
     return msgspec.json.encode({"context": context, "candidates": rows})
 
 
-def _measured(calls: Mapping[tuple[str, float], Callable[[], Any]], seconds: float, about: dict[str, Any]) -> Rows:
+def _measured(
+    calls: Mapping[tuple[str, float], Callable[[], Any]], seconds: float, about: dict[str, Any]
+) -> Rows:
     bursts = in_turns(calls, seconds)
     rows = []
     for key, taken in bursts.items():
         all_s = np.concatenate(taken)
         row = about | {"who": key[0], "sparsity": key[1], "calls": len(all_s)}
-        row |= {"p50_us": 1e6 * float(np.quantile(all_s, 0.5)), "p99_us": 1e6 * float(np.quantile(all_s, 0.99))}
+        row |= {
+            "p50_us": 1e6 * float(np.quantile(all_s, 0.5)),
+            "p99_us": 1e6 * float(np.quantile(all_s, 0.99)),
+        }
         row["candidates_per_s"] = about["candidates"] / float(np.mean(all_s))
-        for other, name in (("dense, PyTorch", "times_pytorch"), ("dense, ONNX Runtime", "times_onnx")):
+        for other, name in (
+            ("dense, PyTorch", "times_pytorch"),
+            ("dense, ONNX Runtime", "times_onnx"),
+        ):
             ratios = [
-                float(np.median(a) / np.median(b)) for a, b in zip(bursts.get((other, 0.0), ()), taken, strict=False)
+                float(np.median(a) / np.median(b))
+                for a, b in zip(bursts.get((other, 0.0), ()), taken, strict=False)
             ]
             middle = spread(ratios) if ratios else None
             row |= {name: middle.median if middle else None}
-            row |= {f"{name}_low": middle.low if middle else None, f"{name}_high": middle.high if middle else None}
+            row |= {
+                f"{name}_low": middle.low if middle else None,
+                f"{name}_high": middle.high if middle else None,
+            }
         rows.append(row)
     return rows
 
@@ -162,13 +211,31 @@ def _claims(rows: Rows) -> Rows:
     for top, bounds in BOUNDS.items():
         for other, bound in bounds.items():
             for row in rows:
-                at = (row["what"], row["top"], row["candidates"], row["threads"], row["who"], row["sparsity"])
-                if at == ("ids", _name(top), 128, 1, "niwaki", 0.9) and row[columns[other]] is not None:
+                at = (
+                    row["what"],
+                    row["top"],
+                    row["candidates"],
+                    row["threads"],
+                    row["who"],
+                    row["sparsity"],
+                )
+                if (
+                    at == ("ids", _name(top), 128, 1, "niwaki", 0.9)
+                    and row[columns[other]] is not None
+                ):
                     text = f"128 candidates, 90 % pruned, top {_name(top)}, one thread: times as fast as {other}"
                     claims.append(at_least(text, row[columns[other]], bound))
-    ours = [row for row in rows if row["what"] == "ids" and row["who"] == "niwaki" and row["sparsity"] > 0]
+    ours = [
+        row
+        for row in rows
+        if row["what"] == "ids" and row["who"] == "niwaki" and row["sparsity"] > 0
+    ]
     for other, column in columns.items():
         ratios = [row[column] for row in ours if row[column] is not None]
         if ratios:
-            claims.append(at_least(f"pruned, never slower than {other}: the least of all ratios", min(ratios), 1.0))
+            claims.append(
+                at_least(
+                    f"pruned, never slower than {other}: the least of all ratios", min(ratios), 1.0
+                )
+            )
     return claims

@@ -1,8 +1,10 @@
-"""The HTTP server under load from another process: the dense network beside the one that is 90 % pruned.
+"""The HTTP server under load from another process: the dense network beside the one that is 90 %
+pruned.
 
-Load is `wrk`'s (Debian: `apt-get install wrk`), each request one context with 128 candidates. First as fast as four
-connections go (saturation); then with exponential pauses between a connection's requests, so that two thirds of the
-saturating rate arrive. Both servers run, only one of them is asked at a time.
+Load is `wrk`'s (Debian: `apt-get install wrk`), each request one context with 128 candidates. First
+as fast as four connections go (saturation); then with exponential pauses between a connection's
+requests, so that two thirds of the saturating rate arrive. Both servers run, only one of them is
+asked at a time.
 """
 
 import os
@@ -23,12 +25,12 @@ from benchmarks import scoring_rivals as rivals
 from benchmarks.frame import ROOT, at_most
 from benchmarks.scoring_compute import TOPS, request
 from benchmarks.servers import some_redis
-from model.checkpoint import Header, pack
-from model.learner import Learner
-from model.served import ServedModel
-from serving.store import CheckpointStore
-from stream.local import free_port, running
-from stream.synthetic import SCHEMA
+from niwaki.model.learner import Learner
+from niwaki.model.published.checkpoint import Header, pack
+from niwaki.model.published.served import ServedModel
+from niwaki.serving.store import CheckpointStore
+from niwaki.stream.offline.local import free_port, running
+from niwaki.stream.synthetic.generator import SCHEMA
 
 _CONNECTIONS = 8
 _LUA = """
@@ -63,7 +65,9 @@ def http(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
         for top in TOPS[:1] if quick else TOPS:
             learner, name = rivals.learned(top), "-".join(map(str, top))
             ports = {
-                sparsity: stack.enter_context(_server(learner, rivals.compact(learner, sparsity), url))
+                sparsity: stack.enter_context(
+                    _server(learner, rivals.compact(learner, sparsity), url)
+                )
                 for sparsity in (0.0, 0.9)
             }
             full = {sparsity: _load(folder, port, 0.0, seconds) for sparsity, port in ports.items()}
@@ -71,16 +75,21 @@ def http(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
             for sparsity, port in ports.items():
                 about = {"top": name, "sparsity": sparsity}
                 rows.append(about | {"load": "saturating"} | full[sparsity])
-                wanted = {"two thirds of its own": rates[sparsity], "two thirds of the dense one's": rates[0.0]}
+                wanted = {
+                    "two thirds of its own": rates[sparsity],
+                    "two thirds of the dense one's": rates[0.0],
+                }
                 for load, rate in wanted.items():
                     if sparsity or load == "two thirds of its own":
-                        rows.append(about | {"load": load} | _load_at(folder, port, 2 / 3 * rate, seconds))
-            p99 = {(row["load"], row["sparsity"]): row["p99_ms"] for row in rows if row["top"] == name}
+                        rows.append(
+                            about | {"load": load} | _load_at(folder, port, 2 / 3 * rate, seconds)
+                        )
+            p99 = {
+                (row["load"], row["sparsity"]): row["p99_ms"] for row in rows if row["top"] == name
+            }
             for load in ("two thirds of its own", "two thirds of the dense one's"):
                 ratio = p99[load, 0.9] / p99["two thirds of its own", 0.0]
-                text = (
-                    f"HTTP, 128 candidates, top {name}: p99 at {load} saturating load over the dense network's at its"
-                )
+                text = f"HTTP, 128 candidates, top {name}: p99 at {load} saturating load over the dense network's at its"
                 claims.append(at_most(text, ratio, 0.5))
     return rows, claims, {"connections": _CONNECTIONS, "seconds_a_load": seconds, "redis": redis}
 
@@ -113,7 +122,10 @@ def _server(learner: Learner, model: ServedModel, url: str) -> Iterator[int]:
     variables = {"NIWAKI_REDIS__URL": url, "NIWAKI_REDIS__NAME": name, "PYTHONPATH": str(ROOT)}
 
     def command(port: int) -> list[str]:
-        settings = [f"{key}={value}" for key, value in (variables | {"NIWAKI_SERVE__PORT": str(port)}).items()]
+        settings = [
+            f"{key}={value}"
+            for key, value in (variables | {"NIWAKI_SERVE__PORT": str(port)}).items()
+        ]
         return ["env", *settings, sys.executable, "-m", "niwaki", "serve"]
 
     with running(command, _ready, port=free_port(), stop_s=10) as port:
@@ -132,7 +144,8 @@ def _ready(port: int) -> bool:
 
 
 def _load_at(folder: Path, port: int, rate: float, seconds: int) -> dict[str, Any]:
-    """Pauses are chosen so that `rate` requests a second arrive; a first, short run tells how long they must be."""
+    """Pauses are chosen so that `rate` requests a second arrive; a first, short run tells how long
+    they must be."""
     pause_ms = 1e3 * _CONNECTIONS / rate
     for _ in range(2):
         tried = _load(folder, port, pause_ms, max(seconds // 4, 1))["requests_per_s"]
@@ -152,4 +165,9 @@ def _load(folder: Path, port: int, pause_ms: float, seconds: int) -> dict[str, A
     found = msgspec.json.decode(done.stderr)
     assert not found["errors"], f"{found['errors']} requests failed"
     rate = found["requests"] / found["seconds"]
-    return {"requests_per_s": rate, "p50_ms": found["p50_ms"], "p99_ms": found["p99_ms"], "requests": found["requests"]}
+    return {
+        "requests_per_s": rate,
+        "p50_ms": found["p50_ms"],
+        "p99_ms": found["p99_ms"],
+        "requests": found["requests"],
+    }

@@ -1,8 +1,9 @@
-"""What a publication costs: bytes, time taken from learning, and normalized entropy where tables are less exact.
+"""What a publication costs: bytes, time taken from learning, and normalized entropy where tables
+are less exact.
 
-For bytes and entropy the stream is learned once, with a series of publications for each precision of the tables, so
-that all of them publish the very same model. For the time, two trainers learn the same blocks of events in turns, in
-the sparse phase, one that publishes and one that does not.
+For bytes and entropy the stream is learned once, with a series of publications for each precision
+of the tables, so that all of them publish the very same model. For the time, two trainers learn the
+same blocks of events in turns, in the sparse phase, one that publishes and one that does not.
 """
 
 import os
@@ -15,20 +16,20 @@ from typing import Any
 
 from benchmarks.frame import at_most, spread
 from benchmarks.servers import some_redis
-from model.checkpoint import pack
-from model.features import EventBatch, Schema
-from model.learner import LearnerConfig
-from model.table_codes import Precision
-from pruning.policy import PruningConfig
-from serving.store import CheckpointStore
-from stream.backtest import rebatch
-from stream.drift import DriftConfig
-from stream.events import table_to_batch
-from stream.publisher import Publisher
-from stream.recording import propose_schema, read_recording
-from stream.synthetic import SCHEMA, SyntheticConfig, generate
-from stream.telemetry import Telemetry
-from stream.trainer import Trainer, TrainingConfig
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.model.published.checkpoint import pack
+from niwaki.model.published.table_codes import Precision
+from niwaki.pruning.policy import PruningConfig
+from niwaki.serving.store import CheckpointStore
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.training.publisher import Publisher
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 EVERY_EVENTS = 1_000
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
@@ -51,7 +52,11 @@ def precision(quick: bool, recording: Path | None) -> Found:
                 if one.publication.due(step.move):
                     one.publish()
         rows += [{"stream": name, "seed": seed} | one.row(series[0]) for one in series]
-    return rows, _byte_claims(name, rows), {"publish_every_events": EVERY_EVENTS, "events": trainer.events}
+    return (
+        rows,
+        _byte_claims(name, rows),
+        {"publish_every_events": EVERY_EVENTS, "events": trainer.events},
+    )
 
 
 class _Series:
@@ -75,9 +80,15 @@ class _Series:
     def row(self, exact: "_Series") -> dict[str, Any]:
         """What it came to, beside the series of full precision."""
         learner, full_bytes = self._trainer.learner, self._pack(0)
-        tables = (learner.tables.weight_RD, learner.linear.evidence_R2K, *learner.dense.parameters.values())
+        tables = (
+            learner.tables.weight_RD,
+            learner.linear.evidence_R2K,
+            *learner.dense.parameters.values(),
+        )
         plain_bytes = 4 * sum(tensor.numel() for tensor in tables)
-        ne, exact_ne = (one.publication.evaluation.total.normalized_entropy for one in (self, exact))
+        ne, exact_ne = (
+            one.publication.evaluation.total.normalized_entropy for one in (self, exact)
+        )
         delta_bytes = median(self._deltas)
         return {
             "precision": self.publication.table_precision,
@@ -93,7 +104,12 @@ class _Series:
         }
 
     def _pack(self, base: int) -> int:
-        about = {"version": self._version + 1, "parent": self._version, "offsets": {}, "created_s": 0.0}
+        about = {
+            "version": self._version + 1,
+            "parent": self._version,
+            "offsets": {},
+            "created_s": 0.0,
+        }
         return len(pack(*self._trainer.checkpoint(self.publication, base=base, **about)))
 
 
@@ -101,33 +117,54 @@ def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
     claims = []
     for kind in PRECISIONS:
         mine = [row for row in rows if row["precision"] == kind]
-        worst = {key: max(row[key] for row in mine) for key in ("delta_of_full", "full_of_all", "full_of_touched")}
+        worst = {
+            key: max(row[key] for row in mine)
+            for key in ("delta_of_full", "full_of_all", "full_of_touched")
+        }
         claims += [
-            at_most(f"{name}, {kind}: a delta every 1,000 events over a full checkpoint", worst["delta_of_full"], 0.1),
             at_most(
-                f"{name}, {kind}: a full one, 90 % pruned, over all dense float32 rows", worst["full_of_all"], 0.35
+                f"{name}, {kind}: a delta every 1,000 events over a full checkpoint",
+                worst["delta_of_full"],
+                0.1,
             ),
-            at_most(f"{name}, {kind}: the same over rows ever touched only", worst["full_of_touched"], 0.35),
+            at_most(
+                f"{name}, {kind}: a full one, 90 % pruned, over all dense float32 rows",
+                worst["full_of_all"],
+                0.35,
+            ),
+            at_most(
+                f"{name}, {kind}: the same over rows ever touched only",
+                worst["full_of_touched"],
+                0.35,
+            ),
         ]
     return claims
 
 
 def time_taken(quick: bool, recording: Path | None) -> Found:
-    """Rows, claims, setting: what an operator pays for publishing, with a core to spare and without.
+    """Rows, claims, setting: what an operator pays for publishing, with a core to spare and
+    without.
 
-    Two trainers learn the same events, block by block and in turns. One publishes to a Redis at the default settings,
-    which includes that it scores what it has published, before each batch, and learns the mixture from that. The other
-    does nothing of it. A block ends when all that it has begun is done: scored, packed, taken by Redis.
+    Two trainers learn the same events, block by block and in turns. One publishes to a Redis at the
+    default settings, which includes that it scores what it has published, before each batch, and
+    learns the mixture from that. The other does nothing of it. A block ends when all that it has
+    begun is done: scored, packed, taken by Redis.
     """
     name, schema, limit = _stream(recording, quick)
     cores = sorted(os.sched_getaffinity(0))
     taken_s: dict[int, list[tuple[float, float]]] = {len(cores): [], 1: []}
     loop_s, publications = dict.fromkeys(taken_s, 0.0), dict.fromkeys(taken_s, 0)
-    batches, plain, publishing = _batches(recording, limit), _trainer(schema, 0, limit), _trainer(schema, 0, limit)
+    batches, plain, publishing = (
+        _batches(recording, limit),
+        _trainer(schema, 0, limit),
+        _trainer(schema, 0, limit),
+    )
     with (
         some_redis() as (redis, url),
         CheckpointStore.from_url(url) as store,
-        closing(Publisher(publishing, publishing.follow(EVERY_EVENTS), store, Telemetry())) as publisher,
+        closing(
+            Publisher(publishing, publishing.follow(EVERY_EVENTS), store, Telemetry())
+        ) as publisher,
     ):
 
         def learn(block: Sequence[EventBatch]) -> float:
@@ -167,12 +204,15 @@ def time_taken(quick: bool, recording: Path | None) -> Found:
         row |= {f"events_per_s_{which}": _BLOCK_EVENTS / median(times) for which, times in
                 zip(("publishing", "without"), zip(*pairs, strict=True), strict=True)}  # fmt: skip
         row |= {"cost": cost.median, "low": cost.low, "high": cost.high}
-        row |= {"loop_ms_a_publication": 1e3 * loop_s[core_count] / publications[core_count], "pairs": len(pairs) - 1}
+        row |= {
+            "loop_ms_a_publication": 1e3 * loop_s[core_count] / publications[core_count],
+            "pairs": len(pairs) - 1,
+        }
         rows.append(row)
-        text = (
-            f"{name}, {core_count} cores: publishing every 1,000 events over not publishing, time taken from learning"
+        text = f"{name}, {core_count} cores: publishing every 1,000 events over not publishing, time taken from learning"
+        claims.append(
+            at_most(f"{text}, median of {len(pairs) - 1} pairs of blocks", cost.median, 0.05)
         )
-        claims.append(at_most(f"{text}, median of {len(pairs) - 1} pairs of blocks", cost.median, 0.05))
     return rows, claims, {"block_events": _BLOCK_EVENTS, "redis": redis}
 
 
@@ -202,7 +242,9 @@ def _trainer(schema: Schema, seed: int, limit: int) -> Trainer:
     """Prunes once, to a tenth, early enough that most of the stream is learned sparse."""
     share = min(1.0, limit / 120_000)
     warmup, growing = int(share * _WARMUP_EVENTS), int(share * _PRUNING_EVENTS)
-    pruning = PruningConfig(policy="static", budget=0.1, warmup_events=warmup, pruning_events=growing)
+    pruning = PruningConfig(
+        policy="static", budget=0.1, warmup_events=warmup, pruning_events=growing
+    )
     return Trainer(schema, LearnerConfig(seed=seed), pruning, DriftConfig(), TrainingConfig())
 
 

@@ -1,8 +1,10 @@
-"""The same model as others would serve it, and the networks of different sparsity that are compared.
+"""The same model as others would serve it, and the networks of different sparsity that are
+compared.
 
-`PlainModel` is a plain PyTorch module: `nn.Embedding`, gathers for the linear expert, `nn.Linear`. `onnx_runtime` is
-the exported graph, with the lookups of that module before it. Both start from the same hashed ids and raw numerics as
-niwaki's scorer does, end with probabilities, and are checked to give the same ones.
+`PlainModel` is a plain PyTorch module: `nn.Embedding`, gathers for the linear expert, `nn.Linear`.
+`onnx_runtime` is the exported graph, with the lookups of that module before it. Both start from the
+same hashed ids and raw numerics as niwaki's scorer does, end with probabilities, and are checked to
+give the same ones.
 """
 
 from collections.abc import Callable
@@ -11,17 +13,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.encoder import Features
-from model.exports import Export
-from model.features import EventBatch
-from model.learner import Learner, LearnerConfig
-from model.mixture import LOGIT_RANGE
-from model.network import Network
-from model.numerics import CODES, KNOTS
-from model.served import ServedModel
-from serving.export import export
-from stream.events import table_to_batch
-from stream.synthetic import SCHEMA, SyntheticConfig, generate
+from niwaki.model.deep.network import Network
+from niwaki.model.features.encoder import Features
+from niwaki.model.features.numerics import CODES, KNOTS
+from niwaki.model.features.schema import EventBatch
+from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.mixture import LOGIT_RANGE
+from niwaki.model.published.served import ServedModel
+from niwaki.model.rows import Export
+from niwaki.serving.network_export import export
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
 
 Score = Callable[[Features], np.ndarray]
 
@@ -37,23 +39,28 @@ def learned(top: tuple[int, ...], events: int = 4_096) -> Learner:
 
 def some_candidates(count: int) -> EventBatch:
     """Events to score."""
-    return table_to_batch(next(generate(SyntheticConfig(events=count, seed=1, drifts=()), chunk_events=count)), SCHEMA)[
-        0
-    ]
+    return table_to_batch(
+        next(generate(SyntheticConfig(events=count, seed=1, drifts=()), chunk_events=count)), SCHEMA
+    )[0]
 
 
 def compact(learner: Learner, sparsity: float) -> ServedModel:
-    """The model with only the first units of each layer, every layer as wide as the budget allows by the same factor.
+    """The model with only the first units of each layer, every layer as wide as the budget allows
+    by the same factor.
 
     Which units they are does not change how long they take."""
     network, weights = learner.dense.network, learner.dense.parameters
     narrow = narrowed(network, sparsity) if sparsity else network
-    kept = {n: weights[n][tuple(slice(0, size) for size in shape)].clone() for n, shape in narrow.shapes.items()}
+    kept = {
+        n: weights[n][tuple(slice(0, size) for size in shape)].clone()
+        for n, shape in narrow.shapes.items()
+    }
     return served(learner, narrow, kept)
 
 
 def masked(learner: Learner, sparsity: float) -> ServedModel:
-    """The dense model, with zeros in the place of the weights of pruned units: what people do by mistake."""
+    """The dense model, with zeros in the place of the weights of pruned units: what people do by
+    mistake."""
     narrow, weights = compact(learner, sparsity), learner.dense.parameters
     zeros = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for name, tensor in narrow.parameters.items():
@@ -66,7 +73,9 @@ def narrowed(network: Network, sparsity: float) -> Network:
     low, high = 0.0, 1.0
     for _ in range(30):
         factor = (low + high) / 2
-        narrow = network.narrowed({group.name: max(1, int(group.size * factor)) for group in network.groups})
+        narrow = network.narrowed(
+            {group.name: max(1, int(group.size * factor)) for group in network.groups}
+        )
         within = narrow.cost.total({}) <= (1 - sparsity) * network.cost.total({})
         low, high = (factor, high) if within else (low, factor)
     return network.narrowed({group.name: max(1, int(group.size * low)) for group in network.groups})
@@ -77,8 +86,14 @@ def served(learner: Learner, network: Network, weights: dict[str, torch.Tensor])
     tensors = learner.export(learner.mixture.weights).tensors
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("network.")}
     scales = len(learner.config.half_lives_events)
-    model = ServedModel(SCHEMA, learner.encoder, embedding_dim=learner.config.embedding_dim, scales=scales)
-    model.apply(Export(network.shape, tensors | {f"network.{name}": tensor for name, tensor in weights.items()}))
+    model = ServedModel(
+        SCHEMA, learner.encoder, embedding_dim=learner.config.embedding_dim, scales=scales
+    )
+    model.apply(
+        Export(
+            network.shape, tensors | {f"network.{name}": tensor for name, tensor in weights.items()}
+        )
+    )
     return model
 
 
@@ -116,7 +131,8 @@ def onnx_runtime(model: ServedModel, threads: int) -> Score:
 
 
 class PlainModel(nn.Module):
-    """The whole model from hashed ids and raw numerics to probabilities, in PyTorch's own modules."""
+    """The whole model from hashed ids and raw numerics to probabilities, in PyTorch's own
+    modules."""
 
     def __init__(self, model: ServedModel):
         super().__init__()
@@ -126,18 +142,25 @@ class PlainModel(nn.Module):
         self.moments_2N, self.knots_NQ = rest["numerics.moments"], rest["numerics.knots"]
         mixture = torch.from_numpy(model.mixture_weights).float()
         self.bias, self.mixture = mixture[0], mixture[1:]
-        self.bottom = self._mlp("bottom", len(shape.bottom), model.parameters) if shape.bottom else None
+        self.bottom = (
+            self._mlp("bottom", len(shape.bottom), model.parameters) if shape.bottom else None
+        )
         self.top = self._mlp("top", len(shape.top), model.parameters)
         vectors = shape.fields + bool(shape.bottom)
         self.first, self.second = torch.triu_indices(vectors, vectors, offset=1)
-        fields, numerics = len(model.encoder.schema.fields), len(model.encoder.schema.numeric)
+        fields, numerics = (
+            len(model.encoder.schema.fields),
+            len(model.encoder.schema.numeric),
+        )
         self.first_pair = fields * model.encoder.rows
         first_score = self.first_pair + model.encoder.pair_rows
         self.scores = first_score + torch.arange(2 * numerics)
         self.codes = first_score + 2 * numerics + torch.arange(numerics) * CODES
         self.constant = len(self.evidence_R2K) - 1
 
-    def forward(self, rows_BF: torch.Tensor, pairs_BP: torch.Tensor, numerics_BN: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, rows_BF: torch.Tensor, pairs_BP: torch.Tensor, numerics_BN: torch.Tensor
+    ) -> torch.Tensor:
         """(B,) probabilities."""
         read = self.lookups(rows_BF, pairs_BP, numerics_BN)
         vectors_BVD, numerics_BM, contributions_BSK = read.values()
@@ -147,7 +170,9 @@ class PlainModel(nn.Module):
         parts = [vectors_BVD.flatten(1), numerics_BM, contributions_BSK[:, :, 0]]
         correction_B1 = self.top(torch.cat([*parts, dots_BVV[:, self.first, self.second]], 1))
         linear_BK = contributions_BSK.sum(1)
-        experts_BE = torch.cat([linear_BK, linear_BK[:, :1] + correction_B1], 1).clamp(-LOGIT_RANGE, LOGIT_RANGE)
+        experts_BE = torch.cat([linear_BK, linear_BK[:, :1] + correction_B1], 1).clamp(
+            -LOGIT_RANGE, LOGIT_RANGE
+        )
         return (experts_BE @ self.mixture + self.bias).sigmoid()
 
     def lookups(
@@ -157,24 +182,46 @@ class PlainModel(nn.Module):
         scores_BM, code_BN, above_BN = self._prepare(numerics_BN)
         events, below_BN = len(rows_BF), code_BN + self.codes
         constant_B1 = torch.full((events, 1), self.constant)
-        rows = [rows_BF, pairs_BP + self.first_pair, self.scores.expand(events, -1), below_BN, below_BN + 1]
+        rows = [
+            rows_BF,
+            pairs_BP + self.first_pair,
+            self.scores.expand(events, -1),
+            below_BN,
+            below_BN + 1,
+        ]
         ids = torch.ones(events, rows_BF.shape[1] + pairs_BP.shape[1])
         values_BS = torch.cat([ids, scores_BM, 1 - above_BN, above_BN, torch.ones(events, 1)], 1)
         evidence_BS2K = self.evidence_R2K[torch.cat([*rows, constant_B1], 1)]
         means_BSK = evidence_BS2K[:, :, 0] / (self.prior_SK + evidence_BS2K[:, :, 1])
         contributions_BSK = means_BSK * values_BS[:, :, None]
-        return {"vectors": self.embedding(rows_BF), "numerics": scores_BM, "contributions": contributions_BSK}
+        return {
+            "vectors": self.embedding(rows_BF),
+            "numerics": scores_BM,
+            "contributions": contributions_BSK,
+        }
 
-    def _prepare(self, numerics_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _prepare(
+        self, numerics_BN: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         missing_BN = numerics_BN.isnan()
-        scores_BN = torch.where(missing_BN, 0.0, ((numerics_BN - self.moments_2N[0]) * self.moments_2N[1]).asinh())
+        scores_BN = torch.where(
+            missing_BN, 0.0, ((numerics_BN - self.moments_2N[0]) * self.moments_2N[1]).asinh()
+        )
         values_NB, knots_NQ = numerics_BN.nan_to_num(0.0).T.contiguous(), self.knots_NQ
         last_N1 = (knots_NQ.isfinite().sum(1, keepdim=True) - 1).clamp(min=0)
-        index_NB = torch.minimum(torch.searchsorted(knots_NQ, values_NB, right=True) - 1, last_N1 - 1).clamp(min=0)
-        low_NB, high_NB = knots_NQ.gather(1, index_NB), knots_NQ.gather(1, (index_NB + 1).clamp(max=KNOTS - 1))
+        index_NB = torch.minimum(
+            torch.searchsorted(knots_NQ, values_NB, right=True) - 1, last_N1 - 1
+        ).clamp(min=0)
+        low_NB, high_NB = (
+            knots_NQ.gather(1, index_NB),
+            knots_NQ.gather(1, (index_NB + 1).clamp(max=KNOTS - 1)),
+        )
         above_BN = ((values_NB - low_NB) / (high_NB - low_NB)).clamp(0, 1).nan_to_num(0.0).T
         known_BN = ~missing_BN & knots_NQ[:, 0].isfinite()
-        code_BN, above_BN = torch.where(known_BN, index_NB.T + 1, 0), torch.where(known_BN, above_BN, 0.0)
+        code_BN, above_BN = (
+            torch.where(known_BN, index_NB.T + 1, 0),
+            torch.where(known_BN, above_BN, 0.0),
+        )
         return torch.cat([scores_BN, missing_BN.float()], 1), code_BN, above_BN
 
     def _mlp(self, name: str, hidden: int, parameters: dict[str, torch.Tensor]) -> nn.Sequential:
@@ -182,6 +229,9 @@ class PlainModel(nn.Module):
         for i in range(hidden + 1):
             weight, bias = parameters[f"{name}.{i}.weight"], parameters[f"{name}.{i}.bias"]
             layer = nn.Linear(weight.shape[1], weight.shape[0])
-            layer.weight, layer.bias = nn.Parameter(weight.clone(), False), nn.Parameter(bias.clone(), False)
+            layer.weight, layer.bias = (
+                nn.Parameter(weight.clone(), False),
+                nn.Parameter(bias.clone(), False),
+            )
             layers += [layer, nn.ReLU()] if i < hidden else [layer]
         return nn.Sequential(*layers)

@@ -1,4 +1,5 @@
-"""Servers to measure and to test against: real ones where there are any, else the embedded ones, and which it is."""
+"""Servers to measure and to test against: real ones where there are any, else the embedded ones,
+and which it is."""
 
 import os
 import shutil
@@ -8,7 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stream.local import embedded_kafka, embedded_redis, free_port, kafka_answers, running
+from niwaki.stream.offline.local import (
+    embedded_kafka,
+    embedded_redis,
+    free_port,
+    kafka_answers,
+    running,
+)
 
 
 def kafka_home() -> Path | None:
@@ -41,9 +48,23 @@ def apache_kafka(home: Path, directory: Path, port: int | None = None) -> Iterat
                 "transaction.state.log.min.isr": 1,
             }
             properties.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
-            tool = [home / "bin/kafka-storage.sh", "format", "-t", "4L6g3nShT-eMCtK--X86sw", "-c", properties]
-            subprocess.run(tool, check=True, capture_output=True, env=os.environ | {"LOG_DIR": str(directory)})
-        return ["env", f"LOG_DIR={directory}", str(home / "bin/kafka-server-start.sh"), str(properties)]
+            tool = [
+                home / "bin/kafka-storage.sh",
+                "format",
+                "-t",
+                "4L6g3nShT-eMCtK--X86sw",
+                "-c",
+                properties,
+            ]
+            subprocess.run(
+                tool, check=True, capture_output=True, env=os.environ | {"LOG_DIR": str(directory)}
+            )
+        return [
+            "env",
+            f"LOG_DIR={directory}",
+            str(home / "bin/kafka-server-start.sh"),
+            str(properties),
+        ]
 
     with running(command, kafka_answers, port=port, stop_s=20) as port:
         yield f"127.0.0.1:{port}"
@@ -57,7 +78,10 @@ def some_kafka() -> Iterator[tuple[str, str]]:
         with embedded_kafka() as servers:
             yield "embedded broker", servers
         return
-    with tempfile.TemporaryDirectory(prefix="niwaki-") as directory, apache_kafka(home, Path(directory)) as servers:
+    with (
+        tempfile.TemporaryDirectory(prefix="niwaki-") as directory,
+        apache_kafka(home, Path(directory)) as servers,
+    ):
         yield "Apache Kafka", servers
 
 

@@ -1,8 +1,10 @@
-"""Whether a mild drift is better answered by regrowing half of what was pruned, and a severe one by regrowing all.
+"""Whether a mild drift is better answered by regrowing half of what was pruned, and a severe one by
+regrowing all.
 
-In: synthetic streams with a drift in their middle, by which 30 % of the preferences change, or all. Out: how good the
-predictions were that were served after the drift, and what learning cost, for each answer. Both drifts get both
-answers: a policy that goes by the measured size of a drift gains at most what one gains that always knows the truth.
+In: synthetic streams with a drift in their middle, by which 30 % of the preferences change, or all.
+Out: how good the predictions were that were served after the drift, and what learning cost, for
+each answer. Both drifts get both answers: a policy that goes by the measured size of a drift gains
+at most what one gains that always knows the truth.
 """
 
 import argparse
@@ -17,15 +19,15 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
-from model.evaluation import binary_entropy
-from model.learner import LearnerConfig
-from pruning.policy import Adaptive, Move, Phase, PruningConfig
-from stream.backtest import rebatch
-from stream.click_world import SCHEMA, SyntheticConfig
-from stream.drift import DriftConfig
-from stream.events import table_to_batch
-from stream.synthetic import generate
-from stream.trainer import Trainer, TrainingConfig
+from niwaki.model.evaluation import binary_entropy
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import Adaptive, Move, Phase, PruningConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events import table_to_batch
+from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.synthetic.generator import generate
+from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 EVENTS, AT, AFTER_EVENTS, SERVED = 200_000, 100_000, 50_000, 1_000
 SHARES = {"mild, 30 % of the concept": 0.3, "severe, all of it": 1.0}
@@ -33,7 +35,8 @@ ROW_FIELDS = ("stream", "seed", "answer")
 
 
 class PartlyRegrown(Adaptive):
-    """After a drift half of what was pruned comes back, and is pruned again from its first event on."""
+    """After a drift half of what was pruned comes back, and is pruned again from its first event
+    on."""
 
     def decide(self, events: int, drifted: bool, *rest: Any) -> Move:
         """As `Adaptive`, but for the dense phase."""
@@ -44,7 +47,9 @@ class PartlyRegrown(Adaptive):
     def target_ratio(self, events: int) -> float:
         """From halfway on."""
         whole = super().target_ratio(events)
-        return (whole + self.budget) / 2 if self.phase is Phase.PRUNING and self.state.cycle else whole
+        return (
+            (whole + self.budget) / 2 if self.phase is Phase.PRUNING and self.state.cycle else whole
+        )
 
 
 ANSWERS = {"all regrown": Adaptive, "half regrown": PartlyRegrown}
@@ -53,7 +58,9 @@ ANSWERS = {"all regrown": Adaptive, "half regrown": PartlyRegrown}
 def measure_one(share: float, seed: int, answer: str) -> dict[str, Any]:
     """One whole run."""
     config = SyntheticConfig(events=EVENTS, seed=seed, drifts=(f"abrupt:concept@{AT}:{share}",))
-    trainer = Trainer(SCHEMA, LearnerConfig(seed=seed), PruningConfig(), DriftConfig(), TrainingConfig())
+    trainer = Trainer(
+        SCHEMA, LearnerConfig(seed=seed), PruningConfig(), DriftConfig(), TrainingConfig()
+    )
     trainer.policy = ANSWERS[answer](trainer.policy.config)
     publication = trainer.follow(SERVED)
     found, losses = [], []
@@ -69,7 +76,8 @@ def measure_one(share: float, seed: int, answer: str) -> dict[str, Any]:
     return {
         "served": publication.evaluation.total.normalized_entropy,
         "after_drift": float(np.sum(losses[after])) / (after.stop - after.start) / 128 / entropy,
-        "cost": trainer.learner.learned_multiply_adds / (trainer.events * trainer.learner.dense_cost),
+        "cost": trainer.learner.learned_multiply_adds
+        / (trainer.events * trainer.learner.dense_cost),
         "drifts": found,
     }
 
@@ -90,12 +98,24 @@ def measure(quick: bool, rows: Path | None, seeds: Sequence[int]) -> Findings:
                 found.append(row)
     lines, claims = [], []
     for stream in SHARES:
-        all_, half = ([row for row in found if (row["stream"], row["answer"]) == (stream, one)] for one in ANSWERS)
+        all_, half = (
+            [row for row in found if (row["stream"], row["answer"]) == (stream, one)]
+            for one in ANSWERS
+        )
         for answer, ours in zip(ANSWERS, (all_, half), strict=True):
             line = {"stream": stream, "answer": answer, "seeds": len(ours)}
-            line |= {name: median(row[name] for row in ours) for name in ("served", "after_drift", "cost")}
-            ratios = [row["after_drift"] / whole["after_drift"] for row, whole in zip(ours, all_, strict=True)]
-            lines.append(line | {"after_drift_over_all": median(ratios), "low": min(ratios), "high": max(ratios)})
+            line |= {
+                name: median(row[name] for row in ours)
+                for name in ("served", "after_drift", "cost")
+            }
+            ratios = [
+                row["after_drift"] / whole["after_drift"]
+                for row, whole in zip(ours, all_, strict=True)
+            ]
+            lines.append(
+                line
+                | {"after_drift_over_all": median(ratios), "low": min(ratios), "high": max(ratios)}
+            )
         claim = f"{stream}: served entropy in {AFTER_EVENTS:,} events after the drift, half over all regrown"
         claims.append(at_most(claim, lines[-1]["after_drift_over_all"], 1.0))
     return Findings(lines, claims, {"events": EVENTS, "publish_every": SERVED, "seeds": len(seeds)})

@@ -1,2 +1,2 @@
-"""What is learned: features, embedding tables, the network, the learner, its evaluation and its checkpoint. Pure,
-like `pruning`."""
+"""What is learned: features, embedding tables, the network, the learner, its evaluation and its
+checkpoint. Pure, like `pruning`."""

@@ -1,14 +1,16 @@
-"""How good predictions are: log loss, normalized entropy, AUC, calibration, over any stretch of the stream.
+"""How good predictions are: log loss, normalized entropy, AUC, calibration, over any stretch of the
+stream.
 
-In: probabilities or logits with their labels, in order, each predicted before it was learned. Out: plain numbers.
-Everything is a sum or a histogram, so two stretches add up and memory does not grow with the stream.
+In: probabilities or logits with their labels, in order, each predicted before it was learned. Out:
+plain numbers. Everything is a sum or a histogram, so two stretches add up and memory does not grow
+with the stream.
 """
 
 import math
 
 import numpy as np
 
-from model.kernels import kernel, types
+from niwaki.model.jit import kernel, types
 
 _BINS = 4096
 _LOGIT_RANGE = 16.0
@@ -16,7 +18,8 @@ _EPSILON = 1e-7
 
 
 def log_losses(logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
-    """(B,) float64 log loss of each event, in nats, from logits: exact where probabilities would round to 0 or 1."""
+    """(B,) float64 log loss of each event, in nats, from logits: exact where probabilities would
+    round to 0 or 1."""
     logits_B = logits_B.astype(np.float64)
     return np.logaddexp(0.0, logits_B) - labels_B * logits_B
 
@@ -40,7 +43,10 @@ class Evaluation:
 
     def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
         """Add B events; returns the log loss of each."""
-        logits_B, labels_B = np.ascontiguousarray(logits_B, np.float32), np.ascontiguousarray(labels_B, np.float32)
+        logits_B, labels_B = (
+            np.ascontiguousarray(logits_B, np.float32),
+            np.ascontiguousarray(labels_B, np.float32),
+        )
         losses_B = np.empty(len(labels_B))
         sums = _evaluate(logits_B, labels_B, losses_B, self._clicks, self._shown)
         self.events += len(labels_B)
@@ -61,8 +67,8 @@ class Evaluation:
 
     @property
     def normalized_entropy(self) -> float:
-        """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant prediction, lower is
-        better."""
+        """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant
+        prediction, lower is better."""
         return self.log_loss / binary_entropy(self.base_rate) if self.events else math.nan
 
     @property
@@ -72,7 +78,8 @@ class Evaluation:
 
     @property
     def auc(self) -> float:
-        """Area under the ROC curve, from 4,096 bins of the logit between -16 and 16; ties within a bin count half."""
+        """Area under the ROC curve, from 4,096 bins of the logit between -16 and 16; ties within a
+        bin count half."""
         others = self._shown - self._clicks
         pairs = self._clicks.sum() * others.sum()
         if pairs <= 0:
@@ -81,15 +88,20 @@ class Evaluation:
         return float((self._clicks * (below + others / 2)).sum() / pairs)
 
     def calibration_by_decile(self) -> list[tuple[float, float, int]]:
-        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest prediction to the
-        highest."""
+        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest
+        prediction to the highest."""
         total = self._shown.sum()
         if not total:
             return []
-        centres = 1 / (1 + np.exp(-((np.arange(_BINS) + 0.5) * (2 * _LOGIT_RANGE / _BINS) - _LOGIT_RANGE)))
+        centres = 1 / (
+            1 + np.exp(-((np.arange(_BINS) + 0.5) * (2 * _LOGIT_RANGE / _BINS) - _LOGIT_RANGE))
+        )
         decile = np.minimum((np.cumsum(self._shown) - self._shown / 2) / total * 10, 9).astype(int)
         shown = np.bincount(decile, self._shown, 10)
-        predicted, clicked = np.bincount(decile, self._shown * centres, 10), np.bincount(decile, self._clicks, 10)
+        predicted, clicked = (
+            np.bincount(decile, self._shown * centres, 10),
+            np.bincount(decile, self._clicks, 10),
+        )
         return [(predicted[i] / n, clicked[i] / n, int(n)) for i, n in enumerate(shown) if n]
 
     def summary(self) -> dict[str, float]:
@@ -126,7 +138,8 @@ def _evaluate(logits_B, labels_B, losses_B, clicks, shown):
 
 
 class WindowedEvaluation:
-    """An `Evaluation` of the whole stream, and one of each window of about `window_events` in turn."""
+    """An `Evaluation` of the whole stream, and one of each window of about `window_events` in
+    turn."""
 
     def __init__(self, window_events: int):
         self.window_events = window_events
@@ -136,7 +149,8 @@ class WindowedEvaluation:
         self.completed = 0
 
     def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
-        """Add B events to both; returns the log loss of each. A window ends with the batch that fills it."""
+        """Add B events to both; returns the log loss of each. A window ends with the batch that
+        fills it."""
         self.total.update(logits_B, labels_B)
         losses_B = self.window.update(logits_B, labels_B)
         if self.window.events >= self.window_events or not self.completed:
@@ -164,8 +178,13 @@ class WindowedEvaluation:
         """Undo `state`."""
         self.completed = int(arrays["completed"][0])
         for name, part in (("total", self.total), ("window", self.window)):
-            events, part.loss_sum, part.label_sum, part.prediction_sum = (float(x) for x in arrays[f"{name}.sums"])
+            events, part.loss_sum, part.label_sum, part.prediction_sum = (
+                float(x) for x in arrays[f"{name}.sums"]
+            )
             part.events = int(events)
-            part._clicks, part._shown = arrays[f"{name}.clicks"].copy(), arrays[f"{name}.shown"].copy()
+            part._clicks, part._shown = (
+                arrays[f"{name}.clicks"].copy(),
+                arrays[f"{name}.shown"].copy(),
+            )
         keys = sorted(Evaluation().summary())
         self.last = dict(zip(keys, arrays["last"].tolist(), strict=False))

@@ -1,9 +1,11 @@
 """Slots and experts: the part of the forward pass that a learner and a scorer share.
 
-In: `Features`, and the parameters of the moment. Out: the logits of all experts: the linear one at each of its time
-scales, and the deep one, which corrects the first. What a learner computes here and what a scorer does is one code.
+In: `Features`, and the parameters of the moment. Out: the logits of all experts: the linear one at
+each of its time scales, and the deep one, which corrects the first. What a learner computes here
+and what a scorer does is one code.
 
-Shapes: B events, S slots, K time scales, E = K + 1 experts; see `model.linear` and `model.network` for the others.
+Shapes: B events, S slots, K time scales, E = K + 1 experts; see `model.linear.expert` and
+`model.deep.network` for the others.
 """
 
 from typing import NamedTuple
@@ -11,49 +13,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model import kernels
-from model.encoder import Encoder, Features
-from model.features import Schema
-from model.linear_kernels import logits_of
-from model.network import Network, Parameters
-from model.numerics import CODES, Scale
-
-_VARIANCES = {"field": 0.03, "pair": 0.003, "score": 0.01, "code": 0.01, "constant": 0.3}
-"""Prior variances to begin with, by kind of slot; they are learned from there."""
-
-
-class Slots:
-    """Where each field, pair, numeric and the constant has its rows in the linear expert's table.
-
-    Rows: of fields, of pairs, of missing-value marks and scores (2N), of codes (N x CODES), the constant.
-    """
-
-    def __init__(self, schema: Schema, encoder: Encoder):
-        fields, pairs, numerics = len(schema.fields), len(encoder.pairs), len(schema.numerics)
-        first_pair = fields * encoder.rows
-        first_score = first_pair + encoder.pair_rows
-        first_row_of_codes = first_score + 2 * numerics
-        self.rows = first_row_of_codes + numerics * CODES + 1
-        self.places = first_pair, first_score, first_row_of_codes, CODES
-        """First rows of pairs, scores and codes, and the rows of each numeric's codes."""
-        kinds = ["field"] * fields + ["pair"] * pairs + ["score"] * 2 * numerics + ["code"] * numerics + ["constant"]
-        self.variance_G = [_VARIANCES[kind] for kind in kinds]
-        first_code = fields + pairs + 2 * numerics
-        codes = list(range(first_code, first_code + numerics))
-        self.group_S = [*range(first_code), *codes, *codes, first_code + numerics]
-        """A group for each field, pair and numeric; the codes below and above a value share theirs."""
-
-    def __len__(self) -> int:
-        return len(self.group_S)
+from niwaki.model.deep.network import Network, Parameters
+from niwaki.model.features.encoder import Features
+from niwaki.model.features.numerics import Scale, prepare_numerics
+from niwaki.model.linear.kernels import compiled_logits, locate_slots
+from niwaki.model.linear.slots import Slots
 
 
 class Assembled(NamedTuple):
-    """What the linear expert reads and says of B events, and what else the deep one reads: buffers."""
+    """What the linear expert reads and says of B events, and what else the deep one reads:
+    buffers."""
 
     scores_BM: np.ndarray
     code_BN: np.ndarray
     above_BN: np.ndarray
-    """These three: see `model.numerics.Prepared`."""
+    """These three: see `model.features.numerics.Prepared`."""
     rows_BS: np.ndarray
     """int64, the rows of the slots."""
     values_BS: np.ndarray
@@ -61,7 +35,8 @@ class Assembled(NamedTuple):
     said_BS: np.ndarray
     """float32, what each slot adds to the linear expert's logit at the first time scale."""
     experts_BE: np.ndarray
-    """float32, logits of the experts; of the linear one at each time scale, and room for the deep one's."""
+    """float32, logits of the experts; of the linear one at each time scale, and room for the deep
+    one's."""
 
     @classmethod
     def empty(cls, events: int, numerics: int, slots: int, scales: int) -> "Assembled":
@@ -69,7 +44,9 @@ class Assembled(NamedTuple):
         widths = 2 * numerics, numerics, numerics, slots, slots, slots, scales + 1
         integers = (1, 3)
         kinds = [np.int64 if place in integers else np.float32 for place in range(len(widths))]
-        return cls(*(np.empty((events, width), kind) for width, kind in zip(widths, kinds, strict=True)))
+        return cls(
+            *(np.empty((events, width), kind) for width, kind in zip(widths, kinds, strict=True))
+        )
 
     def part(self, events: slice) -> "Assembled":
         """Views of some of the events."""
@@ -85,12 +62,12 @@ class Assembled(NamedTuple):
         evidence_R2K: np.ndarray,
         prior_SK: np.ndarray,
     ) -> None:
-        """All but the deep expert's logits. `scale`: see `model.numerics.Scale`. `prior_SK`: 1 / prior variance of each
-        slot."""
+        """All but the deep expert's logits. `scale`: see `model.features.numerics.Scale`.
+        `prior_SK`: 1 / prior variance of each slot."""
         prepared = self[:3]
-        kernels.prepare_numerics(numerics_BN, *scale, *prepared)
-        kernels.locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
-        logits = logits_of(prior_SK.shape[1])
+        prepare_numerics(numerics_BN, *scale, *prepared)
+        locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
+        logits = compiled_logits(prior_SK.shape[1])
         logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, self.said_BS, self.experts_BE)
 
 
@@ -108,7 +85,11 @@ class Inputs(NamedTuple):
 
 
 def assemble(
-    slots: Slots, features: Features, scale: Scale, evidence_R2K: torch.Tensor, prior_SK: torch.Tensor
+    slots: Slots,
+    features: Features,
+    scale: Scale,
+    evidence_R2K: torch.Tensor,
+    prior_SK: torch.Tensor,
 ) -> Inputs:
     """Everything but the embeddings. `prior_SK`: 1 / prior variance of each slot."""
     found = Assembled.empty(*features.numerics_BN.shape, *prior_SK.shape)
@@ -119,6 +100,11 @@ def assemble(
     return Inputs(features.rows_BF, scores_BM, *linear, experts_BE[:, :-1])
 
 
-def deep_logits(network: Network, parameters: Parameters, inputs: Inputs, vectors_BFD: torch.Tensor) -> torch.Tensor:
-    """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not differentiated."""
-    return inputs.linear_BK[:, 0] + network.correction(parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS)
+def deep_logits(
+    network: Network, parameters: Parameters, inputs: Inputs, vectors_BFD: torch.Tensor
+) -> torch.Tensor:
+    """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not
+    differentiated."""
+    return inputs.linear_BK[:, 0] + network.correction(
+        parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS
+    )

@@ -1,10 +1,12 @@
-"""The streaming learner: predict, score, then learn, with a dense and a sparse branch over the same embedding tables.
+"""The streaming learner: predict, score, then learn, with a dense and a sparse branch over the same
+embedding tables.
 
-In: `Features` and labels of one batch after another. Out: the logits that the leading mixture had before it learned
-them, and on request what a scorer needs (`export`). It is told when to prune, cut and regrow; it never decides. The
-sparse branch leads from the first cut on: it learns at all times, and is what is published. The dense branch learns
-beside it only from a regrowth to the next cut; in between its weights lie dormant. Both send their gradients into the
-tables. The linear expert beside them is small, and never pruned.
+In: `Features` and labels of one batch after another. Out: the logits that the leading mixture had
+before it learned them, and on request what a scorer needs (`export`). It is told when to prune, cut
+and regrow; it never decides. The sparse branch leads from the first cut on: it learns at all times,
+and is what is published. The dense branch learns beside it only from a regrowth to the next cut; in
+between its weights lie dormant. Both send their gradients into the tables. The linear expert beside
+them is small, and never pruned.
 """
 
 import itertools
@@ -15,40 +17,38 @@ from functools import partial
 import numpy as np
 import torch
 
-from model.ages import Ages
-from model.branch import Branch
-from model.doubt import Doubt
-from model.embeddings import EmbeddingTables
-from model.encoder import Features
-from model.experts import Inputs, Slots, assemble, deep_logits
-from model.exports import Changes, Export, take
-from model.features import Schema
-from model.halves import Halves, Together, one_by_one
-from model.learner_config import LearnerConfig
-from model.learner_state import LearnerState, named
-from model.linear import BayesianLinear
-from model.mixture import mix
-from model.network import Network
-from model.numerics import Numerics
-from pruning.baselines import exchange
-from pruning.columns import Masks, masks_for
-from pruning.compaction import compact, silence
-from pruning.policy import Comparison
+from niwaki.model.config import LearnerConfig
+from niwaki.model.deep.branch import Branch
+from niwaki.model.deep.embeddings import EmbeddingTables
+from niwaki.model.deep.network import Network
+from niwaki.model.errors import LearnError
+from niwaki.model.experts import Inputs, assemble, deep_logits
+from niwaki.model.features.ages import Ages
+from niwaki.model.features.encoder import Features
+from niwaki.model.features.numerics import Numerics
+from niwaki.model.features.schema import Schema
+from niwaki.model.learner_state import LearnerState, named
+from niwaki.model.linear.evidence_check import EvidenceCheck
+from niwaki.model.linear.expert import BayesianLinear
+from niwaki.model.linear.slots import Slots
+from niwaki.model.mixture import mix
+from niwaki.model.rows import DirtyRows, Export, gather
+from niwaki.model.step import MicroBatches, ParallelCall, run_in_turn
+from niwaki.pruning.columns import Masks, masks_for
+from niwaki.pruning.compaction import compact, zero_outgoing
+from niwaki.pruning.policies import exchange
+from niwaki.pruning.policy import Comparison
 
 _RATE_EVENTS = 128
 _STEP_EVENTS = 256
 _COMPARED_EVENTS = np.repeat([5_000.0, 2_000.0], 2)
 
-__all__ = ["Export", "LearnError", "Learner", "LearnerConfig", "LearnerState"]
-
-
-class LearnError(ArithmeticError):
-    """Learning has gone wrong beyond repair, such as a loss that is not finite. Go back to the last snapshot."""
+__all__ = ["Export", "Learner", "LearnerConfig", "LearnerState"]
 
 
 class Learner:
-    """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that lead from one to the
-    other."""
+    """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that
+    lead from one to the other."""
 
     def __init__(
         self,
@@ -58,9 +58,10 @@ class Learner:
         prunes_tables: bool = False,
         block: tuple[int, int] | None = None,
     ):
-        """`narrow_ratio`: begin with a narrow network that takes this share of the dense multiply-adds, (0, 1], the
-        same share of each layer, and the dense branch dormant. `prunes_tables`: columns of tables are masked, too.
-        `block`: outputs and inputs of the blocks of weights that are the units, tables excepted; None: neurons are."""
+        """`narrow_ratio`: begin with a narrow network that takes this share of the dense
+        multiply-adds, (0, 1], the same share of each layer, and the dense branch dormant.
+        `prunes_tables`: columns of tables are masked, too. `block`: outputs and inputs of the
+        blocks of weights that are the units, tables excepted; None: neurons are."""
         self.schema, self.config = schema, config
         self.encoder = config.encoder(schema)
         self.slots, self.ages = Slots(schema, self.encoder), Ages(schema, config.table_rows)
@@ -74,7 +75,9 @@ class Learner:
         self.tables = EmbeddingTables(
             len(schema.fields), config.table_rows, config.embedding_dim, config.embedding_rate
         )
-        self.numerics = Numerics(len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes)
+        self.numerics = Numerics(
+            len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes
+        )
         network = config.network(schema, len(self.slots), block)
         generator = torch.Generator().manual_seed(config.seed)
         self.dense = Branch(network, network.initial(generator))
@@ -83,28 +86,34 @@ class Learner:
         self.kept: dict[str, torch.Tensor] = {}
         self.masks: Masks | None = None
         self.unpruned: Branch | None = None
-        """What the dense branch would be without its masks: a yardstick that leaves the tables alone."""
+        """What the dense branch would be without its masks: a yardstick that leaves the tables
+        alone."""
         self.mixture = config.mixture()
         """Mixes the experts of the lead as it is now, without any delay."""
         self._prunes_columns = prunes_tables and network.columns is not None
         self.dense_cost = network.cost.total({})
         self.learned_multiply_adds = 0.0
-        """Multiply-adds of all forward passes learned from so far; a backward pass is about twice that in any
-        network."""
+        """Multiply-adds of all forward passes learned from so far; a backward pass is about twice
+        that in any network."""
         self.experts_BE = np.empty((0, len(config.half_lives_events) + 1), np.float32)
-        """Logits that the experts of the lead had of the batch learned last, before it was learned."""
+        """Logits that the experts of the lead had of the batch learned last, before it was
+        learned."""
         self.events = 0
         self.lap: Callable[[str], object] = str  # which does nothing, and can be pickled
-        """Told of each part of `learn` when it is over, by whichever thread it was, for a stopwatch."""
-        self.together: Together = one_by_one
-        """Calls two functions, which may run at the same time; it makes no difference to what is learned."""
-        self._losses = np.zeros(4)  # of the network that is being pruned and of the lead; of the former and `unpruned`
+        """Told of each part of `learn` when it is over, by whichever thread it was, for a
+        stopwatch."""
+        self.together: ParallelCall = run_in_turn
+        """Calls two functions, which may run at the same time; it makes no difference to what is
+        learned."""
+        self._losses = np.zeros(
+            4
+        )  # of the network that is being pruned and of the lead; of the former and `unpruned`
         if narrow_ratio is not None:
             self.kept = network.narrow(narrow_ratio, generator)
             narrow = network.cut_to(self.kept)
             self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
-        self._followers: list[Changes] = []
-        self._doubt, self._left = Doubt(), (1.0, 1.0)
+        self._followers: list[DirtyRows] = []
+        self._doubt, self._left = EvidenceCheck(), (1.0, 1.0)
 
     @property
     def lead(self) -> Branch:
@@ -113,23 +122,36 @@ class Learner:
 
     @property
     def comparison(self) -> Comparison:
-        """How the network that is being pruned has predicted lately, beside those that it has to match."""
+        """How the network that is being pruned has predicted lately, beside those that it has to
+        match."""
         pairs = self._losses.reshape(2, 2).tolist()
-        return Comparison(*(pruned / other - 1 if self.masks and other else None for pruned, other in pairs))
+        return Comparison(
+            *(pruned / other - 1 if self.masks and other else None for pruned, other in pairs)
+        )
 
-    def follow(self) -> Changes:
+    def follow(self) -> DirtyRows:
         """A log of every row learned from now on, for one reader."""
-        learned = len(self.tables.weight_RD) if self.config.network_rate and self.config.embedding_dim else 0
-        self._followers.append(Changes(self.events, learned, self.ages.sizes))
+        learned = (
+            len(self.tables.weight_RD)
+            if self.config.network_rate and self.config.embedding_dim
+            else 0
+        )
+        self._followers.append(DirtyRows(self.events, learned, self.ages.sizes))
         return self._followers[-1]
 
     def learn(
-        self, features: Features, labels_B: np.ndarray, target_ratio: float = 1.0, table_ratio: float = 1.0
+        self,
+        features: Features,
+        labels_B: np.ndarray,
+        target_ratio: float = 1.0,
+        table_ratio: float = 1.0,
     ) -> np.ndarray:
-        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`, `table_ratio`: for the
-        masks, while pruning. A long batch takes several steps: averaged over more events, one says less.
+        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`,
+        `table_ratio`: for the masks, while pruning. A long batch takes several steps: averaged over
+        more events, one says less.
 
-        Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it then.
+        Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it
+        then.
         """
         steps = -(-len(labels_B) // _STEP_EVENTS)
         if steps == 1:
@@ -137,19 +159,26 @@ class Learner:
             return logits_B
         bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
         parts = [
-            self._step(Features(*(t[start:stop] for t in features)), labels_B[start:stop], target_ratio, table_ratio)
+            self._step(
+                Features(*(t[start:stop] for t in features)),
+                labels_B[start:stop],
+                target_ratio,
+                table_ratio,
+            )
             for start, stop in itertools.pairwise(bounds)
         ]
         logits, experts = zip(*parts, strict=True)
         self.experts_BE = np.concatenate(experts)
         return np.concatenate(logits)
 
-    def _step(self, features: Features, labels_B: np.ndarray, *ratios: float) -> tuple[np.ndarray, np.ndarray]:
+    def _step(
+        self, features: Features, labels_B: np.ndarray, *ratios: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the lead (B,) and of the experts (B, E) before the step."""
         events, features = len(labels_B), self.ages.fill(features)
         masks = self.masks.masks() if self.masks else None
         live = self._live() if self.config.network_rate else []
-        halves = Halves(features, labels_B, self.slots, len(self.config.half_lives_events))
+        halves = MicroBatches(features, labels_B, self.slots, len(self.config.half_lives_events))
         run = partial(
             halves.run,
             evidence_R2K=self.linear.evidence_R2K,
@@ -164,7 +193,9 @@ class Learner:
         self.together(partial(run, 0), partial(run, 1)) if halves.events[1] else run(0)
         losses, experts_BE = halves.losses, halves.found.experts_BE
         if not np.isfinite(losses).all():
-            raise LearnError(f"the loss of events {self.events} to {self.events + events} is not finite")
+            raise LearnError(
+                f"the loss of events {self.events} to {self.events + events} is not finite"
+            )
         logits_B = mix(self.mixture.weights, experts_BE)
         misled = self._doubt.confirmed(experts_BE[:, :-1], labels_B)
         self.together(
@@ -172,25 +203,34 @@ class Learner:
             lambda: self._learn_wide(halves, misled),
         )
         if masks and live:
-            self.masks.update(self.dense.mask_gradients(halves.events), *ratios, self.dense.parameters)
+            self.masks.update(
+                self.dense.mask_gradients(halves.events), *ratios, self.dense.parameters
+            )
             of = dict(zip(live, losses, strict=True))
-            latest = [of.get(branch, 0.0) for branch in (self.dense, self.sparse, self.dense, self.unpruned)]
-            self._losses += (np.array(latest) - self._losses) * np.minimum(events / _COMPARED_EVENTS, 1.0)
+            latest = [
+                of.get(branch, 0.0)
+                for branch in (self.dense, self.sparse, self.dense, self.unpruned)
+            ]
+            self._losses += (np.array(latest) - self._losses) * np.minimum(
+                events / _COMPARED_EVENTS, 1.0
+            )
         for table, rows_X in self.ages.see(features).items():
             self._mark(table, rows_X)
         self.events += events
         return logits_B, experts_BE
 
-    def _learn_deep(self, live: list[Branch], halves: Halves, misled: bool) -> None:
+    def _learn_deep(self, live: list[Branch], halves: MicroBatches, misled: bool) -> None:
         """One step of the networks and the embedding tables, and of what is small."""
         events = sum(halves.events)
         for branch in live:
             ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
-            branch.step(self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, halves.events)
+            branch.step(
+                self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, halves.events
+            )
             self.learned_multiply_adds += events * branch.multiply_adds
         self.lap("learn_network")
         if misled:
-            self.tables.quicken(self._left[1])
+            self.tables.decay_accumulators(self._left[1])
         if live and self.schema.fields and self.config.embedding_dim:
             self.tables.update(*halves.gradients)
         self.lap("learn_embeddings")
@@ -198,7 +238,7 @@ class Learner:
         self.mixture.update(halves.found.experts_BE, halves.labels_B)
         self.lap("learn_rest")
 
-    def _learn_wide(self, halves: Halves, misled: bool) -> None:
+    def _learn_wide(self, halves: MicroBatches, misled: bool) -> None:
         """One step of the linear expert. It touches nothing that `_learn_deep` does."""
         rows = self.linear.learn(halves.found.rows_BS, halves.found.values_BS, halves.labels_B)
         self._mark("linear", *((self.linear.forget(self._left[0]),) if misled else rows))
@@ -209,28 +249,33 @@ class Learner:
             follower.mark(table, *rows)
 
     def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
-        """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the lead's own."""
+        """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the
+        lead's own."""
         with torch.no_grad():
             inputs = self._assemble(features)
             network, parameters = self._published()
-            deep_B = deep_logits(network, parameters, inputs, self.tables.weight_RD[features.rows_BF])
+            deep_B = deep_logits(
+                network, parameters, inputs, self.tables.weight_RD[features.rows_BF]
+            )
             experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
             return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
     def prune(self, kind: str = "auxiliary", beside_unpruned: bool = False) -> None:
-        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude. `beside_unpruned`: a copy of it
-        learns on without them until the cut."""
+        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude.
+        `beside_unpruned`: a copy of it learns on without them until the cut."""
         network = self.dense.network
         columns = network.columns if self._prunes_columns else None
-        self.masks = masks_for(kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables)
+        self.masks = masks_for(
+            kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables
+        )
         if beside_unpruned:
             weights, first, second = self.dense.parts()
             self.unpruned = Branch(network, weights).restore(first, second, self.dense.steps)
         self._losses[:] = 0
 
     def cut(self, stays_dense: bool = False) -> None:
-        """Cut the surviving units out of the dense branch: they become the sparse one, and the rest lies dormant,
-        unless the dense branch `stays_dense`."""
+        """Cut the surviving units out of the dense branch: they become the sparse one, and the rest
+        lies dormant, unless the dense branch `stays_dense`."""
         self.kept = self.masks.kept()
         self.sparse = self.dense.narrowed(self.kept)
         self.masks, self.unpruned, self.dense_live = None, None, stays_dense
@@ -238,46 +283,61 @@ class Learner:
             self.tables.clear(self.sparse.network.column_mask_FD)
 
     def regrow(self) -> None:
-        """Make the dense branch live again: what the sparse branch has, and every pruned unit as it lay dormant, with
-        the weights that it was cut with; the values of a column begin as zeros. What is served is as before: the
-        sparse branch."""
+        """Make the dense branch live again: what the sparse branch has, and every pruned unit as it
+        lay dormant, with the weights that it was cut with; the values of a column begin as zeros.
+        What is served is as before: the sparse branch."""
         self._widen(self.dense.parameters)
 
     def _widen(self, regrown: Mapping[str, torch.Tensor]) -> None:
         """`regrown`: the dense network's parameters as pruned units come back to them."""
         if self.sparse and not self.dense_live:
-            self.dense, self.dense_live = self.sparse.widened(self.dense.network, self.kept, regrown), True
+            self.dense, self.dense_live = (
+                self.sparse.widened(self.dense.network, self.kept, regrown),
+                True,
+            )
 
     def _fresh(self) -> dict[str, torch.Tensor]:
-        """The dense network's parameters, new, where pruned units have no say: their outgoing weights are zero."""
+        """The dense network's parameters, new, where pruned units have no say: their outgoing
+        weights are zero."""
         # Seeded by the place in the stream: after a restart they are the very same.
         generator = torch.Generator().manual_seed(self.config.seed * 2**32 + self.events)
         fresh = self.dense.network.initial(generator)
-        silence(fresh, self.dense.network.groups, self.kept)  # not columns, whose values are zero already
+        zero_outgoing(
+            fresh, self.dense.network.groups, self.kept
+        )  # not columns, whose values are zero already
         return fresh
 
     def doubt_past(self, within_events: int, evidence_ratio: float, gradients_ratio: float) -> None:
-        """A drift was noticed: if what was learned before turns out to mislead within so many events, keep only these
-        shares, (0, 1], of the linear expert's evidence and of what the embedding tables remember of past gradients."""
+        """A drift was noticed: if what was learned before turns out to mislead within so many
+        events, keep only these shares, (0, 1], of the linear expert's evidence and of what the
+        embedding tables remember of past gradients."""
         self._left = evidence_ratio, gradients_ratio
         self._doubt.begin(within_events)
 
     def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
-        """Exchange `ratio` of the sparse branch's units for fresh ones, which begin without a say: their outgoing
-        weights are zero."""
+        """Exchange `ratio` of the sparse branch's units for fresh ones, which begin without a say:
+        their outgoing weights are zero."""
         groups, live = self.dense.network.groups, self.dense_live
         self._widen(self._fresh())
-        inputs, embeddings = self._assemble(features), (self.tables.weight_RD.numpy(), features.rows_BF.numpy())
-        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(*embeddings, inputs.numerics_BM, inputs.said_BS)
+        inputs, embeddings = (
+            self._assemble(features),
+            (self.tables.weight_RD.numpy(), features.rows_BF.numpy()),
+        )
+        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(
+            *embeddings, inputs.numerics_BM, inputs.said_BS
+        )
         self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
-        self.kept = {g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups}
+        self.kept = {
+            g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups
+        }
         self.sparse, self.dense_live = self.dense.narrowed(self.kept), live
 
     def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
         """What a scorer needs to predict as the lead does now, mixed with `weights`.
 
-        `rows`: only these rows of each table (a delta), in any order; None: all that have been touched.
+        `rows`: only these rows of each table (a delta), in any order; None: all that have been
+        touched.
         """
         rows = rows or {"embedding": self.tables.touched(), "linear": self.linear.touched()}
         scale = self.numerics.scale()
@@ -286,7 +346,7 @@ class Learner:
             "embedding.rows": rows["embedding"],
             "embedding.values": self.tables.rows(rows["embedding"], network.column_mask_FD),
             "linear.rows": rows["linear"],
-            "linear.values": take(self.linear.evidence_R2K, rows["linear"]),
+            "linear.values": gather(self.linear.evidence_R2K, rows["linear"]),
             "linear.prior": self.linear.prior_SK(),
             "numerics.moments": scale.moments_2N,
             "numerics.knots": scale.knots_NQ,
@@ -329,11 +389,20 @@ class Learner:
         tensors = {f"embedding.{name}": tensor for name, tensor in self.tables.state().items()}
         tensors |= {f"linear.{name}": tensor for name, tensor in self.linear.state().items()}
         tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
-        tensors |= {f"mixture.{name}": torch.from_numpy(array) for name, array in self.mixture.state().items()}
-        for place, branch in (("dense", self.dense), ("sparse", self.sparse), ("unpruned", self.unpruned)):
+        tensors |= {
+            f"mixture.{name}": torch.from_numpy(array)
+            for name, array in self.mixture.state().items()
+        }
+        for place, branch in (
+            ("dense", self.dense),
+            ("sparse", self.sparse),
+            ("unpruned", self.unpruned),
+        ):
             if branch:
                 tensors |= {f"{place}.{name}": tensor for name, tensor in branch.state().items()}
-        tensors |= {f"kept.{name}": index for name, index in self.kept.items()} | self.ages.export({})
+        tensors |= {f"kept.{name}": index for name, index in self.kept.items()} | self.ages.export(
+            {}
+        )
         if self.masks:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
         state = LearnerState(
@@ -358,7 +427,9 @@ class Learner:
         self.tables.restore(named(tensors, "embedding."))
         self.linear.restore(named(tensors, "linear."), state.events)
         self.numerics.restore(named(tensors, "numerics."))
-        self.mixture.restore({name: tensor.numpy() for name, tensor in named(tensors, "mixture.").items()})
+        self.mixture.restore(
+            {name: tensor.numpy() for name, tensor in named(tensors, "mixture.").items()}
+        )
         self.kept = named(tensors, "kept.")
         self.ages.restore(tensors)
         network = self.dense.network
@@ -373,7 +444,9 @@ class Learner:
             self.prune(state.masks)
             self.masks.restore(named(tensors, "masks."), state.mask_steps)
         if state.unpruned:
-            self.unpruned = branch("unpruned", network, state.dense_steps)  # as many steps as the dense one
+            self.unpruned = branch(
+                "unpruned", network, state.dense_steps
+            )  # as many steps as the dense one
         self._losses[:] = state.losses
         self.events, self.dense_live = state.events, state.dense_live
         self.learned_multiply_adds = state.learned_multiply_adds
@@ -381,10 +454,16 @@ class Learner:
 
     def _assemble(self, features: Features) -> Inputs:
         features, linear = self.ages.fill(features), self.linear
-        return assemble(self.slots, features, self.numerics.scale(), linear.evidence_R2K, linear.prior_SK())
+        return assemble(
+            self.slots, features, self.numerics.scale(), linear.evidence_R2K, linear.prior_SK()
+        )
 
     def _live(self) -> list[Branch]:
-        return [branch for branch in (self.dense if self.dense_live else None, self.sparse, self.unpruned) if branch]
+        return [
+            branch
+            for branch in (self.dense if self.dense_live else None, self.sparse, self.unpruned)
+            if branch
+        ]
 
     def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
         """The published network and its weights."""

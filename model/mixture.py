@@ -1,25 +1,29 @@
-"""Mixes the logits of experts by how good they have been lately, and calibrates them: logistic stacking, online.
+"""Mixes the logits of experts by how good they have been lately, and calibrates them: logistic
+stacking, online.
 
-In: the logits of E experts for events whose labels are known by now, predicted with the delay at which they are served.
-Out: weights and a bias. Learning them on *served* predictions is what makes the mixture honest about delay: an expert
-that goes stale soon gets little weight where publications are rare. Stacking: Wolpert, 1992; online as a Bayesian
-logistic regression with Laplace's approximation whose evidence fades to the prior. Events that were predicted with one
-model miss together, in a burst by far more than independent ones would: their evidence is divided by the root of that
-overdispersion, which is measured. (Quasi-likelihood, Wedderburn, 1974, divides by all of it; so it learned too little.)
+In: the logits of E experts for events whose labels are known by now, predicted with the delay at
+which they are served. Out: weights and a bias. Learning them on *served* predictions is what makes
+the mixture honest about delay: an expert that goes stale soon gets little weight where publications
+are rare. Stacking: Wolpert, 1992; online as a Bayesian logistic regression with Laplace's
+approximation whose evidence fades to the prior. Events that were predicted with one model miss
+together, in a burst by far more than independent ones would: their evidence is divided by the root
+of that overdispersion, which is measured. (Quasi-likelihood, Wedderburn, 1974, divides by all of
+it; so it learned too little.)
 
-Beside the learned bias there is a debt: clicks that were not predicted, or predicted and did not come, move the next
-logits until they are made up for or forgotten (leaky integral control), so the mean prediction follows the click rate
-over a long window. With long delays that does more harm than good, so the gain falls with the cube of the delay.
+Beside the learned bias there is a debt: clicks that were not predicted, or predicted and did not
+come, move the next logits until they are made up for or forgotten (leaky integral control), so the
+mean prediction follows the click rate over a long window. With long delays that does more harm than
+good, so the gain falls with the cube of the delay.
 
-Where nothing can be learned, the click rate is the best prediction, and every expert worse. So mixture and click rate
-are averaged in the logit, by the likelihood of either.
+Where nothing can be learned, the click rate is the best prediction, and every expert worse. So
+mixture and click rate are averaged in the logit, by the likelihood of either.
 """
 
 import math
 
 import numpy as np
 
-from model.kernels import kernel
+from niwaki.model.jit import kernel
 
 _PRIOR_PRECISION = 300.0
 _NEWTON_STEPS = 5
@@ -40,7 +44,8 @@ class Mixture:
     """Weights over a constant and E experts: float64 (1 + E,)."""
 
     def __init__(self, weights: np.ndarray, *, half_life_events: float, debt_rate: float):
-        """`weights`: what to begin with, and the prior. `half_life_events`: of evidence, > 0; infinite: weights stay.
+        """`weights`: what to begin with, and the prior. `half_life_events`: of evidence, > 0;
+        infinite: weights stay.
 
         `debt_rate`: logit for each click too many or too few, >= 0; 0: no debt.
         """
@@ -56,8 +61,8 @@ class Mixture:
 
     @classmethod
     def initial(cls, scales: int, half_life_events: float, debt_rate: float) -> "Mixture":
-        """Half of the weight on the last expert, the rest shared by the `scales` before it. `half_life_events` 0: all
-        on the last, for good."""
+        """Half of the weight on the last expert, the rest shared by the `scales` before it.
+        `half_life_events` 0: all on the last, for good."""
         last = 0.5 if half_life_events else 1.0
         weights = np.array([0.0, *[(1 - last) / scales] * scales, last])
         return cls(weights, half_life_events=half_life_events or np.inf, debt_rate=debt_rate)
@@ -74,7 +79,10 @@ class Mixture:
         """Learn from B events, all predicted with the present weights."""
         if not len(labels_B):
             return
-        experts_BE, labels_B = np.ascontiguousarray(experts_BE, np.float32), np.ascontiguousarray(labels_B, np.float32)
+        experts_BE, labels_B = (
+            np.ascontiguousarray(experts_BE, np.float32),
+            np.ascontiguousarray(labels_B, np.float32),
+        )
         missed, _, _ = _outcome(self.weights, experts_BE, labels_B)
         if np.isfinite(self._half_life_events):
             self._learn(experts_BE, labels_B, 0.5 ** (len(labels_B) / self._half_life_events))
@@ -83,7 +91,11 @@ class Mixture:
         self.debt = min(max(debt, -_LARGEST_DEBT), _LARGEST_DEBT)
 
     def _learn(self, experts_BE: np.ndarray, labels_B: np.ndarray, fade: float) -> None:
-        events, clicks, mixed = len(labels_B), float(labels_B.sum(dtype=np.float64)), self.learned.copy()
+        events, clicks, mixed = (
+            len(labels_B),
+            float(labels_B.sum(dtype=np.float64)),
+            self.learned.copy(),
+        )
         mixed[0] += self.debt
         missed, variance, loss = _outcome(mixed, experts_BE, labels_B)
         dispersion = missed**2 / variance
@@ -92,7 +104,9 @@ class Mixture:
         share = max(1.0, self.overdispersion, dispersion / _USUAL_DISPERSION) ** -0.5
         if self.events:
             rate = self._rate_logit()
-            self.lead = self.lead * fade + share * (events * np.logaddexp(0.0, rate) - clicks * rate - loss)
+            self.lead = self.lead * fade + share * (
+                events * np.logaddexp(0.0, rate) - clicks * rate - loss
+            )
         self.clicks, self.events = self.clicks * fade + clicks, self.events * fade + events
         evidence = self.precision * fade + np.eye(len(mixed)) * _PRIOR_PRECISION * (1 - fade)
         self.learned, self.precision = _newton(self.learned, evidence, experts_BE, labels_B, share)
@@ -146,7 +160,8 @@ def _mix(weights, experts_BE):
 
 @kernel("UniTuple(float64, 3)(float64[::1], float32[:,::1], float32[::1])")
 def _outcome(weights, experts_BE, labels_B):
-    """Clicks beyond those predicted, the variance that was predicted for them, and the log loss, all summed."""
+    """Clicks beyond those predicted, the variance that was predicted for them, and the log loss,
+    all summed."""
     missed = variance = loss = 0.0
     for b in range(len(labels_B)):
         logit = weights[0]
@@ -177,10 +192,12 @@ def _solve(matrix, vector):
     return x
 
 
-@kernel("Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)")
+@kernel(
+    "Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)"
+)
 def _newton(before, evidence, experts_BE, labels_B, share):
-    """Weights and their precision after some steps of Newton's. `evidence`: the precision of `before`. `share`: what
-    the events count for."""
+    """Weights and their precision after some steps of Newton's. `evidence`: the precision of
+    `before`. `share`: what the events count for."""
     size = len(before)
     weights, precision, gradient, x = before.copy(), evidence.copy(), np.empty(size), np.ones(size)
     for _ in range(_NEWTON_STEPS):

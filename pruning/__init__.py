@@ -1,2 +1,2 @@
-"""Which weights exist: unit groups, auxiliary masks, schedules and policies, compaction. Pure: no socket, clock,
-thread or log."""
+"""Which weights exist: unit groups, auxiliary masks, schedules and policies, compaction. Pure: no
+socket, clock, thread or log."""

@@ -1,8 +1,9 @@
 """Blocks of weights as units: a matrix is cut into a grid, and each cell of it lives or does not.
 
-A single weight is a block of 1 x 1. The mask is on the weights, w * m, straight-through in the backward pass, so the
-gradient in a block's mask is the sum of w * dL/d(w m) over its weights (AutoPrune, Xiao et al., NeurIPS 2019;
-arXiv:2010.08655, section 3). Biases belong to no block. Blocks at the edges are smaller, and cost less.
+A single weight is a block of 1 x 1. The mask is on the weights, w * m, straight-through in the
+backward pass, so the gradient in a block's mask is the sum of w * dL/d(w m) over its weights
+(AutoPrune, Xiao et al., NeurIPS 2019; arXiv:2010.08655, section 3). Biases belong to no block.
+Blocks at the edges are smaller, and cost less.
 
 Shapes: O outputs, I inputs of a matrix; U units, row by row of the grid.
 """
@@ -61,7 +62,8 @@ class BlockGroup(NamedTuple):
         return int(self.weights_U[alive_U].sum())
 
     def amounts(self, order_U: torch.Tensor | None = None) -> np.ndarray:
-        """(U + 1,): weights of the first 0, 1, 2, ... units; `order_U` may be left out where they are alike."""
+        """(U + 1,): weights of the first 0, 1, 2, ... units; `order_U` may be left out where they
+        are alike."""
         weights_U = self.weights_U if order_U is None else self.weights_U[order_U]
         return np.concatenate([[0], weights_U.cumsum(0).numpy()])
 
@@ -86,14 +88,16 @@ class BlockGroup(NamedTuple):
 
 
 class BlockCost:
-    """Multiply-adds of one prediction, as `pruning.units.Cost`; what is alive is counted in weights."""
+    """Multiply-adds of one prediction, as `pruning.units.Cost`; what is alive is counted in
+    weights."""
 
     def __init__(self, groups: Sequence[BlockGroup], whole: Mapping[str, int], fixed: int = 0):
         """`whole`: weights that there are, by group. `fixed`: what no unit can save."""
         self._groups, self._whole, self._fixed = tuple(groups), dict(whole), fixed
 
     def total(self, alive: Mapping[str, int]) -> int:
-        """Multiply-adds with `alive[group]` weights in each group; a group that is not named is whole."""
+        """Multiply-adds with `alive[group]` weights in each group; a group that is not named is
+        whole."""
         return self._fixed + sum(alive.get(name, whole) for name, whole in self._whole.items())
 
     def marginal(self, alive: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -1,10 +1,12 @@
-"""Columns of the embedding tables as units: which of them live, within a budget of the tables' bytes.
+"""Columns of the embedding tables as units: which of them live, within a budget of the tables'
+bytes.
 
-A unit is one embedding dimension of one field, and its mask acts on that field's vectors (Xiao et al., Field-wise
-Embedding Size Search via Structural Hard Auxiliary Mask Pruning, arXiv:2208.08004). A column costs as many bytes as its
-field has rows that were ever learned, so a dimension of a large table must be worth more than one of a small table.
-Importance is learned as that of any unit (`pruning.auxiliary`); what a byte must be worth is solved at each step. Every
-field keeps one column at least, so a budget below 1 / D cannot be reached.
+A unit is one embedding dimension of one field, and its mask acts on that field's vectors (Xiao et
+al., Field-wise Embedding Size Search via Structural Hard Auxiliary Mask Pruning, arXiv:2208.08004).
+A column costs as many bytes as its field has rows that were ever learned, so a dimension of a large
+table must be worth more than one of a small table. Importance is learned as that of any unit
+(`pruning.auxiliary`); what a byte must be worth is solved at each step. Every field keeps one
+column at least, so a budget below 1 / D cannot be reached.
 
 Shapes: F fields, D columns of each table, X = F * D of them in all.
 """
@@ -15,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks, learn_importance
-from pruning.baselines import MagnitudeMasks, magnitudes
-from pruning.blocks import BlockCost
-from pruning.units import Cost, Group, MaskGradient, UnitGroup
+from niwaki.pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks, learn_importance
+from niwaki.pruning.blocks import BlockCost
+from niwaki.pruning.policies import MagnitudeMasks, magnitudes
+from niwaki.pruning.units import Cost, Group, MaskGradient, UnitGroup
 
 Weights = Mapping[str, torch.Tensor]
 _CLOSE_RATIO = 0.01
@@ -46,8 +48,8 @@ class ColumnMasks:
         self.steps = 0
 
     def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
-        """Learn from the gradients in the masks, then let the bytes of the tables fall to `target_ratio` of all,
-        (0..1]. `weights` are not read."""
+        """Learn from the gradients in the masks, then let the bytes of the tables fall to
+        `target_ratio` of all, (0..1]. `weights` are not read."""
         self.steps += 1
         learn_importance(self._importance_X, self.alive_X, gradient, self.steps, self._config)
         if self._config.uniform:
@@ -62,7 +64,10 @@ class ColumnMasks:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Importance and liveness, for a snapshot."""
-        return {f"importance.{self.group.name}": self._importance_X, f"alive.{self.group.name}": self.alive_X}
+        return {
+            f"importance.{self.group.name}": self._importance_X,
+            f"alive.{self.group.name}": self.alive_X,
+        }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], steps: int) -> None:
         """Undo `state`."""
@@ -75,8 +80,9 @@ class ColumnMasks:
         return np.repeat(rows_F, self.group.size // self._fields)
 
     def _worth_their_price(self, target_ratio: float) -> np.ndarray:
-        """The best column of each field, then those that are worth the most for a byte, as long as they fit. If that
-        leaves more than a hundredth of all bytes unused, since one field's columns are dear, columns are exchanged."""
+        """The best column of each field, then those that are worth the most for a byte, as long as
+        they fit. If that leaves more than a hundredth of all bytes unused, since one field's
+        columns are dear, columns are exchanged."""
         price_X, worth_X = self._price_X(), self._importance_X.numpy()
         worth_FD = worth_X.reshape(self._fields, -1)
         first_X = np.zeros(len(price_X), bool)
@@ -87,9 +93,16 @@ class ColumnMasks:
         close = _CLOSE_RATIO * total
         while left > close:
             spared_X = first_X | ~alive_X
-            found = [_exchange(x, alive_X, spared_X, ordered, price_X, left) for x in self._best_dead(ordered, alive_X)]
+            found = [
+                _exchange(x, alive_X, spared_X, ordered, price_X, left)
+                for x in self._best_dead(ordered, alive_X)
+            ]
             # the fullest; of those that are close enough, the one worth the most
-            best = min(found, key=lambda one: (max(one[1], close), -worth_X[one[0]].sum()), default=(alive_X, left))
+            best = min(
+                found,
+                key=lambda one: (max(one[1], close), -worth_X[one[0]].sum()),
+                default=(alive_X, left),
+            )
             if best[1] >= left:
                 break
             alive_X, left = best
@@ -104,7 +117,9 @@ class ColumnMasks:
         """The same number of columns of each field, those of the largest size."""
         size_FD = size_X.view(self._fields, -1)
         count = self._of_each_field(ratio)
-        chosen_FD = torch.zeros_like(size_FD, dtype=torch.bool).scatter_(1, size_FD.topk(count, 1).indices, True)
+        chosen_FD = torch.zeros_like(size_FD, dtype=torch.bool).scatter_(
+            1, size_FD.topk(count, 1).indices, True
+        )
         return chosen_FD.flatten()
 
     def _of_each_field(self, ratio: float) -> int:
@@ -112,7 +127,8 @@ class ColumnMasks:
 
 
 def _buy(alive_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: float) -> float:
-    """Let every dead column live, in the order given, that fits what is `left`, in place; what is left then."""
+    """Let every dead column live, in the order given, that fits what is `left`, in place; what is
+    left then."""
     for x in ordered[~alive_X[ordered]]:
         if price_X[x] <= left:
             alive_X[x] = True
@@ -121,10 +137,16 @@ def _buy(alive_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: fl
 
 
 def _exchange(
-    x: int, alive_X: np.ndarray, spared_X: np.ndarray, ordered: np.ndarray, price_X: np.ndarray, left: float
+    x: int,
+    alive_X: np.ndarray,
+    spared_X: np.ndarray,
+    ordered: np.ndarray,
+    price_X: np.ndarray,
+    left: float,
 ) -> tuple[np.ndarray, float]:
-    """Column x in the place of cheaper ones, those first that are worth the least for a byte; who is alive then, and
-    what is left. The same as before, where all of them together do not make room for it."""
+    """Column x in the place of cheaper ones, those first that are worth the least for a byte; who
+    is alive then, and what is left. The same as before, where all of them together do not make room
+    for it."""
     given_up = ordered[::-1]
     given_up = given_up[~spared_X[given_up] & (price_X[given_up] < price_X[x])]
     freed = np.cumsum(price_X[given_up])
@@ -137,8 +159,8 @@ def _exchange(
 
 
 class MagnitudeColumns(ColumnMasks):
-    """The columns with the largest values and outgoing weights live, the same share of each field; one that is gone
-    stays gone."""
+    """The columns with the largest values and outgoing weights live, the same share of each field;
+    one that is gone stays gone."""
 
     def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
         """As `ColumnMasks.update`, by the size of values and `weights`; `gradient` is not read."""
@@ -149,8 +171,9 @@ class MagnitudeColumns(ColumnMasks):
 
 
 class Masks:
-    """All masks that are being learned: those of the network's units and, where the tables have a budget, too, those of
-    their columns. The columns are chosen first; the units share the multiply-adds that those leave."""
+    """All masks that are being learned: those of the network's units and, where the tables have a
+    budget, too, those of their columns. The columns are chosen first; the units share the
+    multiply-adds that those leave."""
 
     def __init__(self, units: AuxiliaryMasks | MagnitudeMasks, columns: ColumnMasks | None = None):
         self.units, self.columns = units, columns
@@ -166,13 +189,19 @@ class Masks:
     def masks(self) -> dict[str, torch.Tensor]:
         """0/1 as float32, (size,) by group."""
         columns = self.columns
-        return self.units.masks() | ({columns.group.name: columns.alive_X.float()} if columns else {})
+        return self.units.masks() | (
+            {columns.group.name: columns.alive_X.float()} if columns else {}
+        )
 
     def update(
-        self, gradients: Mapping[str, MaskGradient], target_ratio: float, table_ratio: float, weights: Weights
+        self,
+        gradients: Mapping[str, MaskGradient],
+        target_ratio: float,
+        table_ratio: float,
+        weights: Weights,
     ) -> None:
-        """Learn from the gradients in the masks; then let multiply-adds fall to `target_ratio` of dense and the bytes
-        of the tables to `table_ratio` of all, both (0..1]."""
+        """Learn from the gradients in the masks; then let multiply-adds fall to `target_ratio` of
+        dense and the bytes of the tables to `table_ratio` of all, both (0..1]."""
         gradients = dict(gradients)
         if self.columns:
             self.columns.update(gradients.pop(self.columns.group.name), table_ratio, weights)
@@ -208,7 +237,14 @@ def masks_for(
     columns: UnitGroup | None,
     tables: Tables,
 ) -> Masks:
-    """Masks that begin to be learned: all units live. `kind`: auxiliary or magnitude. `columns`: None: all stay."""
+    """Masks that begin to be learned: all units live. `kind`: auxiliary or magnitude. `columns`:
+    None: all stay."""
     if kind == "magnitude":
-        return Masks(MagnitudeMasks(groups, cost), MagnitudeColumns(columns, tables, config) if columns else None)
-    return Masks(AuxiliaryMasks(groups, cost, config), ColumnMasks(columns, tables, config) if columns else None)
+        return Masks(
+            MagnitudeMasks(groups, cost),
+            MagnitudeColumns(columns, tables, config) if columns else None,
+        )
+    return Masks(
+        AuxiliaryMasks(groups, cost, config),
+        ColumnMasks(columns, tables, config) if columns else None,
+    )

@@ -1,15 +1,16 @@
 """Full <-> compact tensors: the surviving units are cut out, and later put back into their places.
 
-Works on any mapping from parameter name to tensor, so the same two functions serve weights and optimizer state.
-They do not change their inputs. They decide nothing: which units survive is the caller's.
+Works on any mapping from parameter name to tensor, so the same two functions serve weights and
+optimizer state. They do not change their inputs. They decide nothing: which units survive is the
+caller's.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from pruning.blocks import BlockGroup
-from pruning.units import Group, UnitGroup
+from niwaki.pruning.blocks import BlockGroup
+from niwaki.pruning.units import Group, UnitGroup
 
 Tensors = Mapping[str, torch.Tensor]
 Kept = Mapping[str, torch.Tensor]
@@ -17,8 +18,8 @@ Kept = Mapping[str, torch.Tensor]
 
 
 def compact(tensors: Tensors, groups: Sequence[Group], kept: Kept) -> dict[str, torch.Tensor]:
-    """Only the entries that belong to surviving units, in their order; new tensors throughout. Of a matrix in blocks,
-    the weights that are left, (n,), row by row."""
+    """Only the entries that belong to surviving units, in their order; new tensors throughout. Of a
+    matrix in blocks, the weights that are left, (n,), row by row."""
     within = _within(groups, kept)
     places = _places({name: tuple(tensor.shape) for name, tensor in tensors.items()}, groups, kept)
     result = {}
@@ -29,8 +30,11 @@ def compact(tensors: Tensors, groups: Sequence[Group], kept: Kept) -> dict[str, 
     return result
 
 
-def expand(compacted: Tensors, dormant: Tensors, groups: Sequence[Group], kept: Kept) -> dict[str, torch.Tensor]:
-    """`dormant` with the entries of surviving units replaced by those of `compacted`: `compact` undone."""
+def expand(
+    compacted: Tensors, dormant: Tensors, groups: Sequence[Group], kept: Kept
+) -> dict[str, torch.Tensor]:
+    """`dormant` with the entries of surviving units replaced by those of `compacted`: `compact`
+    undone."""
     within = _within(groups, kept)
     places = _places({name: tuple(tensor.shape) for name, tensor in dormant.items()}, groups, kept)
     result = {}
@@ -41,28 +45,41 @@ def expand(compacted: Tensors, dormant: Tensors, groups: Sequence[Group], kept: 
     return result
 
 
-def silence(tensors: Tensors, groups: Sequence[Group], kept: Kept) -> None:
-    """Set the outgoing weights of all units outside `kept` to zero, in place: of a block, all there are."""
+def zero_outgoing(tensors: Tensors, groups: Sequence[Group], kept: Kept) -> None:
+    """Set the outgoing weights of all units outside `kept` to zero, in place: of a block, all there
+    are."""
     for name, here in _within(groups, kept).items():
         tensors[name].masked_fill_(~here, 0.0)
     for group in groups:
         if isinstance(group, BlockGroup):
             continue
         outgoing = group.slices[-1]
-        gone = torch.ones(group.size, dtype=torch.bool).index_fill(0, kept[group.name], False).nonzero().squeeze(1)
+        gone = (
+            torch.ones(group.size, dtype=torch.bool)
+            .index_fill(0, kept[group.name], False)
+            .nonzero()
+            .squeeze(1)
+        )
         tensors[outgoing.parameter].index_fill_(outgoing.dim, gone + outgoing.offset, 0.0)
 
 
 def _within(groups: Sequence[Group], kept: Kept) -> dict[str, torch.Tensor]:
     """For each matrix in blocks, the weights that survive, bool."""
-    return {g.parameter: g.within(kept[g.name]) for g in groups if isinstance(g, BlockGroup) and g.name in kept}
+    return {
+        g.parameter: g.within(kept[g.name])
+        for g in groups
+        if isinstance(g, BlockGroup) and g.name in kept
+    }
 
 
 def _places(
     shapes: Mapping[str, tuple[int, ...]], groups: Sequence[Group], kept: Kept
 ) -> dict[str, list[torch.Tensor]]:
     """For each tensor and dimension, the indices that survive."""
-    alive = {name: [torch.ones(size, dtype=torch.bool) for size in shape] for name, shape in shapes.items()}
+    alive = {
+        name: [torch.ones(size, dtype=torch.bool) for size in shape]
+        for name, shape in shapes.items()
+    }
     for group in groups:
         if group.name not in kept or not isinstance(group, UnitGroup):
             continue

@@ -1,9 +1,10 @@
 """What a mask can remove: groups of units, and what each unit costs.
 
-A unit is whatever disappears as one: a neuron is a row of its own layer (weight and bias) and a column of the next.
-Blocks of weights are the other kind, with the same interface: see `pruning.blocks`.
-A `UnitGroup` names those slices, so that masks, compaction and cost never need to know the network. Cost is counted in
-multiply-adds of one prediction, from the shapes of the matrices alone.
+A unit is whatever disappears as one: a neuron is a row of its own layer (weight and bias) and a
+column of the next. Blocks of weights are the other kind, with the same interface: see
+`pruning.blocks`. A `UnitGroup` names those slices, so that masks, compaction and cost never need to
+know the network. Cost is counted in multiply-adds of one prediction, from the shapes of the
+matrices alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pruning.blocks import BlockCost, BlockGroup
+from niwaki.pruning.blocks import BlockCost, BlockGroup
 
 Shapes = Mapping[str, tuple[int, ...]]
 Alive = Mapping[str, int]
@@ -52,7 +53,8 @@ class UnitGroup(NamedTuple):
         return np.arange(self.size + 1)
 
     def any_order(self, generator: torch.Generator) -> torch.Tensor:
-        """Its units in the order in which a narrow network is to take them: none is like another before it learns."""
+        """Its units in the order in which a narrow network is to take them: none is like another
+        before it learns."""
         return torch.arange(self.size)
 
 
@@ -60,7 +62,8 @@ Group = UnitGroup | BlockGroup
 
 
 class MaskGradient(NamedTuple):
-    """What a batch says of the masks of a group's units: of each event's own gradient in them, (size,)."""
+    """What a batch says of the masks of a group's units: of each event's own gradient in them,
+    (size,)."""
 
     mean_U: torch.Tensor
     square_U: torch.Tensor
@@ -71,13 +74,14 @@ class Cost:
     """Multiply-adds of one prediction as a function of how many units of each group are alive."""
 
     def __init__(self, shapes: Shapes, groups: Sequence[UnitGroup], fixed: int = 0):
-        """`shapes`: of every dense parameter; matrices cost one multiply-add an entry. `fixed`: what no unit can
-        save."""
+        """`shapes`: of every dense parameter; matrices cost one multiply-add an entry. `fixed`:
+        what no unit can save."""
         self._matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
         self._groups, self._fixed = tuple(groups), fixed
 
     def total(self, alive: Alive) -> int:
-        """Multiply-adds with `alive[group]` units in each group; a group that is not named is whole."""
+        """Multiply-adds with `alive[group]` units in each group; a group that is not named is
+        whole."""
         widths = self._widths(alive)
         return self._fixed + sum(widths[name, 0] * widths[name, 1] for name in self._matrices)
 
@@ -85,12 +89,20 @@ class Cost:
         """Multiply-adds that one more unit of each group costs, the others as in `alive`."""
         widths = self._widths(alive)
         return {
-            group.name: sum(widths[s.parameter, 1 - s.dim] for s in group.slices if s.parameter in self._matrices)
+            group.name: sum(
+                widths[s.parameter, 1 - s.dim]
+                for s in group.slices
+                if s.parameter in self._matrices
+            )
             for group in self._groups
         }
 
     def _widths(self, alive: Alive) -> dict[tuple[str, int], int]:
-        widths = {(name, dim): size for name, shape in self._matrices.items() for dim, size in enumerate(shape)}
+        widths = {
+            (name, dim): size
+            for name, shape in self._matrices.items()
+            for dim, size in enumerate(shape)
+        }
         for group in self._groups:
             removed = group.size - alive.get(group.name, group.size)
             for s in group.slices:
@@ -106,10 +118,12 @@ def uniform_widths(
     given: Alive | None = None,
     scores: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, int]:
-    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each, at least one.
-    `given`: units alive in other groups; one that is not named is whole. `scores`: the highest come first; None: in the
-    units' own order."""
-    amounts = {group.name: amounts_by(group, scores[group.name] if scores else None) for group in groups}
+    """How many units of each group fit `ratio` of the dense multiply-adds, the same share of each,
+    at least one. `given`: units alive in other groups; one that is not named is whole. `scores`:
+    the highest come first; None: in the units' own order."""
+    amounts = {
+        group.name: amounts_by(group, scores[group.name] if scores else None) for group in groups
+    }
 
     def widths(share: float) -> dict[str, int]:
         return {group.name: max(1, int(group.size * share + 1e-9)) for group in groups}
@@ -118,11 +132,15 @@ def uniform_widths(
         alive = {name: int(amounts[name][width]) for name, width in widths(share).items()}
         return cost.total({**alive, **(given or {})})
 
-    shares = np.unique(np.concatenate([np.arange(1, group.size + 1) / group.size for group in groups]))
+    shares = np.unique(
+        np.concatenate([np.arange(1, group.size + 1) / group.size for group in groups])
+    )
     low, high = 0, len(shares)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if total(shares[middle]) <= ratio * cost.total({}) else (low, middle)
+        low, high = (
+            (middle, high) if total(shares[middle]) <= ratio * cost.total({}) else (low, middle)
+        )
     return widths(shares[low])
 
 

@@ -1,1 +1,2 @@
-"""How a checkpoint reaches a score: the store in Redis, the scorer that follows it, HTTP around a scorer."""
+"""How a checkpoint reaches a score: the store in Redis, the scorer that follows it, HTTP around a
+scorer."""

@@ -1,11 +1,13 @@
 """What can go wrong between a checkpoint and a score, grouped by what happens next.
 
-A checkpoint that can't be trusted is `model.checkpoint.CheckpointError` (refuse it, keep the old one), and a row that
-the schema doesn't allow is `model.features.FeatureError` (tell the caller).
+A checkpoint that can't be trusted is `model.errors.CheckpointError` (refuse it, keep the old one),
+and a row that the schema doesn't allow is `model.errors.FeatureError` (tell the caller).
 """
 
+from niwaki.pruning.errors import NiwakiError
 
-class ServingError(Exception):
+
+class ServingError(NiwakiError):
     """Root of this room's errors."""
 
 
@@ -14,7 +16,8 @@ class StoreUnavailable(ServingError):
 
 
 class StoreRefused(ServingError):
-    """Redis said no, or holds something else under our keys: trying again changes nothing until a person acts."""
+    """Redis said no, or holds something else under our keys: trying again changes nothing until a
+    person acts."""
 
 
 class NotReady(ServingError):

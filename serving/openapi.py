@@ -1,13 +1,15 @@
-"""The server's own description of itself, OpenAPI 3.1, with the columns of the model that it serves at the moment.
+"""The server's own description of itself, OpenAPI 3.1, with the columns of the model that it serves
+at the moment.
 
-In: the model's name, the limits, and the header of the checkpoint that serves (None: none yet). Out: one JSON object.
+In: the model's name, the limits, and the header of the checkpoint that serves (None: none yet).
+Out: one JSON object.
 """
 
 from typing import Any
 
-from model.checkpoint import Header
-from model.features import Schema
-from serving.wire import DATATYPES, OUTPUT
+from niwaki.model.features.schema import Schema
+from niwaki.model.published.checkpoint import Header
+from niwaki.serving.wire import DATATYPES, OUTPUT
 
 Json = dict[str, Any]
 
@@ -18,7 +20,10 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     candidate = dict(list(example.items())[-1:])
     context = {column: value for column, value in example.items() if column not in candidate}
     events = {"type": "array", "items": event, "maxItems": max_events}
-    part = {**event, "description": "Part of an event. No column is in the context and in a candidate."}
+    part = {
+        **event,
+        "description": "Part of an event. No column is in the context and in a candidate.",
+    }
     ask_events = {"type": "object", "properties": {"events": events}, "required": ["events"]}
     ask_candidates = {
         "type": "object",
@@ -28,7 +33,11 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     score = {
         "summary": "Click probabilities of events, or of one context's candidates.",
         "requestBody": _body(
-            {"oneOf": [ask | {"additionalProperties": False} for ask in (ask_events, ask_candidates)]},
+            {
+                "oneOf": [
+                    ask | {"additionalProperties": False} for ask in (ask_events, ask_candidates)
+                ]
+            },
             events={"events": [example]},
             candidates={"context": context, "candidates": [candidate, candidate]},
         ),
@@ -36,7 +45,8 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
             "200": _answer(
                 "One probability each, in order, all by one version.",
                 _object(
-                    version={"type": "integer"}, probabilities=_list({"type": "number", "minimum": 0, "maximum": 1})
+                    version={"type": "integer"},
+                    probabilities=_list({"type": "number", "minimum": 0, "maximum": 1}),
                 ),
                 {"version": 12, "probabilities": [0.0421]},
             )
@@ -61,15 +71,27 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": f"niwaki: {name}", "version": "1", "description": "Scores with the newest checkpoint."},
+        "info": {
+            "title": f"niwaki: {name}",
+            "version": "1",
+            "description": "Scores with the newest checkpoint.",
+        },
         "paths": {
             "/score": {"post": score},
-            "/v2": {"get": _get("This server.", _object(name=_TEXT, version=_TEXT, extensions=_list(_TEXT)))},
+            "/v2": {
+                "get": _get(
+                    "This server.", _object(name=_TEXT, version=_TEXT, extensions=_list(_TEXT))
+                )
+            },
             "/v2/health/live": {"get": _get("Whether the process runs.", _object(live=_BOOLEAN))},
-            "/v2/health/ready": {"get": _ready("Whether it serves a checkpoint that is young enough.")},
+            "/v2/health/ready": {
+                "get": _ready("Whether it serves a checkpoint that is young enough.")
+            },
             "/v2/models/{name}": {
                 "parameters": [_model_parameter(name)],
-                "get": _get("The model's columns and version.", _object(name=_TEXT, versions=_list(_TEXT)))
+                "get": _get(
+                    "The model's columns and version.", _object(name=_TEXT, versions=_list(_TEXT))
+                )
                 | {"responses": _metadata_responses()},
             },
             "/v2/models/{name}/ready": {
@@ -77,7 +99,12 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
                 "get": _ready("Whether the model serves.", 404),
             },
             "/v2/models/{name}/infer": {"post": infer},
-            "/metrics": {"get": {"summary": "Prometheus metrics.", "responses": {"200": {"description": "Metrics."}}}},
+            "/metrics": {
+                "get": {
+                    "summary": "Prometheus metrics.",
+                    "responses": {"200": {"description": "Metrics."}},
+                }
+            },
             "/openapi.json": {"get": _get("This document.", {"type": "object"})},
         },
         "components": {"schemas": _SCHEMAS},
@@ -97,9 +124,16 @@ def _list(items: Json) -> Json:
 
 _REASON = {"field": _TEXT, "rule": _TEXT, "value": _TEXT}
 _TENSOR = _object(
-    name=_TEXT, shape=_list({"type": "integer", "minimum": 0}), datatype={"enum": list(DATATYPES)}, data=_list({})
+    name=_TEXT,
+    shape=_list({"type": "integer", "minimum": 0}),
+    datatype={"enum": list(DATATYPES)},
+    data=_list({}),
 )
-_READY = {"type": "object", "properties": {"ready": _BOOLEAN, "version": {"type": "integer"}}, "required": ["ready"]}
+_READY = {
+    "type": "object",
+    "properties": {"ready": _BOOLEAN, "version": {"type": "integer"}},
+    "required": ["ready"],
+}
 _SCHEMAS = {
     "Refusal": _object(error=_object(**_REASON)),
     "ProtocolRefusal": _object(error=_TEXT, **_REASON),
@@ -126,22 +160,35 @@ _REASONS = {
 
 def _event(schema: Schema) -> tuple[Json, Json]:
     """The JSON schema of an event, and an example."""
-    properties: Json = {name: {"type": ["string", "integer", "null"]} for name in schema.categorical}
+    properties: Json = {
+        name: {"type": ["string", "integer", "null"]} for name in schema.categorical
+    }
     properties |= {name: {"type": ["number", "null"]} for name in schema.numeric}
     example = {name: "a" for name in schema.categorical} | {name: 1.0 for name in schema.numeric}
     if schema.timestamp:
-        properties[schema.timestamp] = {"type": ["integer", "null"], "description": "Milliseconds since the epoch."}
+        properties[schema.timestamp] = {
+            "type": ["integer", "null"],
+            "description": "Milliseconds since the epoch.",
+        }
     properties |= {name: {"description": "Not read."} for name in (schema.label, *schema.ignore)}
     return {"type": "object", "properties": properties, "additionalProperties": False}, example
 
 
 def _tensor(name: str, value: str | float) -> Json:
-    return {"name": name, "shape": [1], "datatype": "BYTES" if isinstance(value, str) else "FP32", "data": [value]}
+    return {
+        "name": name,
+        "shape": [1],
+        "datatype": "BYTES" if isinstance(value, str) else "FP32",
+        "data": [value],
+    }
 
 
 def _body(schema: Json, **examples: Json) -> Json:
     named = {name: {"value": value} for name, value in examples.items()}
-    return {"required": True, "content": {"application/json": {"schema": schema, "examples": named}}}
+    return {
+        "required": True,
+        "content": {"application/json": {"schema": schema, "examples": named}},
+    }
 
 
 def _answer(description: str, schema: Json, example: Json | None = None) -> Json:
@@ -160,12 +207,17 @@ def _ready(summary: str, *statuses: int) -> Json:
 
 def _metadata_responses() -> Json:
     tensors = _list(_object(name=_TEXT, datatype=_TEXT, shape=_list({"type": "integer"})))
-    schema = _object(name=_TEXT, versions=_list(_TEXT), platform=_TEXT, inputs=tensors, outputs=tensors)
+    schema = _object(
+        name=_TEXT, versions=_list(_TEXT), platform=_TEXT, inputs=tensors, outputs=tensors
+    )
     return {"200": _answer("The model.", schema)} | _refusals("ProtocolRefusal", 404, 503)
 
 
 def _refusals(schema: str, *statuses: int) -> Json:
-    return {str(status): _answer(_REASONS[status], {"$ref": f"#/components/schemas/{schema}"}) for status in statuses}
+    return {
+        str(status): _answer(_REASONS[status], {"$ref": f"#/components/schemas/{schema}"})
+        for status in statuses
+    }
 
 
 def _model_parameter(name: str) -> Json:

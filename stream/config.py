@@ -1,9 +1,10 @@
 """One TOML file, and environment variables over it, into one frozen struct.
 
-In: the path of a file and the environment. Out: a `Config`, every field of the right type and range, or a
-`ConfigError` of one line that names the key, the rule and the value. Each section's struct, with its defaults, stands
-beside the class that it configures. An override is NIWAKI_SECTION__KEY: NIWAKI_KAFKA__TOPIC=clicks, NIWAKI_MODEL__TOP=
-'[256, 128]'. Its value is read as TOML would read it, or taken as it stands where the key wants text.
+In: the path of a file and the environment. Out: a `Config`, every field of the right type and
+range, or a `ConfigError` of one line that names the key, the rule and the value. Each section's
+struct, with its defaults, stands beside the class that it configures. An override is
+NIWAKI_SECTION__KEY: NIWAKI_KAFKA__TOPIC=clicks, NIWAKI_MODEL__TOP= '[256, 128]'. Its value is read
+as TOML would read it, or taken as it stands where the key wants text.
 """
 
 import os
@@ -17,17 +18,17 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from model.features import Schema
-from model.learner import LearnerConfig
-from pruning.policy import PruningConfig
-from serving.server import ServeConfig
-from serving.store import StoreConfig
-from stream.connection import KafkaConfig, is_topic
-from stream.drift import DriftConfig
-from stream.errors import ConfigError
-from stream.snapshot import SnapshotConfig
-from stream.telemetry import TelemetryConfig
-from stream.trainer import TrainingConfig
+from niwaki.model.features.schema import Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import PruningConfig
+from niwaki.serving.server import ServeConfig
+from niwaki.serving.store import StoreConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.errors import ConfigError
+from niwaki.stream.kafka.connection import KafkaConfig, is_topic
+from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.telemetry import TelemetryConfig
+from niwaki.stream.training.trainer import TrainingConfig
 
 PREFIX = "NIWAKI_"
 _WORDS = {
@@ -58,24 +59,33 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         topic, others = self.drift.topic, (self.kafka.topic, self.kafka.dead_letters)
         if topic and (topic in others or not is_topic(topic)):
-            raise ConfigError("drift.topic", f"must be the name of another topic than {' and '.join(others)}", topic)
+            raise ConfigError(
+                "drift.topic",
+                f"must be the name of another topic than {' and '.join(others)}",
+                topic,
+            )
 
     def events_schema(self) -> Schema:
         """The schema, for those who read events."""
         if self.schema is None:
-            raise ConfigError("schema", "is missing; `niwaki schema FILE` proposes it for a recorded stream")
+            raise ConfigError(
+                "schema", "is missing; `niwaki schema FILE` proposes it for a recorded stream"
+            )
         return self.schema
 
 
 def load_config(path: str | Path | None = None, env: Mapping[str, str] = os.environ) -> Config:
-    """The file's values over the defaults, and those of `env` over the file's. Without a path: no file."""
+    """The file's values over the defaults, and those of `env` over the file's. Without a path: no
+    file."""
     tree = _read(Path(path)) if path is not None else {}
     known = inspect.type_info(Config)
     names = _override(tree, env, known)
     for where, name, struct in _unknown(tree, known, ""):
         key = where + name
         variables = [variable for at, variable in names.items() if f"{at}.".startswith(f"{key}.")]
-        raise ConfigError([*variables, key][0], f"is not a known key; {_hint(where, name, struct, known)}")
+        raise ConfigError(
+            [*variables, key][0], f"is not a known key; {_hint(where, name, struct, known)}"
+        )
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
@@ -93,10 +103,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), f"is not TOML: {error}") from error
 
 
-def _override(tree: dict[str, Any], env: Mapping[str, str], known: inspect.StructType) -> dict[str, str]:
+def _override(
+    tree: dict[str, Any], env: Mapping[str, str], known: inspect.StructType
+) -> dict[str, str]:
     """Put the variables into the tree; returns the variable's name by key, for messages.
 
-    A name without "__" is none of ours: Kubernetes sets such ones (NIWAKI_SERVER_PORT=tcp://...) for services.
+    A name without "__" is none of ours: Kubernetes sets such ones (NIWAKI_SERVER_PORT=tcp://...)
+    for services.
     """
     names = {}
     for name in sorted(env):
@@ -115,7 +128,8 @@ def _override(tree: dict[str, Any], env: Mapping[str, str], known: inspect.Struc
 
 
 def _literal(text: str, known: inspect.Type | None) -> Any:
-    """`text` as TOML reads a value; but as it stands where it is no TOML, or where only a string will do."""
+    """`text` as TOML reads a value; but as it stands where it is no TOML, or where only a string
+    will do."""
     try:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -123,7 +137,9 @@ def _literal(text: str, known: inspect.Type | None) -> Any:
     if set(read) != {"value"}:
         return text
     kinds = {type(one) for one in _alternatives(known)}
-    return text if inspect.StrType in kinds and not isinstance(read["value"], str) else read["value"]
+    return (
+        text if inspect.StrType in kinds and not isinstance(read["value"], str) else read["value"]
+    )
 
 
 def _alternatives(known: inspect.Type | None) -> tuple[inspect.Type, ...]:
@@ -145,7 +161,9 @@ def _type_at(known: inspect.Type, key: str) -> inspect.Type | None:
     return at
 
 
-def _unknown(value: Any, known: inspect.Type, where: str) -> Iterator[tuple[str, str, inspect.StructType]]:
+def _unknown(
+    value: Any, known: inspect.Type, where: str
+) -> Iterator[tuple[str, str, inspect.StructType]]:
     """Every key that nobody reads: ("section.", key, the struct that lacks it)."""
     for option in _alternatives(known):
         if isinstance(option, inspect.StructType) and isinstance(value, dict):
@@ -161,7 +179,8 @@ def _unknown(value: Any, known: inspect.Type, where: str) -> Iterator[tuple[str,
 
 
 def _hint(where: str, name: str, struct: inspect.StructType, known: inspect.StructType) -> str:
-    """The nearest key of the same struct, or the same key of another section, or all that there is to choose from."""
+    """The nearest key of the same struct, or the same key of another section, or all that there is
+    to choose from."""
     names = [field.encode_name for field in struct.fields]
     near = [where + key for key in get_close_matches(name, names, 1)]
     sections = (field.encode_name for field in known.fields)
@@ -170,7 +189,10 @@ def _hint(where: str, name: str, struct: inspect.StructType, known: inspect.Stru
 
 
 def _explained(
-    error: msgspec.ValidationError, tree: dict[str, Any], known: inspect.Type, names: Mapping[str, str]
+    error: msgspec.ValidationError,
+    tree: dict[str, Any],
+    known: inspect.Type,
+    names: Mapping[str, str],
 ) -> ConfigError:
     """What msgspec, or a section's own rule, has to say, in our form."""
     text, _, at = str(error).partition(" - at `$")
@@ -186,14 +208,19 @@ def _explained(
     kinds = _alternatives(_type_at(known, key))
     options = [value for one in kinds for value in getattr(one, "values", ())]
     if options and text.startswith("Invalid enum value"):
-        words = [_WORDS[name] for one in kinds if (name := type(one).__name__.removesuffix("Type").lower()) in _WORDS]
+        words = [
+            _WORDS[name]
+            for one in kinds
+            if (name := type(one).__name__.removesuffix("Type").lower()) in _WORDS
+        ]
         rule = " or ".join([*words, f"one of {', '.join(map(str, options))}"])
         return ConfigError(field, f"must be {rule}", *_value_at(tree, key))
     return ConfigError(field, text)
 
 
 def _placed(error: ValueError, key: str, names: Mapping[str, str]) -> ConfigError:
-    """A struct's own complaint, which begins with a field, but knows no place in a list and maybe no section."""
+    """A struct's own complaint, which begins with a field, but knows no place in a list and maybe
+    no section."""
     text = str(error)
     field = error.field if isinstance(error, ConfigError) else text.split()[0].rstrip(":")
     rule = text.removeprefix(field).lstrip(": ")

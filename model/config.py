@@ -1,0 +1,113 @@
+"""The model and how it learns, as a user sets it, and the parts that follow from these settings
+alone."""
+
+import msgspec
+
+from niwaki.model.deep.network import Network, NetworkShape
+from niwaki.model.features.encoder import Encoder
+from niwaki.model.features.schema import Schema
+from niwaki.model.mixture import Mixture
+from niwaki.pruning.auxiliary import AuxiliaryConfig
+
+_NOT_NEGATIVE = "embedding_dim pair_rows max_pairs network_rate shrinkage_rate mixture_half_life_events debt_rate".split()
+
+
+class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model and how it learns (the `[model]` section)."""
+
+    embedding_dim: int = 16
+    """Width of an embedding, >= 0; 0: none, the network reads numerics and what the linear expert
+    says."""
+    bottom: tuple[int, ...] = (64,)
+    """Hidden widths of the bottom MLP, which makes one more vector of the numerics; empty: there is
+    none."""
+    top: tuple[int, ...] = (512, 256)
+    """Hidden widths of the top MLP, at least one."""
+    interaction: str = "dot"
+    """dot: pairwise dot products of all vectors beside the vectors themselves. none: the vectors
+    only."""
+    table_rows: int = 262_144
+    """Rows of each field's table, >= 2; values are hashed to them."""
+    pair_rows: int = 4_194_304
+    """Rows of the linear expert's table of pairs of fields; 0: no pairs."""
+    max_pairs: int = 66
+    """With more pairs of fields than this (66: 12 fields), none are made; name those that matter in
+    `schema.crosses`."""
+    half_lives_events: tuple[float, ...] = (100_000, 10_000, 1_000)
+    """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert
+    corrects the first."""
+    shrinkage_rate: float = 0.2
+    """How fast the linear expert's prior variances follow the stream, >= 0; 0: they stay as they
+    are set."""
+    numeric_codes: bool = True
+    """Whether the linear expert reads piecewise-linear codes of numerics beside their standard
+    scores."""
+    mixture_half_life_events: float = 50_000
+    """Half-life of what the mixture of the experts has learned, events, >= 0; 0: it learns nothing,
+    and the deep expert alone predicts."""
+    debt_rate: float = 0.002
+    """How strongly the mean prediction is held to the click rate, logit for each click too many or
+    too few, >= 0; 0: not beyond what the mixture does. It falls with the cube of the delay beyond
+    1,000 events."""
+    hash_seed: int = 0
+    """Seed of the hash from values to rows."""
+    seed: int = 0
+    """Seed of the initial weights."""
+    embedding_rate: float = 0.05
+    """Learning rate of embeddings (row-wise Adagrad), > 0."""
+    network_rate: float = 0.001
+    """Learning rate of the network (Adam) for batches of 128, >= 0; it grows with the square root
+    of the batch. 0: the deep expert is left out."""
+    narrow_rate_ratio: float = 2.0
+    """Factor on that rate in a network narrower than the dense one, > 0: it takes larger steps
+    well."""
+    numeric_horizon_events: float = 100_000
+    """Events over which the moments of numerics are averaged, >= 1."""
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    """How the auxiliary parameters learn while pruning."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"model.{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("embedding_rate", "narrow_rate_ratio"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"model.{name} must be > 0, got {getattr(self, name)}")
+        if not self.top or min(self.top + self.bottom) < 1:
+            raise ValueError(
+                f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}"
+            )
+        if self.interaction not in ("dot", "none"):
+            raise ValueError(f"model.interaction must be dot or none, got {self.interaction!r}")
+        if not self.half_lives_events or min(self.half_lives_events) <= 0:
+            raise ValueError(
+                f"model.half_lives_events must be > 0, at least one, got {list(self.half_lives_events)}"
+            )
+
+    def encoder(self, schema: Schema) -> Encoder:
+        """Maps events of `schema` to the rows of this model's tables."""
+        fields = len(schema.fields)
+        pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
+        return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
+
+    def network(self, schema: Schema, slots: int, block: tuple[int, int] | None) -> Network:
+        """The dense network. `block`: outputs and inputs of the blocks of weights that are its
+        units; None: neurons are."""
+        return Network(
+            NetworkShape(
+                fields=len(schema.fields),
+                numerics=2 * len(schema.numerics),
+                slots=slots,
+                embedding_dim=self.embedding_dim,
+                bottom=self.bottom if schema.numerics and self.embedding_dim else (),
+                top=self.top,
+                interaction=self.interaction,
+                block=block,
+            )
+        )
+
+    def mixture(self) -> Mixture:
+        """Of the linear expert's time scales and the deep expert."""
+        return Mixture.initial(
+            len(self.half_lives_events), self.mixture_half_life_events, self.debt_rate
+        )

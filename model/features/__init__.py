@@ -1,0 +1,2 @@
+"""How events become features: the schema, columns of events, hashed rows, prepared numerics,
+ages."""

@@ -1,0 +1,1 @@
+"""The linear expert: Bayesian logistic regression over slots, at several time scales."""

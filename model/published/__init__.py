@@ -1,0 +1,1 @@
+"""What leaves the learner: checkpoints as bytes, and the model that predicts from one."""

@@ -1,0 +1,231 @@
+"""Rows of a table as they travel: their numbers as differences, their values in 32, 16 or 8 bits.
+
+In: sorted row numbers and float32 values. Out: named tensors that are smaller, and back. Row
+numbers lose nothing. Values lose what their precision does not hold, each row by itself: so a row
+that has not changed is the same in whichever checkpoint it came. Rows with a value beyond 64 keep
+all 32 bits: they are few and weigh much (such as the constant of a linear expert, whose slow
+evidence is a hundred times its fast one).
+
+Shapes: U rows of a table, E of them exact.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from niwaki.model.jit import kernel
+
+Precision = Literal["float32", "float16", "int8"]
+Tensors = dict[str, torch.Tensor]
+TABLES = ("embedding", "linear")
+_PARTS = ("values", "scales", "exact", "in_full")
+_SIGNED = (torch.int32, torch.int64)
+_WIDTHS = (np.uint8, np.uint16, np.uint32)
+_FAR_W = np.array([np.iinfo(width).max for width in _WIDTHS], np.int64)
+_EXACT_BEYOND = 64.0
+_LEVELS = 127
+_BLOCKS = ".blocks"
+# Quarters of an octave, from square roots alone: the same on every machine.
+_QUARTERS = np.array(
+    [1.0, np.sqrt(np.sqrt(2.0)), np.sqrt(2.0), np.sqrt(2.0) * np.sqrt(np.sqrt(2.0))]
+)
+
+
+def encode(tensors: Tensors, precision: Precision) -> Tensors:
+    """The tensors of a checkpoint as they are stored: see ARCHITECTURE, "The checkpoint, byte by
+    byte"."""
+    stored = {
+        name: encode_rows(tensor) if name.endswith(_BLOCKS) else tensor
+        for name, tensor in tensors.items()
+    }
+    for table in TABLES:
+        rows, values = stored.get(f"{table}.rows"), stored.get(f"{table}.values")
+        if rows is not None and rows.dtype in _SIGNED:
+            stored[f"{table}.rows"] = encode_rows(rows)
+        if values is not None and values.dtype == torch.float32 and precision != "float32":
+            del stored[f"{table}.values"]
+            stored |= {
+                f"{table}.{part}": tensor
+                for part, tensor in _encode_values(values, precision).items()
+            }
+    return stored
+
+
+def decode(stored: Tensors) -> Tensors:
+    """Undo `encode`; what came from an older format, or is of another type, stays as it is. Raises
+    `ValueError` where parts do not fit together."""
+    tensors = {
+        name: decode_rows(tensor) if name.endswith(_BLOCKS) else tensor
+        for name, tensor in stored.items()
+    }
+    for table in TABLES:
+        if (rows := tensors.get(f"{table}.rows")) is not None and rows.dtype not in _SIGNED:
+            tensors[f"{table}.rows"] = decode_rows(rows)
+        if f"{table}.exact" in tensors:
+            parts = {part: tensors.pop(f"{table}.{part}", None) for part in _PARTS}
+            tensors[f"{table}.values"] = _decode_values(parts)
+    return tensors
+
+
+def rounded(tensors: Tensors, precision: Precision) -> Tensors:
+    """The tensors as they come out of a checkpoint."""
+    if precision == "float32":
+        return tensors
+    values = {f"{table}.values": tensors[f"{table}.values"] for table in TABLES}
+    return tensors | {
+        name: _decode_values(_encode_values(one, precision)) for name, one in values.items()
+    }
+
+
+def drop_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """What `encode` made, of the embedding tables only the columns alive: of each row one after the
+    other. `table_rows`: rows of each field's table."""
+    alive = _alive(stored, alive_FD, table_rows)
+    return stored | {name: stored[name][alive_XD] for name, alive_XD in alive.items()}
+
+
+def restore_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """Undo `drop_columns`: the others are zero. Raises `ValueError` where parts do not fit
+    together."""
+    whole = dict(stored)
+    for name, alive_XD in _alive(stored, alive_FD, table_rows).items():
+        if stored[name].shape != (int(alive_XD.sum()),):
+            raise ValueError(f"{name} must hold every alive column of its rows and nothing else")
+        whole[name] = torch.zeros(alive_XD.shape, dtype=stored[name].dtype)
+        whole[name][alive_XD] = stored[name]
+    return whole
+
+
+def _alive(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
+    """By tensor of the embedding tables that holds rows: which entries are of columns alive."""
+    if "embedding.rows" not in stored or "embedding.values" not in stored:
+        raise ValueError("there are no embedding tables")
+    fields_U = decode_rows(stored["embedding.rows"]) // table_rows
+    if len(fields_U) and int(fields_U[-1]) >= len(alive_FD):
+        raise ValueError("rows beyond the last field")
+    alive = {"embedding.values": alive_FD[fields_U]}
+    if (exact := stored.get("embedding.exact")) is not None and "embedding.in_full" in stored:
+        if len(exact) and not 0 <= int(exact.min()) <= int(exact.max()) < len(fields_U):
+            raise ValueError("exact rows must be among the rows")
+        alive["embedding.in_full"] = alive_FD[fields_U[exact.long()]]
+    return alive
+
+
+def encode_rows(rows_U: torch.Tensor) -> torch.Tensor:
+    """How many rows lie before each, since the one before it: in as few bytes as will do. The
+    largest number of the type says "so many rows, and none here"."""
+    rows_U = np.ascontiguousarray(rows_U.numpy(), np.int64)
+    extra_W = np.zeros(len(_WIDTHS), np.int64)
+    if not count_jumps(rows_U, _FAR_W, extra_W):
+        raise ValueError("rows must ascend")
+    counts = [len(rows_U) + extra for extra in extra_W.tolist()]
+    width, count = min(
+        zip(_WIDTHS, counts, strict=True), key=lambda one: one[0]().itemsize * one[1]
+    )
+    codes = np.empty(count, np.uint32)
+    fill_codes(rows_U, _far(width), codes)
+    return torch.from_numpy(codes.astype(width))
+
+
+@kernel("boolean(int64[::1], int64[::1], int64[::1])")
+def count_jumps(rows_U, far_W, extra_W):
+    """How many codes more than rows there are for each width; False if rows do not ascend."""
+    before = -1
+    for u in range(len(rows_U)):
+        gap = rows_U[u] - before - 1
+        if gap < 0:
+            return False
+        for w in range(len(far_W)):
+            if gap >= far_W[w]:
+                extra_W[w] += gap // far_W[w]
+        before = rows_U[u]
+    return True
+
+
+@kernel("void(int64[::1], int64, uint32[::1])")
+def fill_codes(rows_U, far, codes):
+    """The codes of rows that ascend."""
+    before, place = -1, 0
+    for u in range(len(rows_U)):
+        gap = rows_U[u] - before - 1
+        while gap >= far:
+            codes[place] = far
+            gap -= far
+            place += 1
+        codes[place] = gap
+        place += 1
+        before = rows_U[u]
+
+
+def decode_rows(stored: torch.Tensor) -> torch.Tensor:
+    """Undo `encode_rows`; int64 (U,)."""
+    codes = stored.numpy()
+    if codes.dtype not in _WIDTHS or codes.ndim != 1:
+        raise ValueError(f"rows must be unsigned integers, got {codes.dtype}")
+    here = codes != _far(codes.dtype.type)
+    return torch.from_numpy((np.cumsum(codes.astype(np.int64) + here) - 1)[here])
+
+
+def _far(width: type) -> int:
+    return int(np.iinfo(width).max)
+
+
+def _encode_values(values: torch.Tensor, precision: Precision) -> Tensors:
+    """Values of U rows; `exact` (E,) says which of them are in `in_full`, with 32 bits."""
+    flat = values.flatten(1).numpy()
+    largest_U = np.abs(flat).max(1, initial=0.0)
+    exact_U = ~(largest_U <= _EXACT_BEYOND)  # what is not finite, too
+    parts = {
+        "exact": torch.from_numpy(np.flatnonzero(exact_U).astype(np.int32)),
+        "in_full": values[exact_U],
+    }
+    small = np.where(exact_U[:, None], np.float32(0), flat)
+    if precision == "float16":
+        return parts | {"values": torch.from_numpy(small.astype(np.float16)).view(values.shape)}
+    scales_U = _scale_codes(np.where(exact_U, 0.0, largest_U))
+    codes = np.rint(small / _scales(scales_U)[:, None] * np.float32(_LEVELS)).astype(np.int8)
+    return parts | {
+        "scales": torch.from_numpy(scales_U),
+        "values": torch.from_numpy(codes).view(values.shape),
+    }
+
+
+def _decode_values(parts: Tensors) -> torch.Tensor:
+    codes, scales, exact, in_full = (parts.get(part) for part in _PARTS)
+    if (
+        codes is None
+        or exact is None
+        or in_full is None
+        or in_full.shape != (len(exact), *codes.shape[1:])
+    ):
+        raise ValueError("values of a table are not whole")
+    values = codes.numpy().astype(np.float32)
+    if codes.dtype == torch.int8:
+        if scales is None or scales.dtype != torch.int8 or scales.shape != (len(codes),):
+            raise ValueError("values of 8 bits need a scale for each row")
+        values *= (_scales(scales.numpy()) / np.float32(_LEVELS)).reshape(
+            -1, *[1] * (values.ndim - 1)
+        )
+    elif codes.dtype != torch.float16:
+        raise ValueError(f"values must be of 8 or 16 bits, got {codes.dtype}")
+    places = exact.numpy()
+    if exact.dtype != torch.int32 or (
+        len(places) and not 0 <= places.min() <= places.max() < len(values)
+    ):
+        raise ValueError("exact rows must be among the rows")
+    values[places] = in_full.numpy()
+    return torch.from_numpy(values)
+
+
+def _scale_codes(largest_U: np.ndarray) -> np.ndarray:
+    """int8 c: the least 2^(c/4) that is not below `largest_U`; -128 for nothing."""
+    fraction_U, exponent_U = np.frexp(largest_U.astype(np.float64))
+    codes_U = 4 * exponent_U.astype(np.int64) - 3 + np.searchsorted(_QUARTERS[1:] / 2, fraction_U)
+    return np.where(largest_U > 0, np.clip(codes_U, -128, 127), -128).astype(np.int8)
+
+
+def _scales(codes_U: np.ndarray) -> np.ndarray:
+    """float32 2^(c/4)."""
+    codes_U = codes_U.astype(np.int32)
+    return np.ldexp(_QUARTERS[codes_U % 4], codes_U // 4).astype(np.float32)

@@ -1,0 +1,41 @@
+"""The ground of every room's errors: one root, one kind for a broken rule, and one way to name what
+was meant.
+
+Each room's own errors derive from these, grouped by what the caller does next. An error's text is
+one line, fit for a terminal.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NiwakiError(Exception):
+    """The root of all errors that niwaki raises on purpose."""
+
+
+class RuleError(NiwakiError, ValueError):
+    """A setting, an event, a request or a checkpoint breaks a rule."""
+
+    field: str
+    """The field, column, key, option or file that breaks the rule. A setting's own struct names the
+    field alone; whoever reads the struct puts the section before it."""
+    rule: str
+    """The rule, such as "must be in (0, 1]"."""
+    value: str
+    """The value as it is shown; empty where there is none, or where it must not be shown."""
+
+    def __init__(self, field: str, rule: str, *value: object):
+        """`value`: the offending value, where there is one; shown as its `repr`, shortened."""
+        self.field, self.rule, self.value = field, rule, shorten(*value) if value else ""
+        super().__init__(f"{field}: {rule}" + (f", got {self.value}" if value else ""))
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """`repr(value)`, cut to `limit` characters for an error message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The entry of `known` that `name` was probably meant to be; None if none is close."""
+    return next(iter(get_close_matches(name, list(known), 1, cutoff=0.4)), None)

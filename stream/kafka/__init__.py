@@ -1,0 +1,1 @@
+"""Kafka: connections, reading a topic in order, batches of events, writing."""

@@ -1,0 +1,100 @@
+"""Poll and decode: from the messages of a topic to columns that know their place in it.
+
+First stage of the walk. In: records of the partitions that are ours. Out: a `PolledBatch` for each poll
+that brought any. `Reader` works in the calling process; `stream.kafka.reader_process` runs one
+beside the learner. It learns nothing, cuts nothing, and commits nothing.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from niwaki.model.features.schema import EventBatch
+from niwaki.stream.events import EventDecoder, Reject
+from niwaki.stream.kafka.source import EventSource, Record
+
+
+class PolledBatch(NamedTuple):
+    """What one poll brought, decoded."""
+
+    batch: EventBatch
+    after_B4: np.ndarray
+    """int64: for each event its partition, the offset to go on at once it is learned, how many
+    events of the message there to skip then, and the offset of its own message. A message is behind
+    us with its last event."""
+    rejects: list[tuple[Record, Reject]]
+    """What could not be decoded, in order."""
+    polled: dict[int, int]
+    """By partition, the offset after the last message of this poll."""
+    messages: int
+    size_bytes: int
+    """Of all values."""
+
+
+class EventReader(Protocol):
+    """What an `Intake` reads from."""
+
+    topic: str
+
+    @property
+    def ends(self) -> Mapping[int, int]:
+        """By partition, the offset after its last message, as of the last fetch."""
+
+    def start(self, offsets: Mapping[int, int]) -> None:
+        """Begin at these offsets; see `EventSource.seek`. None given: where the configuration
+        says."""
+
+    def read(self, timeout_s: float) -> PolledBatch | None:
+        """The next events, in order within each partition; None if none came in time."""
+
+    def close(self) -> None:
+        """Disconnect."""
+
+
+class Reader:
+    """Reads in the calling process."""
+
+    def __init__(self, source: EventSource, decoder: EventDecoder):
+        self._source, self._decoder, self.topic = source, decoder, source.topic
+
+    @property
+    def ends(self) -> Mapping[int, int]:
+        return self._source.ends
+
+    def start(self, offsets: Mapping[int, int]) -> None:
+        if offsets:
+            self._source.seek(offsets)
+
+    def read(self, timeout_s: float) -> PolledBatch | None:
+        records = self._source.poll(timeout_s)
+        if not records:
+            return None
+        values = [record.value for record in records]
+        batch, message_B, rejects = self._decoder.decode(values)
+        places_M2 = np.array([(record.partition, record.offset) for record in records], np.int64)
+        return PolledBatch(
+            batch,
+            _after(places_M2[message_B], message_B),
+            [(records[reject.index], reject) for reject in rejects],
+            {record.partition: record.offset + 1 for record in records},
+            len(records),
+            sum(len(value) for value in values if value),
+        )
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def _after(places_B2: np.ndarray, message_B: np.ndarray) -> np.ndarray:
+    """`PolledBatch.after_B4`.
+
+    `places_B2`: partition and offset of each event's message. `message_B`: which message that is;
+    equal ones are neighbours.
+    """
+    at_B = np.arange(len(message_B))
+    first_B = np.diff(message_B, prepend=-1) != 0
+    last_B = np.append(first_B[1:], True)[: len(message_B)]
+    rank_B = at_B - np.maximum.accumulate(np.where(first_B, at_B, 0)) if len(at_B) else at_B
+    partition_B, offset_B = places_B2[:, 0], places_B2[:, 1]
+    return np.stack([partition_B, offset_B + last_B, np.where(last_B, 0, rank_B + 1), offset_B], 1)

@@ -1,0 +1,140 @@
+"""Offline prequential comparison: the same recorded events, the same learner, several policies.
+
+In: a recorded stream. Out: for each policy, how good the predictions of a scorer would have been at
+each publication interval, and what learning cost. No Kafka, no Redis, and the very `Trainer` that
+the live loop drives.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.pruning.policy import PruningConfig
+from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.offline.history import History
+from niwaki.stream.recordings.recording import read_recording
+from niwaki.stream.training.stopwatch import Stopwatch, shares
+from niwaki.stream.training.trainer import Trainer, TrainingConfig
+
+
+def rebatch(
+    chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
+) -> Iterator[EventBatch]:
+    """The same events in batches of exactly `batch_events`, the last one excepted; `limit_events`
+    in all."""
+    left = None
+    remaining = limit_events
+    for chunk in chunks:
+        if remaining is not None:
+            chunk = chunk.slice(0, min(len(chunk), remaining))
+            remaining -= len(chunk)
+        events = EventBatch.concat([left, chunk]) if left is not None and len(left) else chunk
+        whole = len(events) - len(events) % batch_events
+        for start in range(0, whole, batch_events):
+            yield events.slice(start, start + batch_events)
+        left = events.slice(whole, len(events))
+        if remaining == 0:
+            break
+    if left is not None and len(left):
+        yield left
+
+
+def constant_ne(labels: Iterable[np.ndarray]) -> tuple[int, float]:
+    """Events, and normalized entropy of a prediction that is always the click rate so far: what a
+    model must beat."""
+    evaluation, clicks = Evaluation(), 0.0
+    for labels_B in labels:
+        rate = (clicks + 0.5) / (evaluation.events + 1)
+        evaluation.update(np.full(len(labels_B), np.log(rate / (1 - rate)), np.float32), labels_B)
+        clicks += float(labels_B.sum(dtype=np.float64))
+    return evaluation.events, evaluation.normalized_entropy
+
+
+def backtest_policy(
+    batches: Iterable[EventBatch],
+    schema: Schema,
+    *,
+    model: LearnerConfig,
+    pruning: PruningConfig,
+    drift: DriftConfig,
+    training: TrainingConfig,
+    publish_every: Sequence[int],
+    on_events: Callable[[int], None] = lambda events: None,
+) -> tuple[dict[str, Any], History]:
+    """Run one policy over `batches`. The first of `publish_every` is the interval that the other
+    served measures are of."""
+    trainer = Trainer(schema, model, pruning, drift, training)
+    publications = {every: trainer.follow(every) for every in publish_every}
+    served = publications[publish_every[0]]
+    history = History(trainer, served)
+    started_s, watch = time.perf_counter(), Stopwatch()
+    for batch in batches:
+        watch.lap("read")
+        step = trainer.step(batch)
+        watch.add(step.seconds)
+        for publication in publications.values():
+            if publication.due(step.move):
+                publication.refresh()
+        watch.lap("publish")
+        history.record(step)
+        on_events(len(batch))
+    elapsed_s = time.perf_counter() - started_s
+    return {
+        "ne": trainer.prequential.total.normalized_entropy,
+        "served_ne": {
+            str(every): p.evaluation.total.normalized_entropy for every, p in publications.items()
+        },
+        "auc": served.evaluation.total.auc,
+        "calibration": served.evaluation.total.calibration,
+        "sparsity_ratio": served.sparsity_ratio,
+        "train_cost_ratio": trainer.learner.learned_multiply_adds
+        / (trainer.events * trainer.learner.dense_cost),
+        "events_per_s": trainer.events / elapsed_s,
+        "drifts": [drift["event"] for drift in history.drifts],
+        "prunings": [pruning["event"] for pruning in history.prunings],
+        "publications": served.count,
+        "profile": shares(watch.seconds),
+    }, history
+
+
+def backtest(
+    file: Path,
+    schema: Schema,
+    *,
+    policies: Sequence[str],
+    model: LearnerConfig,
+    pruning: PruningConfig,
+    drift: DriftConfig,
+    training: TrainingConfig,
+    publish_every: Sequence[int],
+    limit_events: int | None = None,
+    on_events: Callable[[int], None] = lambda events: None,
+) -> dict[str, Any]:
+    """Every policy over the same recorded events; what the schema does not allow is left out, as a
+    trainer would."""
+
+    def batches() -> Iterator[EventBatch]:
+        chunks = (chunk for chunk, _ in read_recording(file, schema))
+        return rebatch(chunks, training.batch_events, limit_events)
+
+    events, constant = constant_ne(batch.labels_B for batch in batches())
+    results = {}
+    for policy in policies:
+        results[policy], _ = backtest_policy(
+            batches(),
+            schema,
+            model=model,
+            pruning=msgspec.structs.replace(pruning, policy=policy),
+            drift=drift,
+            training=training,
+            publish_every=publish_every,
+            on_events=on_events,
+        )
+    return {"events": events, "constant_ne": constant, "policies": results}

@@ -1,0 +1,421 @@
+"""The plots of a report, as SVG that takes on the colours of its page and as PNG. The one home of
+matplotlib.
+
+In: a report's data (`stream.offline.report.report_data`). Out: figures. They are `Figure` objects,
+not pyplot's, so neither a display nor any state of matplotlib's is needed or left behind. Figures
+have the colours of the light page; in SVG each becomes the CSS variable of its name.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+COLOURS = {
+    "ink": ("#2a2a26", "#d9d8cf"),
+    "faint": ("#6d6c64", "#96958c"),
+    "line": ("#cfcec5", "#45453f"),
+    "paper": ("#fffffa", "#171814"),
+    "served": ("#2c6a4a", "#86c79f"),
+    "drift": ("#b2432a", "#ee8f76"),
+    "dense": ("#dfe7ef", "#202a36"),
+    "pruning": ("#f4e9cf", "#302a1b"),
+    "layer-1": ("#3f6a9c", "#8db4e2"),
+    "layer-2": ("#a06a12", "#dfb163"),
+    "layer-3": ("#7d4f8b", "#c99bd6"),
+}
+"""By name: the colour on a light and on a dark page."""
+
+WIDTHS_IN = {"wide": 7.4, "narrow": 3.8, "square": 4.1}
+_INK, _FAINT, _LINE, _PAPER, _SERVED, _DRIFT, _DENSE, _PRUNING, *_LAYERS = (
+    light for light, _ in COLOURS.values()
+)
+_TEXT_PT = 8.5
+_MOST_EVENTS = 6
+_HEIGHT_IN, _LEFT_IN, _RIGHT_IN, _BOTTOM_IN, _TOP_IN = 2.9, 0.5, 0.98, 0.5, 0.45
+
+
+class Plot(NamedTuple):
+    """One plot of a report."""
+
+    name: str
+    """Its file's name, without the extension."""
+    caption: str
+    alt: str
+    """What it shows, for those who cannot see it."""
+    draw: Callable[[dict[str, Any], float], Figure]
+    """The figure of a report's data at a width in inches."""
+    widths: tuple[str, ...] = ("wide", "narrow")
+
+
+def plots(data: dict[str, Any]) -> list[Plot]:
+    """The plots that there is data for."""
+    found = []
+    if data["windows"]:
+        last = data["windows"][-1]
+        served, learning = (
+            number(last[series]["normalized_entropy"]) for series in ("served", "prequential")
+        )
+        layers = ", ".join(
+            f"{name} {percent(ratio)}" for name, ratio in last["sparsity_by_layer"].items()
+        )
+        found += [
+            Plot(
+                "normalized_entropy",
+                "Normalized entropy over events: 1 is a model that always predicts the click rate, lower is better. "
+                "Served: each event predicted by the checkpoint published last before it; until the first one, an even "
+                "chance. Learning: by the learner itself, just before it learned the event. Each step is a window of "
+                f"about {data['window_events']:,} events. Shaded: a dense network learns.",
+                f"Normalized entropy by window. Served predictions end at {served}, learning at {learning}. True "
+                f"drifts: {events_of(data['true_drifts'])}. Detected drifts: {events_of(data['drifts'])}.",
+                entropy,
+            ),
+            Plot(
+                "sparsity",
+                "Sparsity of the published network: the share of each layer's units, and of all multiply-adds, that is "
+                "cut away. No layer's share is set by hand.",
+                f"Sparsity by layer over events. At the end: {layers}, and {percent(last['sparsity_ratio'])} of "
+                "multiply-adds.",
+                sparsity,
+            ),
+        ]
+    if deciles := data["served"]["by_decile"]:
+        lowest, highest = (
+            f"predicts {percent(decile['predicted'])} clicks and sees {percent(decile['clicked'])}"
+            for decile in (deciles[0], deciles[-1])
+        )
+        found.append(
+            Plot(
+                "calibration",
+                "Calibration of the served predictions: ten slices of the events, from the lowest prediction to the "
+                "highest. On the diagonal as many click as was predicted. Whiskers: two standard errors.",
+                f"Calibration by decile of the prediction. The lowest decile {lowest}, the highest {highest}.",
+                calibration,
+                ("square",),
+            )
+        )
+    return found
+
+
+def entropy(data: dict[str, Any], width_in: float) -> Figure:
+    """Normalized entropy over events, with phases and drifts."""
+    figure, axes = _canvas(data, width_in)
+    windows = data["windows"]
+    series = {
+        "learning": (
+            _FAINT,
+            0.9,
+            [window["prequential"]["normalized_entropy"] for window in windows],
+        ),
+        "served": (_SERVED, 1.6, [window["served"]["normalized_entropy"] for window in windows]),
+    }
+    edges = [0, *(window["event"] for window in windows)]
+    for name, (colour, line_width, values) in series.items():
+        axes.stairs(
+            _plain(values), edges, baseline=None, color=colour, linewidth=line_width, label=name
+        )
+    known = [
+        1.0,
+        *(value for _, _, values in series.values() for value in values if value is not None),
+    ]
+    low, high = min(known), max(known)
+    axes.set_ylim(low - 0.04 * (high - low + 0.1), high + 0.01)
+    axes.axhline(1, color=_LINE, linewidth=0.8, zorder=0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _mark_phases(axes, data)
+    _mark_drifts(axes, data)
+    ends = [(name, values[-1], colour) for name, (colour, _, values) in series.items()]
+    _label_ends(axes, [*ends, ("constant", 1.0, _FAINT)])
+    return figure
+
+
+def sparsity(data: dict[str, Any], width_in: float) -> Figure:
+    """Sparsity by layer, and of the multiply-adds, over events."""
+    figure, axes = _canvas(data, width_in)
+    windows, ends = data["windows"], []
+    for place, name in enumerate(windows[-1]["sparsity_by_layer"]):
+        colour = _LAYERS[place % len(_LAYERS)]
+        values = [window["sparsity_by_layer"][name] for window in windows]
+        axes.plot(
+            *_course(data, values),
+            color=colour,
+            linewidth=1.1,
+            linestyle="-" if place < len(_LAYERS) else "--",
+        )
+        ends.append((name, values[-1], colour))
+    values = [window["sparsity_ratio"] for window in windows]
+    axes.plot(*_course(data, values), color=_INK, linewidth=1.8, zorder=1.9)
+    ends.append(("multiply-adds", values[-1], _INK))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u00a0%"))
+    _mark_phases(axes, data)
+    _mark_drifts(axes, data)
+    _label_ends(axes, ends)
+    return figure
+
+
+class Line(NamedTuple):
+    """One line over the events of a stream."""
+
+    name: str
+    events: Sequence[int]
+    values: Sequence[float]
+    """Percent."""
+
+
+def write_gaps(path: Path, lines: Sequence[Line], *, events: int, drifts: Sequence[int]) -> None:
+    """Draw `lines` around zero, which is what they are compared with, over `events` events with
+    true `drifts`."""
+    figure, axes = _canvas({"events": events}, WIDTHS_IN["wide"])
+    axes.axhline(0, color=_LINE, linewidth=0.8, zorder=0.5)
+    ends = []
+    for place, line in enumerate(lines):
+        colour = [*_LAYERS, _SERVED][
+            (place - len(lines)) % (len(_LAYERS) + 1)
+        ]  # the last one is ours
+        axes.plot(
+            line.events, line.values, color=colour, linewidth=1.8 if colour == _SERVED else 1.1
+        )
+        ends.append((line.name, line.values[-1], colour))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:+g}\u00a0%" if value else "dense")
+    )
+    axes.text(
+        0,
+        1.03,
+        "loss as served, less is better",
+        color=_FAINT,
+        fontsize=_TEXT_PT,
+        transform=axes.transAxes,
+    )
+    _mark_drifts(axes, {"true_drifts": [{"event": event} for event in drifts], "drifts": []})
+    _label_ends(axes, ends)
+    figure.savefig(path, dpi=160, facecolor=_PAPER)
+
+
+def calibration(data: dict[str, Any], width_in: float) -> Figure:
+    """Click rate against mean prediction, by decile of the prediction."""
+    side_in = width_in - _LEFT_IN - 0.2
+    height_in = side_in + _BOTTOM_IN + 0.3
+    figure = Figure(figsize=(width_in, height_in))
+    place = (_LEFT_IN / width_in, _BOTTOM_IN / height_in, side_in / width_in, side_in / height_in)
+    axes = _quiet(figure.add_axes(place))
+    deciles = data["served"]["by_decile"]
+    predicted, clicked = ([decile[key] for decile in deciles] for key in ("predicted", "clicked"))
+    errors = [
+        2 * (rate * (1 - rate) / decile["events"]) ** 0.5
+        for rate, decile in zip(clicked, deciles, strict=True)
+    ]
+    most = min(1.05 * max(*predicted, *(c + e for c, e in zip(clicked, errors, strict=True))), 1.0)
+    axes.plot([0, most], [0, most], color=_LINE, linewidth=0.9, zorder=0.5)
+    axes.errorbar(
+        predicted, clicked, yerr=errors, fmt="none", ecolor=_SERVED, elinewidth=0.8, alpha=0.6
+    )
+    axes.plot(
+        predicted,
+        clicked,
+        linestyle="none",
+        marker="o",
+        markersize=4.5,
+        markeredgewidth=0,
+        color=_SERVED,
+    )
+    axes.set(xlim=(0, most), ylim=(0, most))
+    axes.set_xlabel("mean prediction", color=_FAINT, fontsize=_TEXT_PT)
+    axes.text(
+        0,
+        1.03,
+        "click rate",
+        color=_FAINT,
+        fontsize=_TEXT_PT,
+        ha="center",
+        transform=axes.transAxes,
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}\u00a0%"))
+    return figure
+
+
+def svg(plot: Plot, data: dict[str, Any], width: str) -> str:
+    """An `<svg>` element for a page: no size of its own, text as text, ids of its own, colours as
+    variables."""
+    buffer = io.StringIO()
+    figure = plot.draw(data, WIDTHS_IN[width])
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": plot.name}
+    ):  # no other way to say this; undone at once
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{plot.name}-{width}-", text)
+    text = re.sub(r'(?<=\s)(width|height)="[^"]*"', "", text, count=2)  # those of <svg> come first
+    for name, (light, _) in COLOURS.items():
+        text = text.replace(light, f"var(--{name})")
+    return text.replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(plot.alt)}" class="{width}" ', 1
+    )
+
+
+def write_png(plot: Plot, data: dict[str, Any], directory: Path) -> Path:
+    """Write the plot as it looks on a light page to `directory`; returns the path."""
+    path = directory / f"{plot.name}.png"
+    plot.draw(data, WIDTHS_IN[plot.widths[0]]).savefig(path, dpi=160, facecolor=_PAPER)
+    return path
+
+
+def number(value: float | None) -> str:
+    """A measure of about 1, to four digits."""
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def percent(ratio: float | None) -> str:
+    """A share."""
+    return "unknown" if ratio is None else f"{100 * ratio:.1f}\u00a0%"
+
+
+def of_dense(costs: dict[str, Any], data: dict[str, Any]) -> str:
+    """The multiply-adds in `costs` as a share of the dense network's."""
+    return percent(costs["multiply_adds"] / data["dense_multiply_adds"])
+
+
+def events_of(rows: Iterable[dict[str, Any]]) -> str:
+    """The events of rows, in words."""
+    events = [f"{event:,}" for event in sorted({row["event"] for row in rows})]
+    if len(events) > _MOST_EVENTS + 1:
+        events = [*events[:_MOST_EVENTS], f"{len(events) - _MOST_EVENTS} more"]
+    return listed(events) or "none"
+
+
+def listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
+
+
+def _canvas(data: dict[str, Any], width_in: float) -> tuple[Figure, Axes]:
+    """Axes over the events of the stream, with room for labels above and to the right."""
+    figure = Figure(figsize=(width_in, _HEIGHT_IN))
+    across, up = width_in - _LEFT_IN - _RIGHT_IN, _HEIGHT_IN - _BOTTOM_IN - _TOP_IN
+    place = (_LEFT_IN / width_in, _BOTTOM_IN / _HEIGHT_IN, across / width_in, up / _HEIGHT_IN)
+    axes = _quiet(figure.add_axes(place))
+    axes.set_xlim(0, data["events"])
+    axes.xaxis.set_major_locator(MaxNLocator(max(int(across), 3), steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("events", color=_FAINT, fontsize=_TEXT_PT)
+    return figure, axes
+
+
+def _quiet(axes: Axes) -> Axes:
+    axes.set_facecolor("none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=_LINE, linewidth=0.8)
+    axes.tick_params(color=_LINE, labelcolor=_FAINT, labelsize=_TEXT_PT, length=3, width=0.8)
+    return axes
+
+
+def _mark_phases(axes: Axes, data: dict[str, Any]) -> None:
+    """Shade the dense and the pruning phases; name each above its band where the name fits."""
+    colours = {"dense": _DENSE, "pruning": _PRUNING}
+    starts = {phase["event"]: phase["phase"] for phase in data["phases"]}
+    runs = [
+        next(run)[0] for _, run in groupby(starts.items(), key=lambda item: item[1])
+    ]  # dense again is still dense
+    width_in = axes.get_position().width * axes.figure.get_figwidth()
+    for start, end in pairwise([*runs, data["events"]]):
+        name = starts[start]
+        if name in colours:
+            axes.axvspan(start, end, color=colours[name], linewidth=0, zorder=0)
+        if (end - start) / data["events"] * width_in > 0.055 * len(name):
+            font = {"color": _FAINT, "fontsize": _TEXT_PT - 1.5, "fontstyle": "italic"}
+            where = {"ha": "center", "va": "bottom", "transform": axes.get_xaxis_transform()}
+            axes.text((start + end) / 2, 1.015, name, **font, **where)
+
+
+def _mark_drifts(axes: Axes, data: dict[str, Any]) -> None:
+    """A dashed line at each true drift, a triangle on the axis where one was detected."""
+    events = sorted({drift["event"] for drift in data["true_drifts"]})
+    for event in events:
+        axes.axvline(event, color=_DRIFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    detected = [drift["event"] for drift in data["drifts"]]
+    triangle = {
+        "color": _DRIFT,
+        "marker": "^",
+        "markersize": 5.5,
+        "markeredgewidth": 0,
+        "linestyle": "none",
+    }
+    axes.plot(
+        detected,
+        [0.025] * len(detected),
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+        **triangle,
+    )
+    key = [
+        word
+        for word, there in (("\u2506 true drift", events), ("\u25b4 detected drift", detected))
+        if there
+    ]
+    where = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
+    axes.text(1, 1.095, "    ".join(key), color=_DRIFT, fontsize=_TEXT_PT - 0.5, **where)
+
+
+def _course(data: dict[str, Any], values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The points of a line through the values at the ends of windows: it moves while pruning, and
+    jumps at a cut."""
+    cuts = {pruning["event"] for pruning in data["prunings"]}
+    points, start, before = [(0, 0.0)], 0, 0.0
+    for window, value in zip(data["windows"], values, strict=True):
+        for phase in data["phases"]:
+            if start < phase["event"] <= window["event"]:
+                points.append((phase["event"], before))
+                if phase["event"] in cuts:
+                    points.append((phase["event"], value))
+        points.append((window["event"], value))
+        start, before = window["event"], value
+    return [event for event, _ in points], [value for _, value in points]
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float | None, str]]) -> None:
+    """Name each line at its right end, in its colour; names that would overlap make way for each
+    other."""
+    low, high = axes.get_ylim()
+    height_in = axes.get_position().height * axes.figure.get_figheight()
+    gap = 1.25 * _TEXT_PT / 72 / height_in
+    known = sorted(
+        ((value - low) / (high - low), name, colour)
+        for name, value, colour in ends
+        if value is not None
+    )
+    heights = [height for height, _, _ in known]
+    for place in range(1, len(heights)):
+        heights[place] = max(heights[place], heights[place - 1] + gap)
+    for place in range(len(heights) - 1, -1, -1):
+        above = heights[place + 1] - gap if place + 1 < len(heights) else 1.0
+        heights[place] = min(heights[place], above)
+    for height, (_, name, colour) in zip(heights, known, strict=True):
+        axes.text(
+            1.012,
+            height,
+            name,
+            color=colour,
+            fontsize=_TEXT_PT,
+            va="center",
+            transform=axes.transAxes,
+        )
+
+
+def _plain(values: Iterable[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]

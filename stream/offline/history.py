@@ -1,0 +1,56 @@
+"""What happened, in the order of events: windows, phases, drifts. The material of a report and of a
+backtest's result.
+
+In: the steps of a trainer. Out: plain rows that are the same, byte for byte, for the same seed and
+events: no clock is read.
+"""
+
+from typing import Any
+
+from niwaki.pruning.policy import Move
+from niwaki.stream.training.served_replica import ServedReplica
+from niwaki.stream.training.trainer import Step, Trainer
+
+
+class History:
+    """Collects rows as a trainer goes; give it every step, right after the publications that were
+    due."""
+
+    def __init__(self, trainer: Trainer, publication: ServedReplica):
+        self._trainer, self._publication = trainer, publication
+        self._windows = 0
+        self.windows: list[dict[str, Any]] = []
+        """By evaluation window: the event that it ends with, its measures, and the network as it
+        was then."""
+        self.phases: list[dict[str, Any]] = [{"event": 0, "phase": trainer.policy.phase.value}]
+        """By phase: the event that it begins with."""
+        self.drifts: list[dict[str, Any]] = []
+        """By detected drift: what `stream.drift.monitor.Drift` says."""
+        self.prunings: list[dict[str, Any]] = []
+        """By newly pruned network: the event at which it was cut, the budget, what it kept, and how
+        many so far took over though they predicted worse, since the wait was at its bound."""
+
+    def record(self, step: Step) -> None:
+        """Take in one step."""
+        trainer, learner = self._trainer, self._trainer.learner
+        self.drifts += [drift._asdict() for drift in step.drifts]
+        if step.move not in (Move.STAY, Move.REWIRE):
+            self.phases.append({"event": trainer.events, "phase": step.phase.value})
+        if step.move is Move.CUT:
+            kept = {name: len(index) for name, index in learner.kept.items()}
+            row = {"event": trainer.events, "kept": kept, "multiply_adds": learner.multiply_adds}
+            self.prunings.append(
+                row | {"budget": trainer.policy.budget, "forced": trainer.policy.state.forced}
+            )
+        if trainer.prequential.completed > self._windows:
+            self._windows = trainer.prequential.completed
+            self.windows.append(
+                {
+                    "event": trainer.events,
+                    "phase": step.phase.value,
+                    "prequential": trainer.prequential.last,
+                    "served": self._publication.evaluation.last,
+                    "sparsity_by_layer": learner.sparsity_by_layer(),
+                    "sparsity_ratio": 1 - learner.multiply_adds / learner.dense_cost,
+                }
+            )

@@ -1,0 +1,218 @@
+"""What a run came to: its data, its summary, and a page that a person reads.
+
+In: a trainer, one series of its publications, its history, and the true drifts where they are
+known. Out: `report.json`, the same byte for byte for the same seed and events; `report.html`; and
+PNG plots. What a clock measured (`Measured`) is on the page only, and is called so there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from niwaki.model.deep.network import Network
+from niwaki.model.evaluation import Evaluation
+from niwaki.model.published.table_codes import encode_rows
+from niwaki.pruning.policy import Phase
+from niwaki.stream.offline.figures import (
+    events_of,
+    listed,
+    number,
+    of_dense,
+    percent,
+    plots,
+    write_png,
+)
+from niwaki.stream.offline.history import History
+from niwaki.stream.offline.html import page
+from niwaki.stream.training.served_replica import ServedReplica
+from niwaki.stream.training.trainer import Trainer
+
+
+class Measured(NamedTuple):
+    """What differs from one run to the next."""
+
+    elapsed_s: float
+    """Wall-clock time of the run."""
+    checkpoint_bytes: int = 0
+    """Size of the last full checkpoint published, header and row numbers included; 0: none was
+    packed."""
+    more: tuple[tuple[str, str], ...] = ()
+    """Further rows for the summary: label, value."""
+
+
+def report_data(
+    title: str,
+    trainer: Trainer,
+    publication: ServedReplica,
+    history: History,
+    true_drifts: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Everything in a report that depends on seed and events alone, as JSON has it: not a number is
+    None."""
+    learner = trainer.learner
+    dense, sparsity = learner.dense.network, learner.sparsity_by_layer()
+    network_bytes, dense_network_bytes = (_bytes(network) for network in (learner.network, dense))
+    data = {
+        "title": title,
+        "events": trainer.events,
+        "policy": trainer.policy.config.policy,
+        "budget": trainer.policy.budget,
+        "budget_chosen": trainer.policy.config.budget == "auto",
+        "window_events": trainer.config.window_events,
+        "prequential": _measures(trainer.prequential.total),
+        "served": _measures(publication.evaluation.total),
+        "publications": publication.count,
+        "publish_every_events": publication.every_events,
+        "served_sparsity_ratio": publication.sparsity_ratio,
+        "sparsity_by_layer": sparsity,
+        "multiply_adds": learner.multiply_adds,
+        "dense_multiply_adds": learner.dense_cost,
+        "network_bytes": network_bytes,
+        "dense_network_bytes": dense_network_bytes,
+        "table_bytes": learner.dense_bytes - dense_network_bytes,
+        "windows": history.windows,
+        "phases": history.phases,
+        "drifts": history.drifts,
+        "detection": trainer.monitor.achieved(),
+        "prunings": history.prunings,
+        "true_drifts": _matched(
+            [drift for drift in true_drifts if drift["event"] < trainer.events], history
+        ),
+    }
+    return msgspec.json.decode(msgspec.json.encode(data, enc_hook=lambda value: value.item()))
+
+
+def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, str]]:
+    """(label, value) of what there is to say in short, for a terminal and for the page."""
+    served, events, true_drifts = data["served"], data["events"], data["true_drifts"]
+    layers = ", ".join(
+        f"{name} {percent(ratio)}" for name, ratio in data["sparsity_by_layer"].items()
+    )
+    average = 1 - data["served_sparsity_ratio"]
+    rows = [
+        ("events", f"{events:,}"),
+        ("events/s, measured", f"{events / measured.elapsed_s:,.0f} ({measured.elapsed_s:,.1f} s)"),
+        ("normalized entropy, served", number(served["normalized_entropy"])),
+        (
+            "normalized entropy, predict then learn",
+            number(data["prequential"]["normalized_entropy"]),
+        ),
+        ("AUC, served", number(served["auc"])),
+        ("calibration, served", number(served["calibration"])),
+        ("click rate", percent(served["base_rate"])),
+        ("true drifts", events_of(true_drifts) if true_drifts else "none known"),
+        ("detected drifts", events_of(data["drifts"]) + _delays(true_drifts)),
+        ("drift detection", _achieved(data["detection"])),
+        ("phases", _phases(data)),
+        ("newly pruned networks at", events_of(data["prunings"])),
+        (
+            "of these, took over at the bound of their wait",
+            str(data["prunings"][-1]["forced"] if data["prunings"] else 0),
+        ),
+        ("budget", percent(data["budget"]) + (", chosen" if data["budget_chosen"] else "")),
+        ("sparsity by layer", layers),
+        (
+            "multiply-adds",
+            f"{of_dense(data, data)} of dense, {percent(average)} on average over served events",
+        ),
+        (
+            "checkpoints published",
+            f"{data['publications']:,}, every {data['publish_every_events']:,} events",
+        ),
+        ("network", f"{size(data['network_bytes'])}, dense {size(data['dense_network_bytes'])}"),
+    ]
+    if measured.checkpoint_bytes:
+        dense = measured.checkpoint_bytes - data["network_bytes"] + data["dense_network_bytes"]
+        rows.append(
+            (
+                "checkpoint, with its tables",
+                f"{size(measured.checkpoint_bytes)}, dense {size(dense)}",
+            )
+        )
+    return rows + list(measured.more)
+
+
+def write_report(directory: Path, data: dict[str, Any], measured: Measured) -> Path:
+    """Write data, page and plots to `directory`, which is made if it is not there; returns the path
+    of the page."""
+    directory.mkdir(parents=True, exist_ok=True)
+    encoded = msgspec.json.format(msgspec.json.encode(data, order="sorted"), indent=1)
+    (directory / "report.json").write_bytes(encoded + b"\n")
+    drawn = plots(data)
+    for plot in drawn:
+        write_png(plot, data, directory)
+    path = directory / "report.html"
+    path.write_text(page(data, summary_rows(data, measured), drawn), "utf-8")
+    return path
+
+
+def size(count: int) -> str:
+    """Bytes, in the unit that suits them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def _bytes(network: Network) -> int:
+    """As a checkpoint holds it."""
+    blocks = sum(encode_rows(kept).nbytes for kept in network.kept.values())
+    return 4 * sum(math.prod(shape) for shape in network.shapes.values()) + blocks
+
+
+def _measures(evaluation: Evaluation) -> dict[str, Any]:
+    deciles = [
+        {"predicted": predicted, "clicked": clicked, "events": events}
+        for predicted, clicked, events in evaluation.calibration_by_decile()
+    ]
+    return evaluation.summary() | {"by_decile": deciles}
+
+
+def _matched(true_drifts: Sequence[Mapping[str, Any]], history: History) -> list[dict[str, Any]]:
+    """Each true drift with its detection: the first one before the next true drift."""
+    starts = sorted({drift["event"] for drift in true_drifts})
+    matched = []
+    for drift in true_drifts:
+        until = next((start for start in starts if start > drift["event"]), float("inf"))
+        found = next(
+            (d["event"] for d in history.drifts if drift["event"] <= d["event"] < until), None
+        )
+        matched.append(
+            {
+                **drift,
+                "detected": found,
+                "delay_events": None if found is None else found - drift["event"],
+            }
+        )
+    return matched
+
+
+def _delays(true_drifts: Sequence[Mapping[str, Any]]) -> str:
+    delays = [drift["delay_events"] for drift in true_drifts]
+    found = [f"{delay:,}" for delay in delays if delay is not None]
+    if not delays:
+        return ""
+    late = f", {listed(found)} events late" if found else ""
+    return f": {len(found)} of {len(delays)} true ones{late}"
+
+
+def _achieved(detection: Mapping[str, Any]) -> str:
+    """What was asked for and what came of it."""
+    asked = detection["expected_events_between_false_alarms"]
+    bound = f"; false alarms asked for: one in {asked:,} events" if asked else ""
+    return (
+        f"{detection['drifts']:,} noticed in {detection['watched_events']:,} events watched{bound}"
+    )
+
+
+def _phases(data: dict[str, Any]) -> str:
+    starts = [*(phase["event"] for phase in data["phases"]), data["events"]]
+    shares = dict.fromkeys(map(str, Phase), 0)
+    for phase, start, end in zip(data["phases"], starts, starts[1:], strict=False):
+        shares[phase["phase"]] += end - start
+    return ", ".join(
+        f"{name} {percent(length / max(data['events'], 1))}" for name, length in shares.items()
+    )

@@ -1,0 +1,1 @@
+"""Recorded streams: files of events, their schema, replay to a topic and recording from one."""

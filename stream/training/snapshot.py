@@ -1,0 +1,135 @@
+"""The learner's snapshot on disk: model, phase, detectors and Kafka positions in one file.
+
+In: a trainer, its publication and the positions after its last batch. Out: a file that a restart
+continues from, event for event. The file is written beside its name, synced and renamed, so that a
+crash at any moment leaves the one before. It holds no pickle.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+import torch
+
+from niwaki.model.errors import CheckpointError
+from niwaki.model.features.schema import Schema
+from niwaki.model.learner import LearnerConfig
+from niwaki.model.published.checkpoint import pack_as, unpack_as
+from niwaki.stream.errors import ConfigError
+from niwaki.stream.training.served_replica import ServedReplica
+from niwaki.stream.training.trainer import Trainer, TrainerState
+
+_PUBLICATION = "publication."
+
+
+class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where and how often a snapshot is taken (the `[snapshot]` section)."""
+
+    directory: str = "niwaki-snapshots"
+    """Folder of the snapshot file; made if it is not there."""
+    every_s: float = 60.0
+    """Seconds from one snapshot to the next, > 0; it is taken after a publication. One is also
+    taken after that of a newly cut network, and at the end."""
+
+    def __post_init__(self) -> None:
+        if not self.every_s > 0:
+            raise ValueError(f"snapshot.every_s must be greater than 0, got {self.every_s}")
+
+
+class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How far the stream has been learned."""
+
+    offsets: dict[int, int] = {}
+    """By partition, the offset of the next message."""
+    skips: dict[int, int] = {}
+    """By partition, how many events of that message have been learned already (a message may carry
+    many)."""
+
+
+class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a snapshot says of itself."""
+
+    schema: Schema
+    model: LearnerConfig
+    trainer: TrainerState
+    topic: str
+    positions: Positions
+    version: int
+    """The last version that had been published."""
+
+
+def save_snapshot(
+    config: SnapshotConfig,
+    trainer: Trainer,
+    publication: ServedReplica,
+    topic: str,
+    positions: Positions,
+    version: int,
+) -> Path:
+    """Write the snapshot; returns its path. Either it is there in full, or the one before is."""
+    state, tensors = trainer.state()
+    tensors |= {
+        f"{_PUBLICATION}{name}": torch.from_numpy(array)
+        for name, array in publication.state().items()
+    }
+    learner = trainer.learner
+    header = SnapshotHeader(
+        schema=learner.schema,
+        model=learner.config,
+        trainer=state,
+        topic=topic,
+        positions=positions,
+        version=version,
+    )
+    directory = Path(config.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path, unfinished = directory / "snapshot.niwaki", directory / "snapshot.unfinished"
+    with open(unfinished, "wb") as file:
+        file.write(pack_as(header, tensors))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+    return path
+
+
+def load_snapshot(
+    config: SnapshotConfig, trainer: Trainer, publication: ServedReplica, topic: str
+) -> SnapshotHeader | None:
+    """Bring `trainer` and its `publication` to where the snapshot was taken; None if there is none.
+    Raises `ConfigError` if it belongs to another schema, model or topic, or is damaged: going on
+    without it would forget or repeat events, so a person must decide."""
+    path = Path(config.directory) / "snapshot.niwaki"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        header, tensors = unpack_as(data, SnapshotHeader)
+    except CheckpointError as error:
+        raise ConfigError(
+            "snapshot.directory", f"{path} can't be read ({error}); move it away to start anew"
+        ) from error
+    learner = trainer.learner
+    for section, then, now in (
+        ("schema", header.schema, learner.schema),
+        ("model", header.model, learner.config),
+        ("pruning.unit", header.trainer.learner.block, learner.dense.network.shape.block),
+        ("kafka.topic", header.topic, topic),
+    ):
+        if then != now:
+            raise ConfigError(
+                section, f"differs from that of the snapshot {path}; move it away to start anew"
+            )
+    trainer.restore(header.trainer, tensors)
+    published = {
+        name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(_PUBLICATION)
+    }
+    publication.restore(
+        {name.removeprefix(_PUBLICATION): array for name, array in published.items()}
+    )
+    return header

@@ -1,0 +1,322 @@
+"""Every Prometheus metric of a trainer, declared once, and the HTTP server that shows them.
+
+Beside the walk. In: plain numbers, which the loop hands over as they arise. Out: `/metrics`. Ages
+are reckoned when somebody looks, so they keep growing when the loop stands still. Rates are left to
+Prometheus: throughput is `rate(niwaki_events_total[1m])`. Labels are bounded: values beyond the
+first few of a kind count together as "other".
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from wsgiref.simple_server import WSGIServer
+
+import msgspec
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from niwaki.pruning.policy import Phase
+from niwaki.stream.errors import ConfigError
+from niwaki.stream.training.stopwatch import STAGES
+
+MAX_LABEL_VALUES = 32
+SERIES = ("learning", "served")
+"""learning: each event predicted just before it was learned. served: by the checkpoint published
+last before it."""
+
+disable_created_metrics()  # a second series for each counter, which nobody looks at
+
+
+class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a trainer's metrics are shown (the `[telemetry]` section)."""
+
+    host: str = "127.0.0.1"
+    """Address that is listened on; 0.0.0.0 for every interface."""
+    port: int = 9464
+    """Port of `/metrics`, 0..65535; 0 takes a free one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65_535:
+            raise ValueError(f"telemetry.port must be in 0..65535, got {self.port}")
+
+
+class Telemetry:
+    """The metrics of one trainer. `drifts_of`: (detector, signal) of each detector, so that its
+    count starts at 0.
+
+    `clock`: seconds since the epoch.
+    """
+
+    def __init__(
+        self, drifts_of: Iterable[tuple[str, str]] = (), *, clock: Callable[[], float] = time.time
+    ):
+        self.registry = CollectorRegistry()
+        self._clock = clock
+        self._serving: tuple[WSGIServer, threading.Thread] | None = None
+        self._values: dict[str, set[str]] = {}
+        self._event_time_s = self._published_s = self._saved_s = math.nan
+
+        self._events = self._counter("niwaki_events", "Events by what became of them.", "outcome")
+        self._rejected = self._counter(
+            "niwaki_rejected_events", "Dead-lettered events by the rule they broke.", "rule"
+        )
+        self._lag = self._gauge(
+            "niwaki_lag_events", "Messages in the topic that are in no batch yet.", "partition"
+        )
+        self._messages = self._counter("niwaki_polled_messages", "Messages polled.")
+        self._polled_bytes = self._counter("niwaki_polled_bytes", "Bytes of the messages polled.")
+        self._stages = self._counter(
+            "niwaki_stage_seconds", "Time spent, by stage of the walk.", "stage"
+        )
+        self._age(
+            "niwaki_event_age_seconds", "Age of the last learned event.", lambda: self._event_time_s
+        )
+
+        self._log_loss = self._gauge(
+            "niwaki_log_loss_nats", "Mean log loss in the last window.", "series"
+        )
+        self._entropy = self._gauge(
+            "niwaki_normalized_entropy_ratio",
+            "Log loss over the entropy of the base rate, last window.",
+            "series",
+        )
+        self._calibration = self._gauge(
+            "niwaki_calibration_ratio",
+            "Sum of predictions over sum of labels, in the last window.",
+            "series",
+        )
+        self._auc = self._gauge(
+            "niwaki_auc_ratio", "Area under the ROC curve in the last window.", "series"
+        )
+        self._base_rate = self._gauge(
+            "niwaki_base_rate_ratio", "Share of clicks in the last window.", "series"
+        )
+
+        self._collisions = self._gauge(
+            "niwaki_collision_ratio",
+            "Share of a field's values hashed to a row of another one, estimated.",
+            "field",
+        )
+
+        self._phase = self._gauge(
+            "niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase"
+        )
+        self._drifts = self._counter("niwaki_drifts", "Drifts noticed.", "detector", "signal")
+        self._drift_mean = self._gauge(
+            "niwaki_drift_mean",
+            "Mean of the signal before and after the last drift.",
+            "detector",
+            "signal",
+            "side",
+        )
+        self._drift_error = self._gauge(
+            "niwaki_drift_error",
+            "Standard error of the difference of those means.",
+            "detector",
+            "signal",
+        )
+        self._watched = self._gauge(
+            "niwaki_watched_events",
+            "Events in which the detector could notice a drift.",
+            "detector",
+            "signal",
+        )
+        self._expected = self._gauge(
+            "niwaki_expected_events",
+            "Events between false alarms that it is calibrated to.",
+            "detector",
+            "signal",
+        )
+        self._prunings = self._counter("niwaki_prunings", "Networks cut.")
+        self._forced = self._counter(
+            "niwaki_forced_handovers", "Networks that took over though they predicted worse."
+        )
+        self._regrowths = self._counter("niwaki_regrowths", "Regrowths of the dense network.")
+        self._sparsity = self._gauge(
+            "niwaki_sparsity_ratio", "Share of a layer's units cut away.", "layer"
+        )
+        self._kept = self._gauge(
+            "niwaki_multiply_adds_ratio", "Multiply-adds of the network, as a share of dense."
+        )
+        self._budget = self._gauge(
+            "niwaki_budget_ratio", "Share of the dense multiply-adds allowed: set, or chosen."
+        )
+
+        self._version = self._gauge(
+            "niwaki_published_version", "Version of the last published checkpoint."
+        )
+        self._bytes = self._gauge(
+            "niwaki_published_bytes", "Size of the last published checkpoint."
+        )
+        self._dense_bytes = self._gauge("niwaki_dense_bytes", "Size of the dense model as float32.")
+        self._age(
+            "niwaki_published_age_seconds",
+            "Time since the last publication.",
+            lambda: self._published_s,
+        )
+        self._failures = self._counter(
+            "niwaki_publication_failures", "Publications that the store did not take."
+        )
+        self._age(
+            "niwaki_snapshot_age_seconds", "Time since the last snapshot.", lambda: self._saved_s
+        )
+
+        for outcome in ("learned", "rejected"):
+            self._events.labels(outcome)
+        for stage in STAGES:
+            self._stages.labels(stage)
+        for detector, signal in drifts_of:
+            self._drifts.labels(
+                self._bounded("detector", detector), self._bounded("signal", signal)
+            )
+
+    def learned(self, events: int, *, event_time_s: float) -> None:
+        """A batch was learned. `event_time_s`: of its last event, 0 where events carry no time."""
+        self._events.labels("learned").inc(events)
+        if event_time_s:
+            self._event_time_s = event_time_s
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Time went by, by stage: see `stream.training.stopwatch`."""
+        for stage, taken_s in seconds.items():
+            self._stages.labels(stage).inc(taken_s)
+
+    def rejected(self, rule: str, events: int = 1) -> None:
+        """Events were dead-lettered because of `rule`."""
+        self._events.labels("rejected").inc(events)
+        self._rejected.labels(self._bounded("rule", rule)).inc(events)
+
+    def polled(self, messages: int, size_bytes: int) -> None:
+        """A poll brought messages, of so many bytes together."""
+        self._messages.inc(messages)
+        self._polled_bytes.inc(size_bytes)
+
+    def lag(self, events_by_partition: Mapping[int, int]) -> None:
+        """How far behind the end of each partition the trainer is."""
+        for partition, events in events_by_partition.items():
+            self._lag.labels(str(partition)).set(events)
+
+    def evaluated(self, series: str, summary: Mapping[str, float]) -> None:
+        """The last window of a series (one of `SERIES`): what `Evaluation.summary` returns.
+        Measures may be missing."""
+        if series not in SERIES:
+            raise ValueError(f"series must be one of {', '.join(SERIES)}, got {series!r}")
+        for gauge, measure in (
+            (self._log_loss, "log_loss"),
+            (self._entropy, "normalized_entropy"),
+            (self._calibration, "calibration"),
+            (self._auc, "auc"),
+            (self._base_rate, "base_rate"),
+        ):
+            gauge.labels(series).set(summary.get(measure, math.nan))
+
+    def collisions(self, by_field: Mapping[str, float]) -> None:
+        """About how many of a field's values share a row with another one, as a share."""
+        for field, ratio in by_field.items():
+            self._collisions.labels(self._bounded("field", field)).set(ratio)
+
+    def phase(self, name: str) -> None:
+        """The learner is in this phase now."""
+        for phase in Phase:
+            self._phase.labels(str(phase)).set(phase == name)
+
+    def drift(
+        self, detector: str, signal: str, *, before: float, after: float, error: float
+    ) -> None:
+        """A detector fired: means of its signal before and after, and the standard error of their
+        difference."""
+        labels = self._bounded("detector", detector), self._bounded("signal", signal)
+        self._drifts.labels(*labels).inc()
+        self._drift_mean.labels(*labels, "before").set(before)
+        self._drift_mean.labels(*labels, "after").set(after)
+        self._drift_error.labels(*labels).set(error)
+
+    def watched(
+        self, detector: str, signal: str, events: int, *, expected_events: float | None
+    ) -> None:
+        """In so many events a detector could have fired; `expected_events` lie between false alarms
+        if it is calibrated."""
+        labels = self._bounded("detector", detector), self._bounded("signal", signal)
+        self._watched.labels(*labels).set(events)
+        self._expected.labels(*labels).set(math.nan if expected_events is None else expected_events)
+
+    def pruned(self, *, forced: bool) -> None:
+        """A sparse network was cut out. `forced`: it predicts worse, but its wait was at its
+        bound."""
+        self._prunings.inc()
+        self._forced.inc(forced)
+
+    def regrown(self) -> None:
+        """The dense network is live again."""
+        self._regrowths.inc()
+
+    def sparsity(
+        self, by_layer: Mapping[str, float], *, multiply_adds_ratio: float, budget_ratio: float
+    ) -> None:
+        """What the network to be published lacks, by layer, what it costs as a share of dense, and
+        what it may."""
+        for layer, ratio in by_layer.items():
+            self._sparsity.labels(self._bounded("layer", layer)).set(ratio)
+        self._kept.set(multiply_adds_ratio)
+        self._budget.set(budget_ratio)
+
+    def published(
+        self, version: int, size_bytes: int, *, dense_bytes: int, created_s: float
+    ) -> None:
+        """The store took a checkpoint."""
+        self._version.set(version)
+        self._bytes.set(size_bytes)
+        self._dense_bytes.set(dense_bytes)
+        self._published_s = created_s
+
+    def publication_failed(self) -> None:
+        """The store did not take a checkpoint."""
+        self._failures.inc()
+
+    def saved(self, time_s: float) -> None:
+        """A snapshot was written."""
+        self._saved_s = time_s
+
+    def start(self, config: TelemetryConfig) -> int:
+        """Show `/metrics` until `stop`; returns the port."""
+        try:
+            server, thread = start_http_server(config.port, config.host, self.registry)
+        except OSError as error:
+            place = f"{config.host}:{config.port}"
+            raise ConfigError(
+                "telemetry.port", f"can't listen on {place} ({error.strerror or error})"
+            ) from error
+        self._serving = server, thread
+        return server.server_port
+
+    def stop(self) -> None:
+        """Free the port. Does nothing where `start` was not called."""
+        if self._serving:
+            server, thread = self._serving
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._serving = None
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _age(self, name: str, text: str, since_s: Callable[[], float]) -> None:
+        """Not a number before there is anything that could be old."""
+        self._gauge(name, text).set_function(lambda: self._clock() - since_s())
+
+    def _bounded(self, label: str, value: str) -> str:
+        values = self._values.setdefault(label, set())
+        if value not in values and len(values) >= MAX_LABEL_VALUES:
+            return "other"
+        values.add(value)
+        return value

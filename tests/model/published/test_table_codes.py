@@ -1,0 +1,156 @@
+"""Rows of tables as they travel: numbers lose nothing, values no more than their precision says,
+each row by itself."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from niwaki.model.published.table_codes import (
+    decode,
+    decode_rows,
+    drop_columns,
+    encode,
+    encode_rows,
+    restore_columns,
+    rounded,
+)
+
+row_sets = st.sets(
+    st.one_of(st.integers(0, 300), st.integers(0, 2**20), st.integers(0, 2**40)), max_size=40
+)
+values = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 12), st.just(2), st.just(3)), elements=st.floats(width=32)
+)
+
+
+@given(row_sets)
+def test_row_numbers_come_back_as_they_were(rows):
+    ascending = torch.tensor(sorted(rows), dtype=torch.int64)
+    assert torch.equal(decode_rows(encode_rows(ascending)), ascending)
+
+
+def test_row_numbers_take_a_byte_each_where_every_tenth_row_is_there():
+    rows = np.flatnonzero(np.random.default_rng(1).random(1_000_000) < 0.1)
+    stored = encode_rows(torch.from_numpy(rows))
+    assert stored.numpy().nbytes < 1.01 * len(rows)
+
+
+def test_row_numbers_that_do_not_ascend_are_refused():
+    for rows in ([3, 3], [3, 2], [-1, 2]):
+        with pytest.raises(ValueError, match="must ascend"):
+            encode_rows(torch.tensor(rows))
+
+
+def tables(linear: np.ndarray) -> dict[str, torch.Tensor]:
+    rows = torch.arange(len(linear))
+    embedding = torch.zeros(len(linear), 4)
+    return {
+        "linear.rows": rows,
+        "linear.values": torch.from_numpy(linear),
+        "embedding.rows": rows,
+        "embedding.values": embedding,
+    }
+
+
+@given(values, st.sampled_from(["float32", "float16", "int8"]))
+def test_what_comes_back_is_what_a_trainer_reckons_with(linear, precision):
+    tensors = tables(linear)
+    there, here = decode(encode(tensors, precision)), rounded(tensors, precision)
+    assert there.keys() == tensors.keys()
+    for name, tensor in here.items():
+        assert np.array_equal(there[name].numpy(), tensor.numpy(), equal_nan=True)
+
+
+@given(values, st.sampled_from([("float16", 2.0**-11), ("int8", 2**0.25 / 254)]))
+def test_a_value_is_off_by_no_more_than_a_share_of_its_rows_largest(linear, precision):
+    name, share = precision
+    came = rounded(tables(linear), name)["linear.values"].numpy()
+    for before, after in zip(linear, came, strict=True):
+        largest = np.abs(before).max()
+        if largest <= 64:
+            assert np.abs(after - before).max() <= 1.001 * share * largest + 2.0**-24
+        else:
+            assert np.array_equal(after, before, equal_nan=True)
+
+
+@given(values, st.integers(0, 11), st.sampled_from(["float16", "int8"]))
+def test_a_row_does_not_depend_on_the_others(linear, row, precision):
+    if row < len(linear):
+        alone = rounded(tables(linear[row : row + 1]), precision)["linear.values"][0]
+        assert np.array_equal(
+            alone.numpy(),
+            rounded(tables(linear), precision)["linear.values"][row].numpy(),
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"linear.scales": torch.zeros(3, dtype=torch.int8)},
+        {"linear.scales": torch.zeros(2)},
+        {
+            "linear.exact": torch.tensor([5], dtype=torch.int32),
+            "linear.in_full": torch.zeros(1, 2, 3),
+        },
+        {"linear.exact": torch.tensor([0], dtype=torch.int32)},
+        {"linear.values": torch.zeros(2, 2, 3, dtype=torch.int16)},
+        {"linear.rows": torch.zeros(2)},
+        {"linear.rows": torch.zeros(2, 1, dtype=torch.uint8)},
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(wrong):
+    stored = encode(tables(np.ones((2, 2, 3), np.float32)), "int8")
+    with pytest.raises(ValueError):
+        decode(stored | wrong)
+
+
+@st.composite
+def pruned_tables(draw):
+    """Which columns of three fields of ten rows each are alive, and some rows that are zero in the
+    others."""
+    alive_FD = torch.from_numpy(draw(hnp.arrays(np.bool_, (3, 4))))
+    rows = torch.tensor(sorted(draw(st.sets(st.integers(0, 29)))), dtype=torch.int64)
+    drawn = draw(hnp.arrays(np.float32, (len(rows), 4), elements=st.floats(-100, 100, width=32)))
+    embedding = torch.from_numpy(drawn).masked_fill(~alive_FD[rows // 10], 0.0)
+    return alive_FD, tables(np.zeros((2, 2, 3), np.float32)) | {
+        "embedding.rows": rows,
+        "embedding.values": embedding,
+    }
+
+
+@given(pruned_tables(), st.sampled_from([("float32", 4), ("float16", 2), ("int8", 1)]))
+def test_of_each_row_only_the_columns_alive_travel_and_all_come_back(pruned, precision):
+    (alive_FD, tensors), (name, width) = pruned, precision
+    stored = drop_columns(encode(tensors, name), alive_FD, 10)
+    count = int(alive_FD[tensors["embedding.rows"] // 10].sum())
+    assert stored["embedding.values"].numpy().nbytes == width * count
+    there, here = decode(restore_columns(stored, alive_FD, 10)), rounded(tensors, name)
+    assert there.keys() == here.keys()
+    assert all(torch.equal(tensor, there[key]) for key, tensor in here.items())
+
+
+@pytest.mark.parametrize(
+    "change", ["a value less", "a row beyond", "no rows", "an exact row beyond"]
+)
+def test_columns_that_do_not_fit_their_rows_are_refused(change):
+    alive_FD = torch.tensor([[True, False], [True, True]])
+    rows, full = torch.tensor([0, 3, 7]), torch.tensor([[100.0, 0], [1, 0], [2, 3]])
+    whole = tables(np.zeros((2, 2, 3), np.float32)) | {
+        "embedding.rows": rows,
+        "embedding.values": full,
+    }
+    stored = drop_columns(encode(whole, "int8"), alive_FD, 5)
+    if change == "a value less":
+        stored["embedding.values"] = stored["embedding.values"][1:]
+    elif change == "a row beyond":
+        stored["embedding.rows"] = encode_rows(torch.tensor([0, 3, 10]))
+    elif change == "no rows":
+        del stored["embedding.rows"]
+    else:
+        stored["embedding.exact"] = torch.tensor([3], dtype=torch.int32)
+    with pytest.raises(ValueError):
+        restore_columns(stored, alive_FD, 5)

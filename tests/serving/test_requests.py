@@ -1,0 +1,238 @@
+"""What the HTTP server makes of a bad request: every mistake is named, and none is more than the
+client's."""
+
+import json
+import socket
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.served import JSON, error
+
+MISTAKES = [
+    (
+        {"events": [{}, {"colour": "red"}]},
+        400,
+        "events[1].colour",
+        "must be a column of the schema",
+        "'red'",
+    ),
+    ({"events": [{"age": "old"}]}, 400, "events[0].age", "must be a number", "'old'"),
+    ({"events": [{"age": True}]}, 400, "events[0].age", "must be a number", "True"),
+    ({"events": [{"age": 1e39}]}, 400, "events[0].age", "must be finite in 32 bits", "1e+39"),
+    ({"events": [{"age": 10**100}]}, 400, "events[0].age", "must be finite in 32 bits", None),
+    ({"events": [{"user": 1.5}]}, 400, "events[0].user", "must be a string or an integer", "1.5"),
+    (
+        {"events": [{"user": ["u"]}]},
+        400,
+        "events[0].user",
+        "must be a string or an integer",
+        "['u']",
+    ),
+    ({"events": [{"label": 2}]}, 400, "events[0].label", "must be a number in [0, 1]", "2"),
+    ({"events": [{"ts": "now"}]}, 400, "events[0].ts", None, "'now'"),
+    ({"events": [{"ts": 10**30}]}, 400, "events[0].ts", None, None),
+    ({"context": {"age": []}, "candidates": [{}]}, 400, "context.age", "must be a number", "[]"),
+    (
+        {"context": {}, "candidates": [{}, {"age": []}]},
+        400,
+        "candidates[1].age",
+        "must be a number",
+        "[]",
+    ),
+    (
+        {"context": {"age": 1}, "candidates": [{"age": 2}]},
+        400,
+        "candidates[0].age",
+        "must not be in the context too",
+        "2",
+    ),
+    (
+        {"events": [], "candidates": []},
+        400,
+        "events",
+        "must stand alone, without context and candidates",
+        "",
+    ),
+    ({"context": {}}, 400, "events", "must be there, or candidates must", ""),
+    ({}, 400, "events", "must be there, or candidates must", ""),
+    ({"event": []}, 400, "event", "must be a field that is known", ""),
+    ({"events": {}}, 400, "events", "expected `array`, got `object`", ""),
+    ({"events": None}, 400, "events", "expected `array`, got `null`", ""),
+    ({"events": [3]}, 400, "events[0]", "expected `object`, got `int`", ""),
+    ([], 400, "body", "expected `object`, got `array`", ""),
+    ({"events": [{}] * 101}, 413, "events", "must be at most 100", "101"),
+    ({"candidates": [{}] * 101}, 413, "candidates", "must be at most 100", "101"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "field", "rule", "value"), MISTAKES)
+def test_a_mistake_is_named_with_field_rule_and_value(served, body, status, field, rule, value):
+    got = error(served.score(body))
+    assert got[:2] == (status, field)
+    assert rule is None or got[2] == rule
+    assert value is None or got[3] == value
+    assert len(got[3]) <= 80
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"events": [{"age": NaN}]}',
+        b'{"events": [{"age": Infinity}]}',
+        b'{"events": [{"age": 1e999}]}',
+        b'{"events": [{"age": 1' + b"0" * 10_000 + b"}]}",
+        b'{"events": [{"user": 1' + b"0" * 10_000 + b"}]}",
+        b'{"events": [{"user": "\xff"}]}',
+        b'{"events": [{"\xff": 1}]}',
+        b'{"events": [{"user": "\\ud800"}]}',
+        b'{"events": [{"user": "\\udc00\\ud800"}]}',
+        b'\xef\xbb\xbf{"events": []}',
+        '{"events": []}'.encode("utf-16"),
+        b'{"events": [{}]} {"events": [{}]}',
+        b"[" * 90_000,
+        b'{"events": [{"user":' + b"[" * 40_000 + b"]" * 40_000 + b"}]}",
+        b'{"events": [{"user":' + b"[" * 900 + b"]" * 900 + b"}]}",
+        b'{"events": [{"a":' * 5_000,
+        b'{"events":[' + b'{"' + b"k" * 50_000 + b'": 1}]}',
+        b"\x00" * 1000,
+        b'{"events": [{"age": -}]}',
+    ],
+    ids=lambda body: repr(body[:30]),
+)
+def test_no_malformed_body_is_more_than_a_client_error(served, body):
+    for path in ("/score", f"/v2/models/{served.scorer.name}/infer"):
+        response = served.client.post(path, content=body, headers=JSON)
+        assert response.status_code == 400, response.text
+        assert len(response.content) < 1000
+        assert response.json()["error"]
+
+
+def test_repeated_keys_count_by_their_last_value(served):
+    body = b'{"events": [{"age": "x"}], "events": [{"age": 7, "age": 1}]}'
+    answer = served.client.post("/score", content=body, headers=JSON)
+    assert answer.json() == served.score({"events": [{"age": 1}]}).json()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+columns = st.sampled_from(["user", "item", "noise", "age", "price", "label", "ts", "other"])
+events = st.dictionaries(columns, json_values, max_size=4)
+score_bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "events": st.lists(events, max_size=3),
+        "context": events,
+        "candidates": st.lists(events, max_size=3),
+    },
+)
+tensors = st.fixed_dictionaries(
+    {
+        "name": columns,
+        "shape": st.lists(st.integers(-1, 3), max_size=2),
+        "datatype": st.sampled_from(["BYTES", "FP32", "INT64", "BOOL", "x"]),
+        "data": st.lists(json_values, max_size=3),
+    }
+)
+infer_bodies = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=3)}, optional={"id": json_values}
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=score_bodies | infer_bodies | json_values)
+def test_no_json_whatever_is_more_than_a_client_error(served, body):
+    text = json.dumps(body)
+    for path in ("/score", f"/v2/models/{served.scorer.name}/infer"):
+        response = served.client.post(path, content=text, headers=JSON)
+        assert response.status_code in (200, 400), response.text
+        assert response.json()
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=200))
+def test_no_bytes_whatever_are_more_than_a_client_error(served, body):
+    assert served.client.post("/score", content=body, headers=JSON).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "field"),
+    [
+        ({"content-type": "application/x-www-form-urlencoded"}, "content-type"),
+        ({"content-type": "text/plain"}, "content-type"),
+        ({"content-type": ""}, "content-type"),
+        ({"content-type": "application/json; charset=latin-1"}, "content-type"),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, "content-encoding"),
+    ],
+)
+def test_another_type_of_content_is_415(served, headers, field):
+    response = served.client.post("/score", content=b'{"events": []}', headers=headers)
+    assert error(response)[:2] == (415, field)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'],
+)
+def test_json_may_say_that_it_is_utf_8(served, kind):
+    assert (
+        served.client.post(
+            "/score", content=b'{"events": []}', headers={"content-type": kind}
+        ).status_code
+        == 200
+    )
+
+
+def test_a_body_beyond_the_limit_is_413_whether_or_not_its_length_is_said(served):
+    body = b'{"events": [' + b" " * 200_000 + b"]}"
+    assert error(served.client.post("/score", content=body, headers=JSON))[:2] == (413, "body")
+    pieces = (body[at : at + 10_000] for at in range(0, len(body), 10_000))
+    assert error(served.client.post("/score", content=pieces, headers=JSON))[:2] == (413, "body")
+    assert served.score({"events": []}).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_408(serve):
+    url = serve(read_timeout_s=0.2).client.base_url
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_hangs_up_leaves_no_trace_but_a_count(served):
+    url, before = served.client.base_url, served.metrics()["niwaki_requests_total", "score", "gone"]
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+    deadline_s = time.monotonic() + 10
+    while served.metrics()["niwaki_requests_total", "score", "gone"] == before:
+        assert time.monotonic() < deadline_s
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"POST /score HTTP/9.9", b"\x16\x03\x01\x02", b"POST /score", b"GET  / x y"]
+)
+def test_what_is_not_http_is_400(served, request_line):
+    url = served.client.base_url
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(request_line + b"\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def test_unknown_paths_and_methods_are_named(served):
+    assert error(served.client.get("/scores"))[:2] == (404, "path")
+    response = served.client.get("/score")
+    assert error(response)[:2] == (405, "method") and response.headers["allow"] == "POST"
+    assert (
+        served.client.get("/v2/models/another").json()["error"].startswith("name: must be model-")
+    )
+    assert served.client.get("/v2/models/another").status_code == 404
+    assert served.client.post("/v2/models/another/infer", json={}).status_code == 404

@@ -1,0 +1,85 @@
+"""A small learner that makes a checkpoint whenever a test asks for one, each with other weights
+than the last."""
+
+import time
+
+import msgspec
+
+from niwaki.model.features.schema import EventBatch
+from niwaki.model.learner import Learner
+from niwaki.model.published.checkpoint import Header, pack
+from niwaki.model.published.served import ServedModel
+from niwaki.model.rows import ascending
+from tests.support.streams import SCHEMA, SMALL, click_events
+
+
+class Publisher:
+    """Learns a little before each checkpoint, and remembers what every version predicts."""
+
+    def __init__(self, **of_learner: object) -> None:
+        """`of_learner`: for `Learner`, beside schema and config."""
+        self.learner = Learner(SCHEMA, SMALL, **of_learner)
+        self._changes = self.learner.follow()
+        self.events = click_events(64, seed=99)
+        """Always the same events to score."""
+        self.answers: dict[int, list[float]] = {}
+        """What each version made so far predicts for `events`."""
+
+    def checkpoint(self, version: int, *, base: int = 0, **changes: object) -> tuple[Header, bytes]:
+        """A checkpoint, or a delta to the one made before it that goes back to the full one `base`.
+        `changes`: fields of its header that are not as they should be."""
+        learner = self.learner
+        batch = click_events(64, seed=version)
+        learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        full = learner.export(learner.mixture.weights)
+        changed = learner.export(learner.mixture.weights, self._changes.rows())
+        tensors = ascending(changed.tensors) if base else full.tensors
+        self._changes.clear(learner.events)
+        header = Header(
+            version=version,
+            parent=version - 1,
+            schema=SCHEMA,
+            table_rows=SMALL.table_rows,
+            pair_rows=learner.encoder.pair_rows,
+            half_lives_events=SMALL.half_lives_events,
+            hash_seed=SMALL.hash_seed,
+            shape=full.shape,
+            dense_shape=learner.dense.network.shape,
+            phase="dense",
+            policy="adaptive",
+            multiply_adds=learner.multiply_adds,
+            dense_multiply_adds=learner.dense_cost,
+            sparsity_by_layer=learner.sparsity_by_layer(),
+            events=learner.events,
+            created_s=time.time(),
+            dense_bytes=learner.dense_bytes,
+        )
+        self.answers[version] = (
+            ServedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
+        )
+        header = msgspec.structs.replace(header, base=base, **changes)
+        return header, pack(header, tensors)
+
+    def prune(self) -> None:
+        """Cut the network down, so that the next checkpoint has another shape."""
+        learner = self.learner
+        learner.prune()
+        for step in range(20):
+            batch = click_events(64, seed=1000 + step)
+            learner.learn(
+                learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3, table_ratio=0.5
+            )
+        learner.cut()
+
+
+def rows(batch: EventBatch) -> list[dict[str, object]]:
+    """The events of `batch` as a client sends them: missing values left out."""
+    columns = {
+        name: column.to_pylist()
+        for name, column in zip(SCHEMA.categorical, batch.categorical, strict=True)
+    }
+    columns |= {name: batch.numerics_BN[:, i].tolist() for i, name in enumerate(SCHEMA.numeric)}
+    events = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    return [{name: v for name, v in event.items() if v is not None and v == v} for event in events]
