@@ -56,7 +56,7 @@ def test_two_servers_do_not_get_in_each_others_way(start, answers):
 def test_no_server_outlives_a_process_that_was_killed():
     script = (
         "import os, signal\n"
-        "from stream.local import embedded_kafka, embedded_redis\n"
+        "from niwaki.stream.offline.local import embedded_kafka, embedded_redis\n"
         "with embedded_kafka() as kafka, embedded_redis() as redis:\n"
         "    print(kafka, redis, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -210,7 +210,7 @@ def expressions() -> dict[str, str]:
 
 
 def test_panels_and_alerts_look_at_each_metric_and_at_nothing_else():
-    code = (ROOT / "stream/telemetry.py").read_text("utf-8") + (
+    code = (ROOT / "stream/training/telemetry.py").read_text("utf-8") + (
         ROOT / "serving/server.py"
     ).read_text("utf-8")
     declared = set(re.findall(r'"(niwaki_\w+)"', code))
