@@ -269,8 +269,7 @@ class Learner:
             kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables
         )
         if beside_unpruned:
-            weights, first, second = self.dense.parts()
-            self.unpruned = Branch(network, weights).restore(first, second, self.dense.steps)
+            self.unpruned = self.dense.copy()
         self._losses[:] = 0
 
     def cut(self, stays_dense: bool = False) -> None:
@@ -280,7 +279,7 @@ class Learner:
         self.sparse = self.dense.narrowed(self.kept)
         self.masks, self.unpruned, self.dense_live = None, None, stays_dense
         if not stays_dense:
-            self.tables.clear(self.sparse.network.column_mask_FD)
+            self.tables.clear_columns(self.sparse.network.column_mask_FD)
 
     def regrow(self) -> None:
         """Make the dense branch live again: what the sparse branch has, and every pruned unit as it

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from niwaki.model.deep import layers
+from niwaki.model.deep import kernels
 from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.passes import Masks
 from niwaki.model.experts import Assembled
@@ -79,13 +79,17 @@ class MicroBatches:
         losses = self._losses[half]
         if not branches:
             errors_B[:], experts_BE[:, -1] = 0, experts_BE[:, 0]
-            losses.append(layers.compare(experts_BE, errors_B, labels_B, logits_B, errors_B))
+            losses.append(
+                kernels.corrected_loss(experts_BE, errors_B, labels_B, logits_B, errors_B)
+            )
             return
         numerics_BM, said_BS = torch.from_numpy(found.scores_BM), torch.from_numpy(found.said_BS)
         for branch, masks in branches.items():
-            passes = branch.halves[half]
+            passes = branch.passes_by_micro_batch[half]
             correction_B = passes.forward(table_RD, read[0], numerics_BM, said_BS, masks).numpy()
-            losses.append(layers.compare(experts_BE, correction_B, labels_B, logits_B, errors_B))
+            losses.append(
+                kernels.corrected_loss(experts_BE, correction_B, labels_B, logits_B, errors_B)
+            )
             if branch is lead:
                 experts_BE[:, -1] = logits_B
             gradient_BVD, before_BVD = (

@@ -1,137 +1,178 @@
-"""One network that learns: its parameters, and Adam's moments beside them.
+"""A network that learns: parameters, gradients, and the state of Adam.
 
-The dense and the sparse branch of a learner are each one of these, at their own widths. Parameters,
-gradients and moments each lie in one flat buffer, so that a step is one pass over them.
+The dense, the sparse and the reference branch of a learner are each a `Branch`, at their own
+widths. In: gradients, which the passes leave behind, and indices of surviving units. Out: new
+parameters, and narrowed or widened branches. A branch never decides which units survive.
+
+Parameters, gradients and moments each lie in one flat buffer, so that an optimizer step is one pass
+over memory.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from niwaki.model.deep import layers
+from niwaki.model.deep import kernels
 from niwaki.model.deep.network import Network
 from niwaki.model.deep.passes import Passes
 from niwaki.pruning.compaction import Kept, compact, expand
 from niwaki.pruning.units import MaskGradient
 
-_PARTS = ("weight", "first", "second")
-_ALIGNED = 16
-"""Each parameter begins at a multiple of so many floats: a cache line."""
+_ALIGNED_FLOATS = 16
+"""Each parameter begins at a multiple of a cache line."""
+
+
+class BranchTensors(NamedTuple):
+    """The learned tensors of a branch, each by the name of its parameter."""
+
+    weights: Mapping[str, torch.Tensor]
+    first_moments: Mapping[str, torch.Tensor]
+    second_moments: Mapping[str, torch.Tensor]
+
+
+_PREFIXES = ("weight", "first", "second")
+"""Names of the three kinds of `BranchTensors` in a snapshot."""
 
 
 class Branch:
-    """One network with its parameters and Adam (Kingma & Ba, arXiv:1412.6980)."""
+    """One network with its parameters and its optimizer, Adam (Kingma & Ba, arXiv:1412.6980)."""
 
     def __init__(self, network: Network, parameters: Mapping[str, torch.Tensor]):
-        """`parameters` are copied."""
-        self.network, self.steps = network, 0.0
-        """`steps`: optimizer steps taken."""
-        self._flat, self.parameters = _flat(network.shapes)
-        flat_gradients, (self.gradients, second_gradients) = zip(
-            *(_flat(network.shapes) for _ in range(2)), strict=True
-        )
-        self._flat_first, self._first = _flat(network.shapes)
-        self._flat_second, self._second = _flat(network.shapes)
-        self.passes = Passes(network, self.parameters, self.gradients)
-        self.halves = self.passes, Passes(network, self.parameters, second_gradients)
-        """For the two halves of a batch, which may be passed through at the same time; their
-        gradients are added in `step`. `passes` and `gradients` are those of the first."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(parameters[name])
-        self._arrays = [
-            b.numpy() for b in (self._flat, *flat_gradients, self._flat_first, self._flat_second)
-        ]
+        """Copy `parameters`; all moments are zero."""
+        self.network = network
+        self.steps = 0.0
+        """Optimizer steps taken."""
         self.multiply_adds = network.cost.total({})
-        """Of one forward pass of an event."""
+        """Multiply-adds of one event's forward pass."""
+        self._weights = _FlatTensors(network.shapes)
+        self._first_moments = _FlatTensors(network.shapes)
+        self._second_moments = _FlatTensors(network.shapes)
+        self._gradients = _FlatTensors(network.shapes), _FlatTensors(network.shapes)
+        self.parameters = self._weights.views
+        self.gradients = self._gradients[0].views
+        """Gradients that the passes of the first micro-batch write."""
+        self.passes_by_micro_batch = tuple(
+            Passes(network, self.parameters, gradients.views) for gradients in self._gradients
+        )
+        """The passes of two micro-batches, which may run at the same time."""
+        self.passes = self.passes_by_micro_batch[0]
+        self._weights.copy_from(parameters)
 
     def step(self, rate: float, events: Sequence[int]) -> None:
-        """One optimizer step on the gradient of the mean loss. `events`: of each half, over which
-        `gradients` are summed; a second half may have none."""
+        """One optimizer step on the gradient of the mean loss. `events`: of each micro-batch, whose
+        gradients are sums; the second micro-batch may be empty. `rate`: learning rate, >= 0."""
         self.steps += 1
-        parameters, first, second, *moments = self._arrays
-        layers.adam(
-            parameters,
-            first,
+        second = self._gradients[1].buffer_X
+        kernels.adam(
+            self._weights.buffer_X,
+            self._gradients[0].buffer_X,
             second if events[1] else second[:0],
-            *moments,
+            self._first_moments.buffer_X,
+            self._second_moments.buffer_X,
             1 / sum(events),
             rate,
             self.steps,
         )
 
     def mask_gradients(self, events: Sequence[int]) -> dict[str, MaskGradient]:
-        """By group: what the last backward passes of both halves say of its units. `events`: of
-        each half."""
-        said = [
-            (n / sum(events), half.mask_gradients())
-            for n, half in zip(events, self.halves, strict=True)
-            if n
+        """Gradients in the masks after the backward passes of a step, by group, averaged over both
+        micro-batches. `events`: of each micro-batch; the first has at least one."""
+        parts = [
+            (count / sum(events), passes.mask_gradients())
+            for count, passes in zip(events, self.passes_by_micro_batch, strict=True)
+            if count
         ]
         return {
             name: MaskGradient(
-                *(sum(share * of[name][part] for share, of in said) for part in range(2))
+                _sum(share * gradients[name].mean_U for share, gradients in parts),
+                _sum(share * gradients[name].square_U for share, gradients in parts),
             )
-            for name in said[0][1]
+            for name in parts[0][1]
         }
 
-    def parts(self) -> tuple[dict[str, torch.Tensor], ...]:
-        """The parameters, and Adam's two moments, each by name; views."""
-        return self.parameters, self._first, self._second
+    def tensors(self) -> BranchTensors:
+        """Views of everything that the branch has learned."""
+        return BranchTensors(
+            self._weights.views, self._first_moments.views, self._second_moments.views
+        )
 
-    def restore(
-        self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor], steps: float
-    ) -> "Branch":
-        """Set Adam's moments and step count."""
-        for moments, given in ((self._first, first), (self._second, second)):
-            for name, moment in moments.items():
-                moment.copy_(given[name])
-        self.steps = steps
-        return self
+    @classmethod
+    def resumed(cls, network: Network, tensors: BranchTensors, steps: float) -> "Branch":
+        """A branch that goes on from copies of `tensors` after `steps` optimizer steps."""
+        branch = cls(network, tensors.weights)
+        branch._first_moments.copy_from(tensors.first_moments)
+        branch._second_moments.copy_from(tensors.second_moments)
+        branch.steps = steps
+        return branch
+
+    def copy(self) -> "Branch":
+        """A branch that learns on from here independently."""
+        return self.resumed(self.network, self.tensors(), self.steps)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of all parts, for a snapshot."""
-        parts = zip(_PARTS, self.parts(), strict=True)
+        """Copies of all tensors, for a snapshot."""
         return {
-            f"{part}.{name}": tensor.clone()
-            for part, tensors in parts
+            f"{prefix}.{name}": tensor.clone()
+            for prefix, tensors in zip(_PREFIXES, self.tensors(), strict=True)
             for name, tensor in tensors.items()
         }
 
     @classmethod
     def restored(
-        cls, network: Network, tensors: Mapping[str, torch.Tensor], steps: float
+        cls, network: Network, state: Mapping[str, torch.Tensor], steps: float
     ) -> "Branch":
-        """Undo `state`."""
-        weights, *moments = (
-            {name: tensors[f"{part}.{name}"] for name in network.shapes} for part in _PARTS
+        """The branch whose `state` a snapshot holds."""
+        tensors = BranchTensors(
+            *({name: state[f"{prefix}.{name}"] for name in network.shapes} for prefix in _PREFIXES)
         )
-        return cls(network, weights).restore(*moments, steps)
+        return cls.resumed(network, tensors, steps)
 
     def narrowed(self, kept: Kept) -> "Branch":
-        """Only the units in `kept`, cut out: what Adam knows of them comes along exactly."""
-        weights, first, second = (compact(part, self.network.units, kept) for part in self.parts())
-        return Branch(self.network.cut_to(kept), weights).restore(first, second, self.steps)
+        """A branch of the units `kept` alone, with their weights and moments."""
+        units = self.network.units
+        tensors = BranchTensors(*(compact(part, units, kept) for part in self.tensors()))
+        return self.resumed(self.network.cut_to(kept), tensors, self.steps)
 
     def widened(
         self, network: Network, kept: Kept, regrown: Mapping[str, torch.Tensor]
     ) -> "Branch":
-        """This branch as the units `kept` of `network`; the others begin as in `regrown`, and Adam
-        knows nothing of them."""
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
-        weights, first, second = (
-            expand(part, store, network.units, kept)
-            for part, store in zip(self.parts(), (regrown, nothing, nothing), strict=True)
+        """A branch of the wider `network`, in which this branch is the units `kept`. The other
+        units begin with the weights in `regrown` and with moments of zero."""
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in regrown.items()}
+        dormant = BranchTensors(regrown, zeros, zeros)
+        tensors = BranchTensors(
+            *(
+                expand(part, others, network.units, kept)
+                for part, others in zip(self.tensors(), dormant, strict=True)
+            )
         )
-        return Branch(network, weights).restore(first, second, self.steps)
+        return self.resumed(network, tensors, self.steps)
 
 
-def _flat(shapes: Mapping[str, tuple[int, ...]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A buffer of zeros, and a view of each shape into it, by name."""
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    buffer = torch.zeros(sum(-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()))
-    views, at = {}, 0
-    for name, shape in shapes.items():
-        views[name] = buffer[at : at + sizes[name]].view(shape)
-        at += -(-sizes[name] // _ALIGNED) * _ALIGNED
-    return buffer, views
+class _FlatTensors:
+    """Tensors in one buffer of zeros: the buffer, and a view of each tensor by name."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        sizes = {
+            name: -(-math.prod(shape) // _ALIGNED_FLOATS) * _ALIGNED_FLOATS
+            for name, shape in shapes.items()
+        }
+        buffer = torch.zeros(sum(sizes.values()))
+        self.buffer_X: np.ndarray = buffer.numpy()
+        self.views: dict[str, torch.Tensor] = {}
+        start = 0
+        for name, shape in shapes.items():
+            self.views[name] = buffer[start : start + math.prod(shape)].view(shape)
+            start += sizes[name]
+
+    def copy_from(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite all tensors."""
+        for name, view in self.views.items():
+            view.copy_(tensors[name])
+
+
+def _sum(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return sum(tensors, start=torch.zeros(()))

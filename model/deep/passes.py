@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from niwaki.model.deep import layers
+from niwaki.model.deep import kernels
 from niwaki.model.deep.interaction import compiled_dot_gradients, compiled_dots
 from niwaki.model.deep.network import COLUMNS, Network, Parameters
 from niwaki.model.deep.sparse import SparseMlp
@@ -77,7 +77,7 @@ class Passes:
         self._reserve(len(numerics_BM))
         self._mask_X = masks.get(COLUMNS) if masks and self._cut_X is None else self._cut_X
         numerics, slots = self._places
-        layers.take_rows(table_RD, rows_BF, self._wide)
+        kernels.gather_embeddings(table_RD, rows_BF, self._wide)
         if self._mask_X is not None:
             columns_BX = self._wide_BX[:, : self._columns]
             if self._cut_X is None:
@@ -195,9 +195,9 @@ class _Mlp:
         x_IB = x_BI.T
         for i, name in enumerate(self._names):
             torch.mm(self._weights[i], x_IB, out=self._active[i])
-            layers.rectify(self._arrays[i][0], self._bias_arrays[i][0])
+            kernels.rectify(self._arrays[i][0], self._bias_arrays[i][0])
             if masks:
-                layers.mask(self._arrays[i][0], masks[name].numpy(), self._passed[i].numpy())
+                kernels.apply_mask(self._arrays[i][0], masks[name].numpy(), self._passed[i].numpy())
             x_IB = self._passed[i]
         torch.addmm(self._biases[-1], self._passed_back[-1], self._transposed[-1], out=out_BO)
 
@@ -211,9 +211,9 @@ class _Mlp:
             errors_OB, (active, errors) = self._errors[i], self._arrays[i]
             if self._masks:
                 name, gradient = self._names[i], self.mask_gradients[self._names[i]]
-                layers.mask_backward(errors, active, self._masks[name].numpy(),
+                kernels.apply_mask_backward(errors, active, self._masks[name].numpy(),
                                      gradient.mean_U.numpy(), gradient.square_U.numpy())  # fmt: skip
-            layers.rectify_backward(errors, active, self._bias_arrays[i][1])
+            kernels.rectify_backward(errors, active, self._bias_arrays[i][1])
         torch.mm(errors_OB, x_BI, out=self._weight_gradients[0])
 
     def input_gradient(self, inputs: slice, out_BX: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from niwaki.model.deep import layers
+from niwaki.model.deep import kernels
 from niwaki.model.deep.interaction import compiled_dots
 from niwaki.model.deep.network import Network, Parameters
 from niwaki.model.deep.sparse import Pattern
@@ -84,7 +84,7 @@ class Inference:
         # Whole vectors: the first of the inputs, unless columns are cut out.
         whole_BX = torch.empty(events, self._wide) if self._cut else x_BI
         whole = whole_BX.numpy()
-        layers.take_rows(embedding_RD, found[0], whole)
+        kernels.gather_embeddings(embedding_RD, found[0], whole)
         if self._bottom:
             said_BD = _mlp(self._bottom, x_BI[:, self._vectors : self._numerics])
             whole_BX[:, self._wide - self._width : self._wide] = said_BD
@@ -127,5 +127,5 @@ def _mlp(made_of: Layers, x_BI: torch.Tensor) -> torch.Tensor:
     *hidden, (_, weight_OI, bias_O) = made_of
     for _, weight_HI, bias_H in hidden:
         x_IB = torch.mm(weight_HI, x_IB)
-        layers.rectify(x_IB.numpy(), bias_H.numpy())
+        kernels.rectify(x_IB.numpy(), bias_H.numpy())
     return torch.addmm(bias_O, x_IB.T, weight_OI.T)

@@ -58,11 +58,11 @@ def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_surviv
     learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
     features = learner.encoder.encode(click_events(100, seed=2))
     before = learner.predict(features)
-    moments = learner.dense.parts()[2]["top.1.weight"].clone()
+    moments = learner.dense.tensors().second_moments["top.1.weight"].clone()
     learner.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
     expected = moments[learner.kept["top.1"]][:, learner.kept["top.0"]]
-    assert torch.equal(learner.sparse.parts()[2]["top.1.weight"], expected)
+    assert torch.equal(learner.sparse.tensors().second_moments["top.1.weight"], expected)
     assert learner.multiply_adds <= 0.3 * learner.dense_cost
 
 
@@ -82,11 +82,13 @@ def test_regrown_units_come_from_the_dormant_store_without_moments_and_what_is_s
     kept[torch.meshgrid(learner.kept["top.1"], learner.kept["top.0"], indexing="ij")] = True
     weights, moments = (
         learner.dense.parameters["top.1.weight"],
-        learner.dense.parts()[1]["top.1.weight"],
+        learner.dense.tensors().first_moments["top.1.weight"],
     )
     assert torch.equal(weights[~kept], as_cut[~kept]) and weights.all() and not moments[~kept].any()
     assert torch.equal(weights[kept], learner.sparse.parameters["top.1.weight"].flatten())
-    assert torch.equal(moments[kept], learner.sparse.parts()[1]["top.1.weight"].flatten())
+    assert torch.equal(
+        moments[kept], learner.sparse.tensors().first_moments["top.1.weight"].flatten()
+    )
 
 
 def test_quickened_tables_take_larger_steps_and_forget_no_row():

@@ -286,7 +286,7 @@ def test_a_cut_and_a_regrowth_keep_predictions_and_the_optimizer_state_of_surviv
     learner.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-5)
     groups, sparse = dense.network.groups, learner.sparse
-    for part, left in zip(dense.parts(), sparse.parts(), strict=True):
+    for part, left in zip(dense.tensors(), sparse.tensors(), strict=True):
         for name, tensor in compact(part, groups, learner.kept).items():
             assert torch.equal(left[name], tensor)
     assert learner.multiply_adds <= 0.3 * learner.dense_cost
@@ -300,10 +300,10 @@ def test_a_cut_and_a_regrowth_keep_predictions_and_the_optimizer_state_of_surviv
     np.testing.assert_array_equal(learner.predict(features), before)
     for group in groups:
         gone = ~group.within(learner.kept[group.name])
-        weights, *moments = (part[group.parameter][gone] for part in learner.dense.parts())
+        weights, *moments = (part[group.parameter][gone] for part in learner.dense.tensors())
         assert torch.equal(weights, dormant[f"weight.{group.parameter}"][gone])
         assert not any(moment.any() for moment in moments)
-    for part, left in zip(learner.dense.parts(), sparse.parts(), strict=True):
+    for part, left in zip(learner.dense.tensors(), sparse.tensors(), strict=True):
         for name, tensor in compact(part, groups, learner.kept).items():
             assert torch.equal(left[name], tensor)
     learn_all(learner, click_events(500, seed=4))

@@ -203,12 +203,12 @@ def test_a_cut_of_columns_changes_neither_predictions_nor_the_optimizer_state_of
     learn(learner, click_events(1000, seed=1), 0.3, 0.5)
     features = learner.encoder.encode(click_events(100, seed=2))
     before, squares = learner.predict(features), learner.tables.squares_R.clone()
-    moments = learner.dense.parts()[2]["top.0.weight"].clone()
+    moments = learner.dense.tensors().second_moments["top.0.weight"].clone()
     learner.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
     columns = learner.kept["embedding"]
     assert 0 < len(columns) < learner.dense.network.columns.size
-    after = learner.sparse.parts()[2]["top.0.weight"]
+    after = learner.sparse.tensors().second_moments["top.0.weight"]
     assert torch.equal(after[:, : len(columns)], moments[learner.kept["top.0"]][:, columns])
     assert torch.equal(learner.tables.squares_R, squares)
     assert after.shape[1] == moments.shape[1] - learner.dense.network.columns.size + len(columns)
@@ -248,7 +248,9 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
     kept[learner.kept["embedding"]] = True
     as_cut = learner.dense.parameters["top.0.weight"][:, : len(kept)].clone()
     learner.regrow()
-    weight, first, second = (part["top.0.weight"][:, : len(kept)] for part in learner.dense.parts())
+    weight, first, second = (
+        part["top.0.weight"][:, : len(kept)] for part in learner.dense.tensors()
+    )
     assert (
         torch.equal(weight[:, ~kept], as_cut[:, ~kept])
         and weight.all()
@@ -260,7 +262,7 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
         weight[survivors][:, kept], sparse.parameters["top.0.weight"][:, : kept.sum()]
     )
     assert torch.equal(
-        second[survivors][:, kept], sparse.parts()[2]["top.0.weight"][:, : kept.sum()]
+        second[survivors][:, kept], sparse.tensors().second_moments["top.0.weight"][:, : kept.sum()]
     )
     np.testing.assert_array_equal(learner.predict(features), before)
     assert not dead_values(learner).any()

@@ -66,7 +66,7 @@ def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_halves_or_one():
             group["lr"] = rate
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        for half, count in zip(branch.halves, events, strict=True):
+        for half, count in zip(branch.passes_by_micro_batch, events, strict=True):
             if count:
                 given, errors_B = (
                     inputs_of(shape, count, generator),

@@ -1,9 +1,12 @@
-"""What the deep expert does beside its matrix products, each a single pass over memory: kernels as
-in `model.kernels`.
+"""Kernels of the deep expert, for its work beside matrix products; each is one pass over memory.
 
-Arrays are written in place or to `out`. The same batch gives the same bits.
+In: arrays of one micro-batch, and parameters. Out: values written in place, or to the arguments
+whose names begin with `out`. Equal inputs give equal bits. Rows of tables are read some events
+before they are needed, since the processor then waits for many of them at once
+(`niwaki.model.rows.prefetch`). Kernels check nothing: rows must lie within their table.
 
-Shapes: B events, H units of a layer, V vectors of D floats, F fields, R rows of a table, X floats.
+Shapes: B events, H units of a layer, V vectors of D floats, F fields, R rows of a table, X floats,
+K time scales, A events that are read ahead.
 """
 
 import math
@@ -15,8 +18,8 @@ from niwaki.model.rows import AHEAD_EVENTS
 
 
 @kernel("void(float32[:,::1], float32[::1])")
-def rectify(sums_HB, bias_H):
-    """max(0, sums + bias), in place."""
+def rectify(sums_HB: np.ndarray, bias_H: np.ndarray) -> None:
+    """Replace each sum by max(0, sum + bias)."""
     for h in range(len(bias_H)):
         bias = bias_H[h]
         for b in range(sums_HB.shape[1]):
@@ -24,9 +27,11 @@ def rectify(sums_HB, bias_H):
 
 
 @kernel("void(float32[:,::1], float32[:,::1], float32[::1])", reorder=True)
-def rectify_backward(errors_HB, active_HB, bias_gradient_H):
-    """The gradient before the rectifier, in place, from that behind it and what came out of it; and
-    its sum over events."""
+def rectify_backward(
+    errors_HB: np.ndarray, active_HB: np.ndarray, bias_gradient_H: np.ndarray
+) -> None:
+    """Turn the gradient behind a rectifier into the gradient before it, in place, and write its sum
+    over events to `bias_gradient_H`. `active_HB`: outputs of the rectifier."""
     for h in range(len(bias_gradient_H)):
         total = np.float32(0)
         for b in range(errors_HB.shape[1]):
@@ -37,8 +42,8 @@ def rectify_backward(errors_HB, active_HB, bias_gradient_H):
 
 
 @kernel("void(float32[:,::1], float32[::1], float32[:,::1])")
-def mask(active_HB, mask_H, out_HB):
-    """active * mask."""
+def apply_mask(active_HB: np.ndarray, mask_H: np.ndarray, out_HB: np.ndarray) -> None:
+    """Write the outputs of a layer, times the mask of its units."""
     for h in range(len(mask_H)):
         for b in range(active_HB.shape[1]):
             out_HB[h, b] = active_HB[h, b] * mask_H[h]
@@ -47,9 +52,15 @@ def mask(active_HB, mask_H, out_HB):
 @kernel(
     "void(float32[:,::1], float32[:,::1], float32[::1], float32[::1], float32[::1])", reorder=True
 )
-def mask_backward(errors_HB, active_HB, mask_H, mean_H, square_H):
-    """The gradient before the mask, in place; each event's own gradient in the mask is averaged,
-    and so is its square."""
+def apply_mask_backward(
+    errors_HB: np.ndarray,
+    active_HB: np.ndarray,
+    mask_H: np.ndarray,
+    mean_H: np.ndarray,
+    square_H: np.ndarray,
+) -> None:
+    """Turn the gradient behind a mask into the gradient before it, in place. `mean_H`, `square_H`:
+    mean over events of each event's gradient in the mask, and of its square; overwritten."""
     share = np.float32(1) / np.float32(max(errors_HB.shape[1], 1))
     for h in range(len(mask_H)):
         total = squares = np.float32(0)
@@ -62,11 +73,21 @@ def mask_backward(errors_HB, active_HB, mask_H, mean_H, square_H):
 
 
 @kernel(
-    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32, float32, float64)"
+    "void(float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], float32, float32,"
+    " float64)"
 )
-def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, rate, steps):
-    """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, with the usual constants) on
-    `scale` * the sum of two gradients; the other may be empty."""
+def adam(
+    parameter_X: np.ndarray,
+    gradient_X: np.ndarray,
+    other_gradient_X: np.ndarray,
+    first_X: np.ndarray,
+    second_X: np.ndarray,
+    scale: float,
+    rate: float,
+    steps: float,
+) -> None:
+    """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1, with its default
+    constants) on `scale` times the sum of two gradients; `other_gradient_X` may be empty."""
     one, beta1, beta2 = np.float32(1), np.float32(0.9), np.float32(0.999)
     step = np.float32(rate / (1 - 0.9**steps))
     root = np.float32(1 / math.sqrt(1 - 0.999**steps))
@@ -80,9 +101,8 @@ def adam(parameter_X, gradient_X, other_gradient_X, first_X, second_X, scale, ra
 
 
 @kernel("void(float32[:,::1], int64[:,::1], float32[:,::1])")
-def take_rows(table_RD, rows_BF, out_BX):
-    """Copies of an event's rows, one after the other, to the first columns of `out_BX`; rows are
-    fetched some events ahead, as in `model.kernels.prefetch`."""
+def gather_embeddings(table_RD: np.ndarray, rows_BF: np.ndarray, out_BX: np.ndarray) -> None:
+    """Write each event's rows, one after the other, to the first F * D columns of `out_BX`."""
     events, fields = rows_BF.shape
     width = table_RD.shape[1]
     for start in range(0, events if width else 0, AHEAD_EVENTS):
@@ -99,24 +119,27 @@ def take_rows(table_RD, rows_BF, out_BX):
 
 
 @kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1])", reorder=True)
-def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
-    """Add the mean square of each gradient to its row's, which are fetched some events ahead;
-    `touched_F` grows by the rows that had none before."""
+def add_squares(
+    squares_R: np.ndarray, rows_BF: np.ndarray, gradient_BVD: np.ndarray, touched_F: np.ndarray
+) -> None:
+    """Add the mean square of each gradient to the accumulator of its row. `touched_F`: grows by the
+    number of rows of each field whose accumulator was zero. The first F of an event's V gradients
+    belong to its rows."""
     events, fields = rows_BF.shape
     width = gradient_BVD.shape[2]
     square_AF = np.empty((AHEAD_EVENTS, fields), np.float32)
     for start in range(0, events, AHEAD_EVENTS):
-        some = min(AHEAD_EVENTS, events - start)
-        for a in range(some):
+        ahead = min(AHEAD_EVENTS, events - start)
+        for a in range(ahead):
             for f in range(fields):
                 square_AF[a, f] = np.float32(0) * squares_R[rows_BF[start + a, f]]
-        for a in range(some):
+        for a in range(ahead):
             for f in range(fields):
                 square = square_AF[a, f]
                 for d in range(width):
                     square += gradient_BVD[start + a, f, d] * gradient_BVD[start + a, f, d]
                 square_AF[a, f] = square / np.float32(width)
-        for a in range(some):
+        for a in range(ahead):
             for f in range(fields):
                 row, square = rows_BF[start + a, f], square_AF[a, f]
                 touched_F[f] += squares_R[row] == 0 and square > 0
@@ -124,19 +147,24 @@ def learn_squares(squares_R, rows_BF, gradient_BVD, touched_F):
 
 
 @kernel("void(float32[:,::1], float32[::1], int64[:,::1], float32[:,:,::1], float32)")
-def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
-    """A step of each row by each of its gradients; rows are fetched some events ahead, as in
-    `model.kernels.prefetch`."""
+def step_rows(
+    table_RD: np.ndarray,
+    squares_R: np.ndarray,
+    rows_BF: np.ndarray,
+    gradient_BVD: np.ndarray,
+    rate: float,
+) -> None:
+    """Move each row by one Adagrad step for each of its gradients, `squares_R` unchanged."""
     events, fields = rows_BF.shape
     width = table_RD.shape[1]
     step_AF = np.empty((AHEAD_EVENTS, fields), np.float32)
     for start in range(0, events, AHEAD_EVENTS):
-        some = min(AHEAD_EVENTS, events - start)
-        for a in range(some):
+        ahead = min(AHEAD_EVENTS, events - start)
+        for a in range(ahead):
             for f in range(fields):
                 row = rows_BF[start + a, f]
                 step_AF[a, f] = squares_R[row] + np.float32(0) * table_RD[row, width - 1]
-        for a in range(some):
+        for a in range(ahead):
             for f in range(fields):
                 row, step = rows_BF[start + a, f], rate / np.sqrt(step_AF[a, f] + np.float32(1e-2))
                 for d in range(width):
@@ -144,16 +172,21 @@ def learn_rows(table_RD, squares_R, rows_BF, gradient_BVD, rate):
 
 
 @kernel("float64(float32[:,:], float32[::1], float32[::1], float32[::1], float32[::1])")
-def compare(linear_BK, correction_B, labels_B, logits_B, errors_B):
-    """The first linear logit, corrected, and the gradient of the log loss in it; the summed
-    loss."""
+def corrected_loss(
+    linear_BK: np.ndarray,
+    correction_B: np.ndarray,
+    labels_B: np.ndarray,
+    out_logits_B: np.ndarray,
+    out_errors_B: np.ndarray,
+) -> float:
+    """The log loss, summed over events, of the first linear logit plus the deep correction. Writes
+    these logits, and the gradient of the loss in them, which may overwrite `correction_B`."""
     loss = 0.0
     for b in range(len(labels_B)):
         logit = linear_BK[b, 0] + correction_B[b]
         small = math.exp(-abs(logit))
         loss += max(logit, 0.0) + math.log1p(small) - labels_B[b] * logit
-        logits_B[b] = logit
-        errors_B[b] = (np.float32(1) if logit >= 0 else small) / (np.float32(1) + small) - labels_B[
-            b
-        ]
+        out_logits_B[b] = logit
+        probability = (np.float32(1) if logit >= 0 else small) / (np.float32(1) + small)
+        out_errors_B[b] = probability - labels_B[b]
     return loss
