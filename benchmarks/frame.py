@@ -22,6 +22,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,35 +39,57 @@ class Spread(NamedTuple):
 
 
 class Rows:
-    """Measured rows by the fields that tell them apart, kept in a file of JSON Lines where one is
-    given."""
+    """Measured rows, identified by some of their fields and kept in a file where one is given.
+
+    A file named `*.parquet` holds compressed Parquet: one column per identifying field, and the
+    whole row as JSON text in the column `row`, so that nothing is lost on the way. It is written
+    anew with each row. Every other file holds JSON Lines and grows at its end.
+    """
 
     def __init__(self, path: Path | None, fields: Sequence[str]):
-        """`path`: continued where it is there."""
+        """`path`: an existing file is continued. `fields`: those that identify a row."""
         self._path, self._fields = path, tuple(fields)
-        lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
+        lines = _lines(path) if path and path.exists() else []
         self._rows = {self._key(row): row for row in map(msgspec.json.decode, lines)}
 
     def get(self, *key: Any) -> dict[str, Any] | None:
-        """The row with these values of the fields, if it has been measured."""
+        """The row with these values of the identifying fields, or None if it is not measured."""
         return self._rows.get(key)
 
     def all(self) -> list[dict[str, Any]]:
-        """Every row there is, in the order in which they were measured."""
+        """Every row, in the order in which they were measured."""
         return list(self._rows.values())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._rows.values())
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep a new row."""
+        """Keep a new row, or a new measurement of a known one."""
         self._rows[self._key(row)] = row
-        if self._path:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(row) + b"\n")
+        if self._path is None:
+            return
+        if self._path.suffix == ".parquet":
+            self._write_parquet(self._path)
+            return
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(row) + b"\n")
 
     def _key(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row[field] for field in self._fields)
+
+    def _write_parquet(self, path: Path) -> None:
+        columns = {name: [row[name] for row in self] for name in self._fields}
+        columns["row"] = [msgspec.json.encode(row).decode() for row in self]
+        unfinished = path.with_suffix(".unfinished")
+        pq.write_table(pa.table(columns), unfinished, compression="zstd", compression_level=19)
+        unfinished.replace(path)
+
+
+def _lines(path: Path) -> list[str]:
+    """The rows in a file of `Rows`, each as JSON text."""
+    if path.suffix == ".parquet":
+        return pq.read_table(path, columns=["row"])["row"].to_pylist()
+    return path.read_text("utf-8").splitlines()
 
 
 class Pair(NamedTuple):

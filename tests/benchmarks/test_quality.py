@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.frame import Rows
-from benchmarks.quality import ROW_FIELDS, claims, measure, seeds_of, summarise, won_back
-from benchmarks.quality_runs import (
+from benchmarks.quality.__main__ import ROW_FIELDS, claims, measure, seeds_of, summarise, won_back
+from benchmarks.quality.runs import (
     ANEW,
     CONTROLS,
     FORGETTING,
@@ -26,7 +26,7 @@ from benchmarks.quality_runs import (
     streams,
     trainer_for,
 )
-from benchmarks.quality_tables import tables
+from benchmarks.quality.tables import tables
 from niwaki.model.learner import Learner
 from niwaki.pruning.policy import Move
 from niwaki.stream.synthetic.generator import SCHEMA

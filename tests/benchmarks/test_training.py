@@ -5,7 +5,7 @@ import math
 
 import msgspec
 
-from benchmarks import training
+from benchmarks.training import __main__ as training
 
 
 def test_every_phase_is_measured_on_the_same_events_and_pruned_networks_take_what_they_are_said_to(

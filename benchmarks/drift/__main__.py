@@ -1,7 +1,7 @@
 """How soon each detector setting notices a drift, how many it misses, how often it cries wolf, and
 what it costs.
 
-In: synthetic streams whose drifts are known, long ones that have none (`benchmarks.drift_streams`),
+In: synthetic streams whose drifts are known, long ones that have none (`benchmarks.drift.streams`),
 and recordings (`--recordings DIR`). Out: a row for each stream and setting, and the claims that
 they bear out or not.
 
@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import torch
 
-from benchmarks.drift_streams import (
+from benchmarks.drift.streams import (
     AGAIN,
     AT,
     BATCH,

@@ -36,7 +36,7 @@ from benchmarks.baselines import (
     one_stream,
 )
 from benchmarks.frame import Findings, Rows, commit, main, seeds_of
-from benchmarks.learner_tables import (
+from benchmarks.learner.tables import (
     BATCHES,
     DELAYS,
     DLRM,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Rows, at_least, at_most, commit, main, seeds_of
-from benchmarks.quality_runs import (
+from benchmarks.quality.runs import (
     AFTER_EVENTS,
     ALSO_SERVED,
     BIN_EVENTS,
@@ -41,7 +41,7 @@ from benchmarks.quality_runs import (
     run,
     streams,
 )
-from benchmarks.quality_tables import tables
+from benchmarks.quality.tables import tables
 from niwaki.stream.offline.figures import Line, write_gaps
 
 EVENTS, QUICK_EVENTS = 160_000, 120_000
@@ -289,7 +289,7 @@ def draw(
             lines.append(Line(policy, ends, np.median(gaps, 0).tolist()))
     if lines:
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"quality_{stream.name.replace(' ', '_')}.png"
+        path = directory / f"{stream.name.replace(' ', '_')}.png"
         write_gaps(path, lines, events=len(stream.events), drifts=stream.drifts)
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks import scoring_rivals as rivals
+from benchmarks.scoring import rivals
 from benchmarks.frame import at_least, spread
 from niwaki.serving import wire
 from niwaki.stream.synthetic.generator import SCHEMA

@@ -3,7 +3,7 @@
 import msgspec
 import torch
 
-from benchmarks.growth import FREE_BYTES, Measured, Setting, claims, compiled_learn, one
+from benchmarks.growth.__main__ import FREE_BYTES, Measured, Setting, claims, compiled_learn, one
 
 
 def test_one_measurement_learns_and_knows_what_its_tables_take():

@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import scoring_rivals as rivals
-from benchmarks.scoring import parts, run_main
-from benchmarks.scoring_compute import _measured, in_turns, request
-from benchmarks.scoring_latency import _servable
-from benchmarks.scoring_publication import precision
+from benchmarks.scoring import rivals
+from benchmarks.scoring.__main__ import parts, run_main
+from benchmarks.scoring.compute import _measured, in_turns, request
+from benchmarks.scoring.latency import _servable
+from benchmarks.scoring.publication import precision
 from niwaki.model.learner import Learner
 from niwaki.serving import wire
 from niwaki.stream.synthetic.generator import SCHEMA

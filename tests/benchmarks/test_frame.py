@@ -10,7 +10,17 @@ import sys
 
 import pytest
 
-from benchmarks.frame import ROOT, Findings, at_least, at_most, main, paired, spread, table
+from benchmarks.frame import (
+    ROOT,
+    Findings,
+    Rows,
+    at_least,
+    at_most,
+    main,
+    paired,
+    spread,
+    table,
+)
 
 KEYS = ["name", "date", "commit", "machine", "command", "setting", "rows", "claims"]
 
@@ -79,6 +89,28 @@ def test_a_pair_is_measured_in_turns_after_a_warm_up():
     assert "".join(turns) == "ba" + "ab" + "ba" + "ab"
     assert pair.ratio.low <= pair.ratio.median <= pair.ratio.high
     assert 0 < pair.first_s.low and 0 < pair.second_s.low
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_rows_come_back_from_a_file_as_they_were(tmp_path, name):
+    rows = [
+        {"stream": "a", "seed": 0, "delays": [1, None], "by_layer": {"top.0": 0.5}, "none": None},
+        {"stream": "a", "seed": 1, "third": 1 / 3, "whole": 1.0, "text": 'ä "quoted"'},
+    ]
+    kept = Rows(tmp_path / name, ("stream", "seed"))
+    for row in [rows[0] | {"delays": []}, *rows]:
+        kept.add(row)
+    again = Rows(tmp_path / name, ("stream", "seed"))
+    assert list(map(repr, again)) == list(map(repr, rows)) == list(map(repr, kept))
+    assert again.get("a", 1) == rows[1] and again.get("b", 1) is None
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*/results/rows.*")), ids=str)
+def test_kept_rows_are_read_and_each_says_at_which_commit_it_was_measured(path):
+    rows = Rows(path, ("commit",))
+    assert rows.all() and all(rows)
+    assert path.stat().st_size < 300_000
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.drift import SETTINGS, Watcher, claims, summarise
-from benchmarks.drift_streams import (
+from benchmarks.drift.__main__ import SETTINGS, Watcher, claims, summarise
+from benchmarks.drift.streams import (
     AT,
     KINDS,
     MAX_DELAY,

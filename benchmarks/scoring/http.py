@@ -21,9 +21,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import scoring_rivals as rivals
+from benchmarks.scoring import rivals
 from benchmarks.frame import ROOT, at_most
-from benchmarks.scoring_compute import TOPS, request
+from benchmarks.scoring.compute import TOPS, request
 from benchmarks.servers import some_redis
 from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, pack

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks.frame import Findings, main, table
-from benchmarks.scoring_compute import compute
-from benchmarks.scoring_http import http
-from benchmarks.scoring_latency import latency
-from benchmarks.scoring_publication import precision, time_taken
+from benchmarks.scoring.compute import compute
+from benchmarks.scoring.http import http
+from benchmarks.scoring.latency import latency
+from benchmarks.scoring.publication import precision, time_taken
 
 Part = Callable[[bool], tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]]
 

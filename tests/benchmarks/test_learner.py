@@ -10,8 +10,8 @@ from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, RecentRate, River, Stream, VowpalWabbit, one_stream
 from benchmarks.frame import Rows
-from benchmarks.learner import ROW_FIELDS, run_main, run_niwaki, serve
-from benchmarks.learner_tables import (
+from benchmarks.learner.__main__ import ROW_FIELDS, run_main, run_niwaki, serve
+from benchmarks.learner.tables import (
     DELAYS,
     NIWAKI,
     claims,
