@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.scoring import rivals
 from benchmarks.frame import at_least, spread
+from benchmarks.scoring import rivals
 from niwaki.serving import wire
 from niwaki.stream.synthetic.generator import SCHEMA
 

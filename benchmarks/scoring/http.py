@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.scoring import rivals
 from benchmarks.frame import ROOT, at_most
+from benchmarks.scoring import rivals
 from benchmarks.scoring.compute import TOPS, request
 from benchmarks.servers import some_redis
 from niwaki.model.learner import Learner
