@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -42,6 +43,19 @@ app = typer.Typer(
 )
 log = logging.getLogger("niwaki")
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(metadata.version("niwaki"))
+        raise typer.Exit()
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")
 ]
@@ -60,6 +74,11 @@ def main() -> None:
     except (NiwakiError, ServingError, CheckpointError, FeatureError, LearnError, OSError) as error:
         errors.print(f"niwaki: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+@app.callback()
+def niwaki_options(version: VersionOption = False) -> None:
+    """Options of the program itself, before the name of a command."""
 
 
 @app.command()
