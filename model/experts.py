@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from niwaki.model.deep.network import Network, Parameters
+from niwaki.model.deep.inference import DeepInference
 from niwaki.model.features.encoder import Features
 from niwaki.model.features.numerics import Scale, prepare_numerics
 from niwaki.model.linear.kernels import compiled_logits, locate_slots
@@ -100,11 +100,10 @@ def assemble(
     return Inputs(features.rows_BF, scores_BM, *linear, experts_BE[:, :-1])
 
 
-def deep_logits(
-    network: Network, parameters: Parameters, inputs: Inputs, vectors_BFD: torch.Tensor
-) -> torch.Tensor:
-    """(B,): the first linear logit, corrected. What the linear expert says is taken as given, not
-    differentiated."""
-    return inputs.linear_BK[:, 0] + network.correction(
-        parameters, vectors_BFD, inputs.numerics_BM, inputs.said_BS
-    )
+def deep_logits(deep: DeepInference, inputs: Inputs, embedding_RD: torch.Tensor) -> torch.Tensor:
+    """(B,): the first linear logit, plus the deep expert's correction of it."""
+    places, x_BI = deep.network.top_inputs, deep.inputs(len(inputs.rows_BF))
+    x_BI[:, places.numerics] = inputs.numerics_BM
+    x_BI[:, places.contributions] = inputs.said_BS
+    corrections_B = deep.corrections(x_BI, embedding_RD.numpy(), inputs.rows_BF.numpy())
+    return inputs.linear_BK[:, 0] + torch.from_numpy(corrections_B)

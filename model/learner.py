@@ -20,6 +20,7 @@ import torch
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.embeddings import EmbeddingTables
+from niwaki.model.deep.inference import DeepInference
 from niwaki.model.deep.network import Network
 from niwaki.model.errors import LearnError
 from niwaki.model.experts import Inputs, assemble, deep_logits
@@ -251,14 +252,10 @@ class Learner:
     def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the
         lead's own."""
-        with torch.no_grad():
-            inputs = self._assemble(features)
-            network, parameters = self._published()
-            deep_B = deep_logits(
-                network, parameters, inputs, self.tables.weight_RD[features.rows_BF]
-            )
-            experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
-            return mix(self.mixture.weights if weights is None else weights, experts_BE)
+        inputs = self._assemble(features)
+        deep_B = deep_logits(DeepInference(*self._published()), inputs, self.tables.weight_RD)
+        experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
+        return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
     def prune(self, kind: str = "auxiliary", beside_unpruned: bool = False) -> None:
         """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude.

@@ -1,18 +1,21 @@
-"""The compact network for a server of one's own, as ONNX, TorchScript or safetensors.
+"""Exports of the compact network to ONNX, TorchScript or safetensors, for a server of one's own.
 
-In: a published model. Out: bytes. ONNX and TorchScript hold the whole forward pass from embeddings,
-prepared numerics and what each slot of the linear expert says to the probability; hashing and the
-tables, which are lookups, stay with whoever serves (`inputs` computes them). safetensors holds
-every tensor but the tables.
+In: a published model. Out: bytes. ONNX and TorchScript hold the forward pass from embeddings,
+prepared numerics and contributions of the linear expert's slots to the probability. Hashing and the
+tables, which are lookups, stay with the server: `inputs` computes what these networks read.
+safetensors holds every tensor of the model but its tables.
 
-Shapes: B events, F fields, D embedding width, M prepared numerics, S slots, K time scales.
+Shapes: B events, F fields, D embedding width, M prepared numerics, S slots, K time scales, V
+vectors in the interaction, E = K + 1 experts.
 """
 
 import io
 
 import numpy as np
 import torch
+import torch.nn.functional as fn
 
+from niwaki.model.deep.network import Network, Stack
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.mixture import LOGIT_RANGE
 from niwaki.model.published.checkpoint import tensors_only
@@ -61,22 +64,53 @@ def inputs(model: ServedModel, batch: EventBatch) -> dict[str, np.ndarray]:
 
 
 class _Compact(torch.nn.Module):
-    """The forward pass from `inputs` to probabilities."""
+    """The forward pass from `inputs` to probabilities, in operations that torch can trace."""
 
     def __init__(self, model: ServedModel):
         super().__init__()
         self._network, self._weights = model.network.whole(model.parameters)
+        self._pairs = _pair_places(model.network)
         self._mixture = torch.from_numpy(model.mixture_weights).float()
 
     def forward(
         self, vectors_BFD: torch.Tensor, numerics_BM: torch.Tensor, contributions_BSK: torch.Tensor
     ) -> torch.Tensor:
-        linear_BK, said_BS = contributions_BSK.sum(1), contributions_BSK[:, :, 0]
-        deep_B = linear_BK[:, 0] + self._network.correction(
-            self._weights, vectors_BFD, numerics_BM, said_BS
-        )
+        linear_BK = contributions_BSK.sum(1)
+        correction_B = self._correction(vectors_BFD, numerics_BM, contributions_BSK[:, :, 0])
+        deep_B = linear_BK[:, 0] + correction_B
         experts_BE = torch.cat([linear_BK, deep_B[:, None]], 1).clamp(-LOGIT_RANGE, LOGIT_RANGE)
         return (experts_BE @ self._mixture[1:] + self._mixture[0]).sigmoid()
+
+    def _correction(
+        self, vectors_BFD: torch.Tensor, numerics_BM: torch.Tensor, contributions_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """(B,): `niwaki.model.deep.inference.DeepInference.corrections`."""
+        network = self._network
+        vectors_BVD = vectors_BFD  # zero already in columns that are cut
+        if network.shape.bottom:
+            dense_BD = self._mlp("bottom", numerics_BM)
+            vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
+        read_BX = vectors_BVD.flatten(1)
+        if network.shape.columns is not None:
+            read_BX = read_BX.index_select(1, network.read)
+        parts = [read_BX, numerics_BM, contributions_BS]
+        if network.pair_count:
+            dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
+            parts.append(dots_BVV.flatten(1).index_select(1, self._pairs))
+        return self._mlp("top", torch.cat(parts, 1)).squeeze(1)
+
+    def _mlp(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
+        names = self._network.layer_names(stack)
+        for name in names:
+            x = fn.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+            x = x if name == names[-1] else x.relu()
+        return x
+
+
+def _pair_places(network: Network) -> torch.Tensor:
+    """int64: places of the products of all pairs of vectors in a flat V x V matrix."""
+    above, right = torch.triu_indices(network.vectors, network.vectors, offset=1)
+    return above * network.vectors + right
 
 
 def _torchscript(model: ServedModel) -> bytes:
@@ -135,12 +169,11 @@ def _onnx(model: ServedModel) -> bytes:
     if shape.columns is not None:  # `inputs` gives zeros for the others
         flat = node("Gather", "read", flat, constant("columns", network.read.numpy()), axis=1)
     parts = [flat, "numerics", said]
-    pairs = network.pairs
-    if len(pairs):
+    if network.pair_count:
         turned = node("Transpose", "turned", vectors, perm=[0, 2, 1])
         dots = node("MatMul", "dots", vectors, turned)
         flat_dots = node("Reshape", "flat_dots", dots, constant("dots_shape", [-1, count * count]))
-        places = constant("pairs", pairs.numpy())
+        places = constant("pairs", _pair_places(network).numpy())
         parts.append(node("Gather", "pair_dots", flat_dots, places, axis=1))
     correction = mlp("top", len(shape.top), node("Concat", "top_inputs", *parts, axis=1))
     linear = node("ReduceSum", "linear", "contributions", constant("slots_axis", [1]), keepdims=0)

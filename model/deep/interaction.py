@@ -1,12 +1,12 @@
-"""The dot products of all pairs of an event's vectors, and their gradient: kernels compiled for how
-many and how wide.
+"""Dot products of all pairs of an event's vectors, and their gradients: the interaction of DLRM.
 
-In and out as in `model.kernels`. `torch.bmm` makes all V x V products of an event, in a buffer of
-which half is thrown away; here each pair is made once, and goes straight to its place among the
-inputs of the top MLP. Loops of a length that the compiler knows are unrolled, and what is summed
-stays in registers.
+In: the vectors of some events. Out: the products, among the inputs of the top MLP, and the gradient
+in the vectors. `torch.bmm` would compute all V x V products of an event, of which half is thrown
+away; these kernels compute each pair once and write it to its place. They are compiled for one
+number and width of vectors, so that the compiler unrolls their loops and keeps sums in registers.
 
-Shapes: B events, V vectors of D floats, P pairs of them, X floats.
+Shapes: B events, V vectors of D floats, P pairs of vectors, X floats, E events that are worked on
+at the same time, W vectors padded to a multiple of eight.
 """
 
 from collections.abc import Callable
@@ -17,73 +17,77 @@ import numpy as np
 
 from niwaki.model.jit import kernel
 
-_TOGETHER_EVENTS = 16
+_EVENTS_AT_ONCE = 16
 _UNROLLED_VECTORS = 8
 
 
 @cache
 def compiled_dots(vectors: int, width: int) -> Callable[..., Any]:
-    """The products; see the kernel."""
+    """The kernel of the products for so many vectors of so many floats."""
     columns, pairs = vectors * width, vectors * (vectors - 1) // 2
 
     @kernel("void(float32[:,::1], float32[:,::1], int64)", reorder=True)
-    def take_dots(from_BX, out_BX, first):
-        """Of vectors that lie one after the other from the first column of `from_BX` on, to the
-        columns of `out_BX` from `first` on: what lies above the diagonal, row by row. Many events
-        are taken some at a time, turned, so that each instruction works on several; what is left of
-        them one by one."""
+    def write_dots(vectors_BX: np.ndarray, out_BX: np.ndarray, first: int) -> None:
+        """Write the products above the diagonal, row by row, to the columns of `out_BX` from
+        `first` on. An event's vectors lie one after the other in the first columns of `vectors_BX`.
+
+        Sixteen events at a time are transposed, so that one instruction works on several; the rest
+        are computed one by one.
+        """
         events = len(out_BX)
-        apart = events - events % _TOGETHER_EVENTS
-        vectors_XE = np.empty((columns, _TOGETHER_EVENTS), np.float32)
-        dots_PE = np.empty((pairs, _TOGETHER_EVENTS), np.float32)
-        for start in range(0, apart, _TOGETHER_EVENTS):
-            for e in range(_TOGETHER_EVENTS):
+        apart = events - events % _EVENTS_AT_ONCE
+        vectors_XE = np.empty((columns, _EVENTS_AT_ONCE), np.float32)
+        dots_PE = np.empty((pairs, _EVENTS_AT_ONCE), np.float32)
+        for start in range(0, apart, _EVENTS_AT_ONCE):
+            for e in range(_EVENTS_AT_ONCE):
                 for x in range(columns):
-                    vectors_XE[x, e] = from_BX[start + e, x]
+                    vectors_XE[x, e] = vectors_BX[start + e, x]
             p = 0
             for i in range(vectors - 1):
                 for j in range(i + 1, vectors):
-                    for e in range(_TOGETHER_EVENTS):
+                    for e in range(_EVENTS_AT_ONCE):
                         total = np.float32(0)
                         for d in range(width):
                             total += vectors_XE[i * width + d, e] * vectors_XE[j * width + d, e]
                         dots_PE[p, e] = total
                     p += 1
-            for e in range(_TOGETHER_EVENTS):
+            for e in range(_EVENTS_AT_ONCE):
                 for q in range(pairs):
                     out_BX[start + e, first + q] = dots_PE[q, e]
-        turned_DV = np.empty((width, vectors), np.float32)
+        transposed_DV = np.empty((width, vectors), np.float32)
         for b in range(apart, events):
             for i in range(vectors):
                 for d in range(width):
-                    turned_DV[d, i] = from_BX[b, i * width + d]
+                    transposed_DV[d, i] = vectors_BX[b, i * width + d]
             p = first
             for i in range(vectors - 1):
                 for j in range(vectors - i - 1):
                     total = np.float32(0)
                     for d in range(width):
-                        total += turned_DV[d, i] * turned_DV[d, i + 1 + j]
+                        total += transposed_DV[d, i] * transposed_DV[d, i + 1 + j]
                     out_BX[b, p + j] = total
                 p += vectors - i - 1
 
-    return take_dots
+    return write_dots
 
 
 @cache
 def compiled_dot_gradients(vectors: int, width: int) -> Callable[..., Any]:
-    """The gradient in the vectors; see the kernel."""
+    """The kernel of the gradient in so many vectors of so many floats."""
     padded = -(-vectors // _UNROLLED_VECTORS) * _UNROLLED_VECTORS
 
     @kernel("void(float32[:,::1], float32[:,::1], float32[:,:,::1])", reorder=True)
-    def add_dot_gradients(errors_BP, from_BX, out_BVD):
-        """Added to `out_BVD`. `errors_BP`: the gradient in the products. `from_BX`: as they were
-        made from."""
+    def add_dot_gradients(
+        errors_BP: np.ndarray, vectors_BX: np.ndarray, out_BVD: np.ndarray
+    ) -> None:
+        """Add the gradient in the vectors to `out_BVD`. `errors_BP`: gradient in the products.
+        `vectors_BX`: as in the forward pass."""
         errors_VW = np.zeros((vectors, padded), np.float32)
         own_WD = np.zeros((padded, width), np.float32)
         for b in range(len(errors_BP)):
             for i in range(vectors):
                 for d in range(width):
-                    own_WD[i, d] = from_BX[b, i * width + d]
+                    own_WD[i, d] = vectors_BX[b, i * width + d]
             p = 0
             for i in range(vectors):
                 others = vectors - i - 1

@@ -1,31 +1,36 @@
-"""The deep expert: a network with DLRM's interaction (Naumov et al., arXiv:1906.00091); the part
-that is pruned and regrown.
+"""The network of the deep expert: widths, parameter shapes, units that can be pruned, and cost.
 
-In: embeddings, prepared numerics, and what each slot of the linear expert says. Out: a correction
-of the linear expert's logit (the deep side of wide and deep, Cheng et al., arXiv:1606.07792). The
-network is a shape and pure functions over a mapping of named parameters, so the dense, the pruned
-and the served one are one code at different widths.
+The architecture is DLRM's (Naumov et al., arXiv:1906.00091): embeddings, a bottom MLP that makes
+one more vector of the numerics, dot products of all pairs of vectors, and a top MLP. The top MLP
+also reads the contributions of the linear expert's slots, and its output corrects the linear
+expert's logit (the deep side of Wide & Deep, Cheng et al., arXiv:1606.07792).
 
-Shapes: B events, F fields, D embedding width, M prepared numerics, S slots, V vectors in the
-interaction, H hidden units.
+A `Network` describes; it holds no weights and computes no prediction. Dense, pruned and served
+networks differ in their widths and patterns only.
+
+Shapes: F fields, D embedding width, M prepared numerics, S slots, V vectors in the interaction, X
+entries of all V vectors (V * D).
 """
 
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
-import torch.nn.functional as fn
 
-from niwaki.model.deep.sparse import Pattern
+from niwaki.model.deep.pattern import Pattern
 from niwaki.pruning.blocks import BlockCost, BlockGroup
-from niwaki.pruning.units import Cost, Slice, UnitGroup, uniform_widths
+from niwaki.pruning.errors import RuleError
+from niwaki.pruning.units import Cost, Group, Slice, UnitGroup, uniform_widths
 
-Parameters = Mapping[str, torch.Tensor]
 COLUMNS = "embedding"
 """Name of the group whose units are columns of the embedding tables."""
+
+Parameters = Mapping[str, torch.Tensor]
+Stack = Literal["bottom", "top"]
+"""Name of one of the two MLPs."""
 
 
 class NetworkShape(
@@ -34,20 +39,23 @@ class NetworkShape(
     """The widths of a network."""
 
     fields: int
+    """Fields F, each with an embedding table."""
     numerics: int
     """Prepared numerics M, missing-value indicators included."""
     slots: int
     """Slots S of the linear expert."""
     embedding_dim: int
+    """Width D of an embedding; 0: there are no embeddings."""
     bottom: tuple[int, ...]
-    """Hidden widths of the MLP that makes one more D-vector of the numerics; empty: there is
-    none."""
+    """Hidden widths of the bottom MLP, which makes one more vector of the numerics; empty: there is
+    no bottom MLP."""
     top: tuple[int, ...]
-    """Hidden widths of the MLP on top of the interaction."""
+    """Hidden widths of the top MLP, at least one."""
     interaction: Literal["dot", "none"]
+    """dot: dot products of all pairs of vectors beside the vectors. none: the vectors only."""
     columns: tuple[int, ...] | None = None
-    """The columns of the embedding tables that are read, ascending: dimension d of field f is f *
-    embedding_dim + d. The others count as zero. None: all are read."""
+    """Columns of the embedding tables that the network reads, ascending: dimension d of field f is
+    f * embedding_dim + d. All others count as zero. None: the network reads all columns."""
     block: tuple[int, int] | None = None
     """Outputs and inputs of the blocks in which weights are pruned; None: neurons are."""
 
@@ -57,127 +65,154 @@ class NetworkShape(
             all(low < high for low, high in itertools.pairwise((-1, *columns)))
             and (not columns or columns[-1] < self.fields * self.embedding_dim)
         ):
-            raise ValueError(
-                f"shape.columns must ascend and be columns of the tables, got {list(columns)}"
-            )
+            raise RuleError("columns", "must ascend and be columns of the tables", list(columns))
         if self.block is not None and min(self.block) < 1:
-            raise ValueError(f"shape.block must be two sides of at least 1, got {list(self.block)}")
+            raise RuleError("block", "must be two sides of at least 1", list(self.block))
 
     def alive_FD(self) -> torch.Tensor:
-        """bool: the columns that are read, by field."""
+        """bool: true for each column that the network reads."""
         alive_X = torch.ones(self.fields * self.embedding_dim, dtype=torch.bool)
         if self.columns is not None:
             alive_X.zero_()[list(self.columns)] = True
         return alive_X.view(self.fields, self.embedding_dim)
 
 
+class TopInputs(NamedTuple):
+    """Places of the inputs of the top MLP, in this order."""
+
+    vectors: slice
+    """Entries of vectors."""
+    numerics: slice
+    contributions: slice
+    """Contributions of the linear expert's slots."""
+    dot_products: slice
+
+    @classmethod
+    def of(cls, *widths: int) -> "TopInputs":
+        """Places of so many inputs of each kind."""
+        stops = list(itertools.accumulate(widths))
+        return cls(*map(slice, [0, *stops[:-1]], stops))
+
+    @property
+    def count(self) -> int:
+        """Number of inputs."""
+        return int(self.dot_products.stop)
+
+
 class Network:
-    """Parameters' shapes, unit groups, cost and forward pass for one `NetworkShape`."""
+    """Parameter shapes, units and cost of one `NetworkShape`."""
 
     def __init__(self, shape: NetworkShape, kept: Mapping[str, torch.Tensor] | None = None):
-        """`kept`: by group, the sorted blocks that there are, of every matrix; None: all matrices
-        are whole."""
+        """`kept`: sorted int64 indices of the blocks that are left, for each matrix by group; None:
+        all matrices are whole."""
         self.shape = shape
-        self.kept = kept or {}
-        self.vectors = vectors = (
-            shape.fields + (1 if shape.bottom else 0) if shape.embedding_dim else 0
-        )
-        pairs = vectors * (vectors - 1) // 2 if shape.interaction == "dot" else 0
-        self.pair_count = pairs
-        above, right = (
-            torch.triu_indices(vectors, vectors, offset=1) if pairs else torch.empty(2, 0).long()
-        )
-        self.pairs = above * vectors + right
-        """Where each pair of vectors lies in a flat matrix of all their dot products."""
-        flat = torch.arange(vectors * shape.embedding_dim)
+        self.kept = dict(kept or {})
+        self.vectors = shape.fields + bool(shape.bottom) if shape.embedding_dim else 0
+        """Vectors V in the interaction: those of the fields, then that of the numerics."""
+        pairs = self.vectors * (self.vectors - 1) // 2
+        self.pair_count = pairs if shape.interaction == "dot" else 0
+        """Dot products that the top MLP reads."""
         columns = shape.fields * shape.embedding_dim
-        self.read = (
-            flat
-            if shape.columns is None
-            else torch.cat([torch.tensor(shape.columns).long(), flat[columns:]])
-        )
-        """Which entries of all vectors, one after the other, the top MLP reads as they are."""
-        self.column_mask_FD = None if shape.columns is None else shape.alive_FD().float()
-        """0 where a vector counts as zero, else 1; None: all are read."""
-        bottom = (shape.numerics, *shape.bottom, shape.embedding_dim) if shape.bottom else ()
-        self.inputs = len(self.read) + pairs + shape.numerics + shape.slots
-        """Inputs of the top MLP."""
-        top = (self.inputs, *shape.top, 1)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for name, widths in (("bottom", bottom), ("top", top)):
-            for i in range(len(widths) - 1):
-                self.shapes[f"{name}.{i}.weight"] = (widths[i + 1], widths[i])
-                self.shapes[f"{name}.{i}.bias"] = (widths[i + 1],)
+        self.read = torch.arange(self.vectors * shape.embedding_dim)
+        """Entries of all vectors, one after the other, that the top MLP reads."""
+        self.column_mask_FD: torch.Tensor | None = None
+        """float32: 0 for each column that counts as zero, else 1; None: all are read."""
+        if shape.columns is not None:
+            self.read = torch.cat([torch.tensor(shape.columns).long(), self.read[columns:]])
+            self.column_mask_FD = shape.alive_FD().float()
+        self.top_inputs = TopInputs.of(len(self.read), shape.numerics, shape.slots, self.pair_count)
+        self.shapes = self._shapes()
+        """Shape of each parameter; of a matrix with a pattern, the number of its weights."""
         self.patterns: dict[str, Pattern] = {}
-        """By the names of weights, which of them there are, unless matrices are whole."""
+        """Places of the weights that are left, by parameter; without an entry, a matrix is
+        whole."""
+        self.block_groups: tuple[BlockGroup, ...] = ()
+        """The blocks of each matrix, where blocks are the units."""
         self.columns: UnitGroup | None = None
-        """The columns of the tables; None: there are none, or blocks are the units."""
-        fixed = pairs * shape.embedding_dim
+        """The columns of the tables that are read; None: none is, or blocks are the units."""
+        self.groups: tuple[Group, ...]
+        """Groups of units in the network."""
+        self.units: tuple[Group, ...]
+        """All groups: those of the network, and the columns of the tables."""
+        self.cost: Cost | BlockCost
+        dot_products = self.pair_count * shape.embedding_dim
         if shape.block:
-            self._divide(fixed)
-            return
-        self.groups = tuple(
-            UnitGroup(
-                f"{name}.{i}",
-                width,
-                (
-                    Slice(f"{name}.{i}.weight", 0),
-                    Slice(f"{name}.{i}.bias", 0),
-                    Slice(f"{name}.{i + 1}.weight", 1),
-                ),
+            self.block_groups = tuple(
+                BlockGroup(name.removesuffix(".weight"), name, (size[0], size[1]), shape.block)
+                for name, size in self.shapes.items()
+                if len(size) == 2
             )
-            for name, hidden in (("bottom", shape.bottom), ("top", shape.top))
-            for i, width in enumerate(hidden)
-        )
-        read = columns if shape.columns is None else len(shape.columns)
-        self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),)) if read else None
-        self.units = (*self.groups, self.columns) if self.columns else self.groups
-        self.cost = Cost(self.shapes, self.units, fixed)
+            if self.kept:
+                self.patterns = {
+                    group.parameter: Pattern(group, self.kept[group.name])
+                    for group in self.block_groups
+                }
+                self.shapes |= {name: (len(pattern),) for name, pattern in self.patterns.items()}
+            weights = {g.name: math.prod(self.shapes[g.parameter]) for g in self.block_groups}
+            self.groups = self.units = self.block_groups
+            self.cost = BlockCost(self.block_groups, weights, dot_products)
+        else:
+            neurons = self._neurons()
+            read = columns if shape.columns is None else len(shape.columns)
+            if read:
+                self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),))
+            units = (*neurons, self.columns) if self.columns else neurons
+            self.groups = neurons
+            self.units = units
+            self.cost = Cost(self.shapes, units, dot_products)
+
+    def layer_names(self, stack: Stack) -> list[str]:
+        """Names of the layers of one MLP, from its inputs on; empty: there is no such MLP."""
+        hidden = self.shape.bottom if stack == "bottom" else self.shape.top
+        return [f"{stack}.{i}" for i in range(len(hidden) + 1)] if hidden else []
 
     def narrowed(self, alive: Mapping[str, int]) -> "Network":
-        """The network with only `alive[group]` units in each group."""
+        """The network with `alive[group]` neurons in each layer; a layer that is not named stays as
+        wide as it is."""
         bottom = tuple(alive.get(f"bottom.{i}", width) for i, width in enumerate(self.shape.bottom))
         top = tuple(alive.get(f"top.{i}", width) for i, width in enumerate(self.shape.top))
         return Network(msgspec.structs.replace(self.shape, bottom=bottom, top=top))
 
     def cut_to(self, kept: Mapping[str, torch.Tensor]) -> "Network":
-        """The network of the surviving units and columns: sorted indices by group; a group that is
-        not named is whole. This one must have all columns."""
+        """The network of the surviving units and columns. `kept`: sorted indices by group; a group
+        that is not named is whole. This network must read all columns."""
         if self.shape.block:
             return Network(self.shape, kept)
         narrow = self.narrowed({name: len(index) for name, index in kept.items()})
-        columns = kept.get(COLUMNS, ())
+        columns: list[int] = kept[COLUMNS].tolist() if COLUMNS in kept else []
         if self.columns is None or len(columns) in (0, self.columns.size):
             return narrow
-        return Network(msgspec.structs.replace(narrow.shape, columns=tuple(columns.tolist())))
+        return Network(msgspec.structs.replace(narrow.shape, columns=tuple(columns)))
 
     def narrow(self, ratio: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Sorted units by group that take `ratio` of the multiply-adds, the same share of each
-        group."""
+        """Units for a narrow network that begins untrained: an equal share of each group, so that
+        all take at most `ratio` of the multiply-adds, (0, 1]; sorted indices by group."""
         orders = {group.name: group.any_order(generator) for group in self.groups}
         scores = {name: -order.argsort() for name, order in orders.items()}
         widths = uniform_widths(self.groups, self.cost, ratio, scores=scores)
         return {name: order[: widths[name]].sort().values for name, order in orders.items()}
 
     def alive(self) -> dict[str, int]:
-        """How many units there are, by group."""
+        """Number of units by group."""
         return {
-            group.name: len(self.kept.get(group.name, range(group.size))) for group in self.units
+            group.name: len(self.kept[group.name]) if group.name in self.kept else group.size
+            for group in self.units
         }
 
     def named(self, parameters: Parameters) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint holds of it; copies."""
+        """The network's tensors in a checkpoint: copies of `parameters`, and blocks that are
+        left."""
         blocks = {f"network.{name}.blocks": kept for name, kept in self.kept.items()}
         return {f"network.{name}": tensor.clone() for name, tensor in parameters.items()} | blocks
 
     def whole(self, parameters: Parameters) -> tuple["Network", dict[str, torch.Tensor]]:
-        """The same network and parameters with whole matrices, zero where no weight is."""
+        """This network and its parameters with whole matrices, zero where no weight is left."""
         filled = {name: pattern.fill(parameters[name]) for name, pattern in self.patterns.items()}
         return (Network(self.shape) if filled else self), {**parameters, **filled}
 
     def initial(self, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Fresh parameters: He initialisation, small random biases, zeros where the logit comes
-        out."""
+        """Fresh parameters: He initialisation (arXiv:1502.01852), small random biases, and zeros in
+        the last layer, so that a fresh network corrects nothing."""
         last = f"top.{len(self.shape.top)}"
         parameters = {}
         for name, shape in self.shapes.items():
@@ -187,90 +222,48 @@ class Network:
             if name.endswith("weight"):
                 parameters[name].normal_(0, math.sqrt(2 / self._fan_in(name)), generator=generator)
             else:
-                # Embeddings start at zero: without biases hidden units would be silent, and no
-                # gradient wake them.
+                # Embeddings start at zero: without biases no hidden unit would be active, and none
+                # would get a gradient.
                 bound = 1 / math.sqrt(self._fan_in(name.replace("bias", "weight")))
                 parameters[name].uniform_(-bound, bound, generator=generator)
         return parameters
 
-    def correction(
-        self,
-        parameters: Parameters,
-        vectors_BFD: torch.Tensor,
-        numerics_BM: torch.Tensor,
-        slots_BS: torch.Tensor,
-        masks: Parameters | None = None,
-    ) -> torch.Tensor:
-        """(B,): what is to be added to the linear logit. `masks`: by group, factors on its units'
-        activations, or on the weights of its blocks; of columns, which may be left out, on the
-        vectors of the fields.
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter of whole layers."""
+        shape = self.shape
+        shapes: dict[str, tuple[int, ...]] = {}
+        for stack, widths in (
+            ("bottom", (shape.numerics, *shape.bottom, shape.embedding_dim)),
+            ("top", (self.top_inputs.count, *shape.top, 1)),
+        ):
+            for name, (inputs, outputs) in zip(
+                self.layer_names(stack), itertools.pairwise(widths), strict=False
+            ):
+                shapes[f"{name}.weight"] = outputs, inputs
+                shapes[f"{name}.bias"] = (outputs,)
+        return shapes
 
-        For who only predicts, and the definition of what `model.deep.passes` computes and
-        differentiates.
-        """
-        if self.shape.block:
-            parameters, masks = self._masked(self.whole(parameters)[1], masks), None
-        if masks is not None and COLUMNS in masks:
-            vectors_BFD = vectors_BFD * masks[COLUMNS].view(-1, *vectors_BFD.shape[1:])
-        if self.column_mask_FD is not None:
-            vectors_BFD = vectors_BFD * self.column_mask_FD
-        vectors_BVD = vectors_BFD
-        if self.shape.bottom:
-            dense_BD = self._mlp("bottom", len(self.shape.bottom), parameters, numerics_BM, masks)
-            vectors_BVD = torch.cat([vectors_BFD, dense_BD.unsqueeze(1)], 1)
-        flat_BX = vectors_BVD.flatten(1)
-        read_BX = flat_BX if self.column_mask_FD is None else flat_BX.index_select(1, self.read)
-        inputs = [read_BX, numerics_BM, slots_BS]
-        if self.pair_count:
-            dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-            inputs.append(dots_BVV.flatten(1).index_select(1, self.pairs))
-        return self._mlp(
-            "top", len(self.shape.top), parameters, torch.cat(inputs, 1), masks
-        ).squeeze(1)
-
-    def _divide(self, fixed: int) -> None:
-        """Units and cost where blocks of weights are the units."""
-        matrices = {name: shape for name, shape in self.shapes.items() if len(shape) == 2}
-        groups = [
-            BlockGroup(n.removesuffix(".weight"), n, shape, self.shape.block)
-            for n, shape in matrices.items()
-        ]
-        if self.kept:
-            self.patterns = {
-                group.parameter: Pattern(group, self.kept[group.name]) for group in groups
-            }
-            self.shapes |= {name: (len(pattern),) for name, pattern in self.patterns.items()}
-        self.groups = self.units = tuple(groups)
-        whole = {group.name: math.prod(self.shapes[group.parameter]) for group in groups}
-        self.cost = BlockCost(groups, whole, fixed)
+    def _neurons(self) -> tuple[UnitGroup, ...]:
+        """The neurons of each hidden layer: rows of a layer's own tensors, and columns of the next
+        layer's matrix."""
+        return tuple(
+            UnitGroup(
+                f"{stack}.{i}",
+                width,
+                (
+                    Slice(f"{stack}.{i}.weight", 0),
+                    Slice(f"{stack}.{i}.bias", 0),
+                    Slice(f"{stack}.{i + 1}.weight", 1),
+                ),
+            )
+            for stack, hidden in (("bottom", self.shape.bottom), ("top", self.shape.top))
+            for i, width in enumerate(hidden)
+        )
 
     def _fan_in(self, name: str) -> float:
-        """Inputs of an output, on average."""
-        shape = self.shapes[name]
-        return (
-            max(shape[0] / self.shapes[name.replace("weight", "bias")][0], 1.0)
-            if len(shape) == 1
-            else shape[1]
-        )
-
-    def _masked(self, parameters: Parameters, masks: Parameters | None) -> Parameters:
-        factors = {g.parameter: g.spread(masks[g.name]) for g in self.groups} if masks else {}
-        return {name: tensor * factors.get(name, 1) for name, tensor in parameters.items()}
-
-    def _mlp(
-        self,
-        name: str,
-        hidden: int,
-        parameters: Parameters,
-        x: torch.Tensor,
-        masks: Parameters | None,
-    ) -> torch.Tensor:
-        for i in range(hidden):
-            x = fn.linear(
-                x, parameters[f"{name}.{i}.weight"], parameters[f"{name}.{i}.bias"]
-            ).relu()
-            if masks is not None:
-                x = x * masks[f"{name}.{i}"]
-        return fn.linear(
-            x, parameters[f"{name}.{hidden}.weight"], parameters[f"{name}.{hidden}.bias"]
-        )
+        """Inputs of an output of the matrix `name`, on average."""
+        inputs_or_weights = self.shapes[name][-1]
+        if name not in self.patterns:
+            return inputs_or_weights
+        outputs = self.shapes[name.replace("weight", "bias")][0]
+        return max(inputs_or_weights / outputs, 1.0)

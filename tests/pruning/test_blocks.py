@@ -23,7 +23,7 @@ from niwaki.pruning.policy import PruningConfig
 from niwaki.pruning.units import MaskGradient, uniform_widths
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
-from tests.support.networks import branch_of, forward, inputs_of, shapes
+from tests.support.networks import branch_of, correction, forward, inputs_of, predict, shapes
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 from tests.support.trainers import learn_all, run, small_trainer
 
@@ -74,12 +74,10 @@ def test_a_compact_network_costs_and_predicts_what_the_masked_one_does(drawn, ev
     inputs, masks = inputs_of(network.shape, events, generator), masks_of(network, kept)
     narrow, compacted = network.cut_to(kept), compact(parameters, network.groups, kept)
     assert {name: tuple(t.shape) for name, t in compacted.items()} == narrow.shapes
-    expected_B = network.correction(parameters, *inputs, masks)
-    torch.testing.assert_close(
-        narrow.correction(compacted, *inputs), expected_B, atol=1e-4, rtol=1e-4
-    )
+    expected_B = correction(network, parameters, *inputs, masks)
+    torch.testing.assert_close(predict(narrow, compacted, inputs), expected_B, atol=1e-4, rtol=1e-4)
     whole, filled = narrow.whole(compacted)
-    torch.testing.assert_close(whole.correction(filled, *inputs), expected_B, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predict(whole, filled, inputs), expected_B, atol=1e-4, rtol=1e-4)
     alive = {group.name: group.amount(masks[group.name].bool()) for group in network.groups}
     assert network.cost.total(alive) == narrow.cost.total({})
     assert narrow.alive() == {name: len(index) for name, index in kept.items()}
@@ -123,7 +121,7 @@ def test_values_and_gradients_of_what_is_left_are_those_of_the_definition(drawn,
             name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()
         }
         vectors_BFD = inputs[0].requires_grad_()
-        expected_B = narrow.correction(parameters, *inputs)
+        expected_B = correction(narrow, parameters, *inputs)
         (expected_B * errors_B).sum().backward()
         torch.testing.assert_close(correction_B, expected_B.detach(), rtol=1e-4, atol=1e-3)
         for name, gradient in branch.gradients.items():
@@ -154,7 +152,7 @@ def test_gradients_in_masks_are_those_of_the_definition_and_what_is_masked_does_
     parameters = {
         name: tensor.clone().requires_grad_() for name, tensor in branch.parameters.items()
     }
-    expected_B = network.correction(parameters, *inputs, masks)
+    expected_B = correction(network, parameters, *inputs, masks)
     (expected_B * errors_B).sum().backward()
     torch.testing.assert_close(correction_B, expected_B.detach(), rtol=1e-4, atol=1e-3)
     for name, gradient in branch.gradients.items():

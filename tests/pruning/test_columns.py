@@ -391,7 +391,7 @@ def test_a_checkpoint_that_names_columns_which_are_not_there_is_refused(columns)
     told = msgspec.json.encode(list(header.shape.columns))
     assert data.count(told) == 1
     text = msgspec.json.encode(header).replace(told, msgspec.json.encode(columns))
-    with pytest.raises(msgspec.ValidationError, match="shape.columns must ascend"):
+    with pytest.raises(msgspec.ValidationError, match="columns: must ascend"):
         msgspec.json.decode(text, type=Header)
     assert unpack(data)[0] == header
 

@@ -13,6 +13,7 @@ from niwaki.pruning.compaction import compact, expand
 from niwaki.pruning.policies import POLICIES, MagnitudeMasks, exchange, magnitudes, policy_for
 from niwaki.pruning.policy import Comparison, Move, Phase, Policy, PolicyName, PruningConfig
 from niwaki.pruning.units import MaskGradient, uniform_widths
+from tests.support.networks import correction, predict
 
 NETWORK = Network(
     NetworkShape(
@@ -41,11 +42,11 @@ def kept_units(draw):
 @settings(deadline=None, max_examples=50)
 def test_a_compact_network_predicts_what_the_masked_one_does(kept):
     masks = {g.name: torch.zeros(g.size).index_fill(0, kept[g.name], 1.0) for g in NETWORK.units}
-    masked = NETWORK.correction(PARAMETERS, *INPUTS, masks)
+    masked = correction(NETWORK, PARAMETERS, *INPUTS, masks)
     narrow = NETWORK.cut_to(kept)
     compacted = compact(PARAMETERS, NETWORK.units, kept)
     assert {name: tuple(t.shape) for name, t in compacted.items()} == narrow.shapes
-    torch.testing.assert_close(narrow.correction(compacted, *INPUTS), masked, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predict(narrow, compacted, INPUTS), masked, atol=1e-5, rtol=1e-5)
 
 
 @given(kept_units())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niwaki.model.deep.network import NetworkShape
-from tests.support.networks import branch_of, forward, inputs_of, shapes
+from tests.support.networks import branch_of, correction, forward, inputs_of, shapes
 
 
 @given(shapes(), st.integers(1, 40), st.booleans(), st.integers(0, 2**31))
@@ -35,7 +35,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, events, masked,
             if masked
             else None
         )
-        expected_B = branch.network.correction(parameters, *inputs, masks)
+        expected_B = correction(branch.network, parameters, *inputs, masks)
         (expected_B * errors_B).sum().backward()
         torch.testing.assert_close(correction_B, expected_B.detach(), rtol=1e-4, atol=1e-4)
         for name, gradient in branch.gradients.items():
@@ -74,7 +74,7 @@ def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_halves_or_one():
                 )
                 forward(half, given)
                 half.backward(errors_B)
-                (branch.network.correction(parameters, *given) @ errors_B / sum(events)).backward()
+                (correction(branch.network, parameters, *given) @ errors_B / sum(events)).backward()
         branch.step(rate, events)
         optimizer.step()
         for name, parameter in branch.parameters.items():

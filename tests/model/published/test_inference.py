@@ -6,10 +6,10 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import Network
-from niwaki.model.experts import deep_logits
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
 from niwaki.model.published.served import ServedModel
+from tests.support.networks import correction
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 CHANGES = [
@@ -75,7 +75,8 @@ def test_the_experts_of_a_published_model_are_those_of_the_definition(changes, n
     features = model.encoder.encode(batch)
     inputs = model.inputs(features)
     network = Network(model.shape, model.network.kept)
-    deep_B = deep_logits(network, model.parameters, inputs, model.vectors(features))
+    read = model.vectors(features), inputs.numerics_BM, inputs.said_BS
+    deep_B = inputs.linear_BK[:, 0] + correction(network, model.parameters, *read)
     expected_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
     found_BE = model.experts(features)
     assert found_BE.shape == expected_BE.shape

@@ -1,0 +1,62 @@
+"""Forward pass of the deep expert for predictions alone: those of a learner and of a scorer.
+
+In: the network's weights, and the inputs of some events. Out: corrections of the linear expert's
+logits. It equals the forward pass of `niwaki.model.deep.passes`, without masks. Nothing is kept
+between two calls, so threads may share a `DeepInference`.
+
+Shapes: as in `niwaki.model.deep.network`; B events, I inputs of the top MLP.
+"""
+
+import numpy as np
+import torch
+
+from niwaki.model.deep import kernels, mlp
+from niwaki.model.deep.interaction import compiled_dots
+from niwaki.model.deep.network import Network, Parameters
+
+
+class DeepInference:
+    """One network with its weights."""
+
+    def __init__(self, network: Network, parameters: Parameters):
+        """Reads `parameters` at each call, and copies none."""
+        self.network, self.parameters = network, parameters
+        self._bottom = mlp.layers_of(network, "bottom", parameters)
+        self._top = mlp.layers_of(network, "top", parameters)
+        self._entries = network.vectors * network.shape.embedding_dim
+        self._columns = network.shape.fields * network.shape.embedding_dim
+        self._cut_mask_C = (
+            None if network.column_mask_FD is None else network.column_mask_FD.flatten()
+        )
+        if network.pair_count:
+            self._write_dots = compiled_dots(network.vectors, network.shape.embedding_dim)
+
+    def inputs(self, events: int) -> torch.Tensor:
+        """(B, I): inputs of the top MLP with undefined contents. The caller writes prepared
+        numerics and contributions of slots to their places, `network.top_inputs`, and then calls
+        `corrections`."""
+        return torch.empty(events, self.network.top_inputs.count)
+
+    def corrections(
+        self, x_BI: torch.Tensor, table_RD: np.ndarray, rows_BF: np.ndarray
+    ) -> np.ndarray:
+        """(B,) float32: what to add to the linear expert's first logits. `x_BI`: inputs with
+        numerics and contributions; the other places are overwritten. `rows_BF`: int64 rows of the
+        embeddings in `table_RD`."""
+        network, inputs = self.network, self.network.top_inputs
+        cut_mask_C = self._cut_mask_C
+        # All vectors, one after the other: the first of the inputs, unless columns are cut.
+        vectors_BX = x_BI if cut_mask_C is None else torch.empty(len(x_BI), self._entries)
+        x, vectors = x_BI.numpy(), vectors_BX.numpy()
+        kernels.gather_embeddings(table_RD, rows_BF, vectors)
+        if cut_mask_C is not None:  # a column that is cut may have values, for another network
+            vectors_BX[:, : self._columns] *= cut_mask_C
+        if self._bottom:
+            dense_BD = mlp.predict(self._bottom, x_BI[:, inputs.numerics])
+            vectors_BX[:, self._columns : self._entries] = dense_BD
+        if network.pair_count:
+            self._write_dots(vectors, x, inputs.dot_products.start)
+        if cut_mask_C is not None:
+            x_BI[:, inputs.vectors] = vectors_BX.index_select(1, network.read)
+        corrections: np.ndarray = mlp.predict(self._top, x_BI).numpy()[:, 0]
+        return corrections
