@@ -35,10 +35,11 @@ from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
 from niwaki.model.rows import DirtyRows, Export, gather
 from niwaki.model.step import MicroBatches, ParallelCall, run_in_turn
-from niwaki.pruning.columns import Masks, masks_for
 from niwaki.pruning.compaction import compact, zero_outgoing
-from niwaki.pruning.policies import exchange
+from niwaki.pruning.masks import AUXILIARY, MaskKind, MaskSet
+from niwaki.pruning.policies import mask_kind
 from niwaki.pruning.policy import Comparison
+from niwaki.pruning.scores import exchange
 
 _RATE_EVENTS = 128
 _STEP_EVENTS = 256
@@ -85,7 +86,7 @@ class Learner:
         self.dense_live = True
         self.sparse: Branch | None = None
         self.kept: dict[str, torch.Tensor] = {}
-        self.masks: Masks | None = None
+        self.masks: MaskSet | None = None
         self.unpruned: Branch | None = None
         """What the dense branch would be without its masks: a yardstick that leaves the tables
         alone."""
@@ -257,12 +258,11 @@ class Learner:
         experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
         return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
-    def prune(self, kind: str = "auxiliary", beside_unpruned: bool = False) -> None:
-        """Begin to learn masks on the dense branch. `kind`: auxiliary or magnitude.
-        `beside_unpruned`: a copy of it learns on without them until the cut."""
+    def prune(self, kind: MaskKind = AUXILIARY, beside_unpruned: bool = False) -> None:
+        """Begin to learn masks on the dense branch. `beside_unpruned`: a copy of it learns on without them until the cut."""
         network = self.dense.network
         columns = network.columns if self._prunes_columns else None
-        self.masks = masks_for(
+        self.masks = MaskSet(
             kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables
         )
         if beside_unpruned:
@@ -405,7 +405,7 @@ class Learner:
             dense_live=self.dense_live,
             block=self.dense.network.shape.block,
             sparse=self.sparse is not None,
-            masks=self.masks.kind if self.masks else None,
+            masks=self.masks.kind.name if self.masks else None,
             unpruned=self.unpruned is not None,
             losses=tuple(self._losses.tolist()),
             dense_steps=self.dense.steps,
@@ -437,7 +437,7 @@ class Learner:
         if state.sparse:
             self.sparse = branch("sparse", network.cut_to(self.kept), state.sparse_steps)
         if state.masks:
-            self.prune(state.masks)
+            self.prune(mask_kind(state.masks))
             self.masks.restore(named(tensors, "masks."), state.mask_steps)
         if state.unpruned:
             self.unpruned = branch(

@@ -11,18 +11,15 @@ column at least, so a budget below 1 / D cannot be reached.
 Shapes: F fields, D columns of each table, X = F * D of them in all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from niwaki.pruning.auxiliary import AuxiliaryConfig, AuxiliaryMasks, learn_importance
-from niwaki.pruning.blocks import BlockCost
-from niwaki.pruning.policies import MagnitudeMasks, magnitudes
-from niwaki.pruning.units import Cost, Group, MaskGradient, UnitGroup
+from niwaki.pruning.auxiliary import AuxiliaryConfig, average_importance
+from niwaki.pruning.units import MaskGradient, Tensors, UnitGroup
 
-Weights = Mapping[str, torch.Tensor]
 _CLOSE_RATIO = 0.01
 """How much of the tables' bytes may stay unused without looking for other columns."""
 
@@ -47,11 +44,12 @@ class ColumnMasks:
         self.alive_X = torch.ones(group.size, dtype=torch.bool)
         self.steps = 0
 
-    def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
+    def update(self, gradient: MaskGradient, target_ratio: float, weights: Tensors) -> None:
         """Learn from the gradients in the masks, then let the bytes of the tables fall to
         `target_ratio` of all, (0..1]. `weights` are not read."""
         self.steps += 1
-        learn_importance(self._importance_X, self.alive_X, gradient, self.steps, self._config)
+        worth_X = self.group.importance(gradient, self.alive_X, self._config.curvature)
+        average_importance(self._importance_X, worth_X, self.steps, self._config)
         if self._config.uniform:
             self.alive_X = self._largest(self._importance_X, target_ratio)
         else:
@@ -162,89 +160,9 @@ class MagnitudeColumns(ColumnMasks):
     """The columns with the largest values and outgoing weights live, the same share of each field;
     one that is gone stays gone."""
 
-    def update(self, gradient: MaskGradient, target_ratio: float, weights: Weights) -> None:
+    def update(self, gradient: MaskGradient, target_ratio: float, weights: Tensors) -> None:
         """As `ColumnMasks.update`, by the size of values and `weights`; `gradient` is not read."""
         self.steps += 1
         if self._of_each_field(target_ratio) * self._fields < int(self.alive_X.sum()):
-            size_X = magnitudes(self.group, weights) * self._tables.column_norms()
+            size_X = self.group.magnitudes(weights) * self._tables.column_norms()
             self.alive_X = self._largest(size_X.masked_fill(~self.alive_X, -1.0), target_ratio)
-
-
-class Masks:
-    """All masks that are being learned: those of the network's units and, where the tables have a
-    budget, too, those of their columns. The columns are chosen first; the units share the
-    multiply-adds that those leave."""
-
-    def __init__(self, units: AuxiliaryMasks | MagnitudeMasks, columns: ColumnMasks | None = None):
-        self.units, self.columns = units, columns
-
-    @property
-    def kind(self) -> str:
-        return self.units.kind
-
-    @property
-    def steps(self) -> int:
-        return self.units.steps
-
-    def masks(self) -> dict[str, torch.Tensor]:
-        """0/1 as float32, (size,) by group."""
-        columns = self.columns
-        return self.units.masks() | (
-            {columns.group.name: columns.alive_X.float()} if columns else {}
-        )
-
-    def update(
-        self,
-        gradients: Mapping[str, MaskGradient],
-        target_ratio: float,
-        table_ratio: float,
-        weights: Weights,
-    ) -> None:
-        """Learn from the gradients in the masks; then let multiply-adds fall to `target_ratio` of
-        dense and the bytes of the tables to `table_ratio` of all, both (0..1]."""
-        gradients = dict(gradients)
-        if self.columns:
-            self.columns.update(gradients.pop(self.columns.group.name), table_ratio, weights)
-            self._tell_units()
-        self.units.update(gradients, target_ratio, weights)
-
-    def kept(self) -> dict[str, torch.Tensor]:
-        """Sorted indices of the units and columns alive, by group."""
-        columns = self.columns
-        found = {columns.group.name: columns.alive_X.nonzero().squeeze(1)} if columns else {}
-        return self.units.kept() | found
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """For a snapshot."""
-        return self.units.state() | (self.columns.state() if self.columns else {})
-
-    def restore(self, tensors: dict[str, torch.Tensor], steps: int) -> None:
-        """Undo `state`. Where no columns were masked then, they all live."""
-        self.units.restore(tensors, steps)
-        if self.columns and f"alive.{self.columns.group.name}" in tensors:
-            self.columns.restore(tensors, steps)
-            self._tell_units()
-
-    def _tell_units(self) -> None:
-        self.units.given = {self.columns.group.name: int(self.columns.alive_X.sum())}
-
-
-def masks_for(
-    kind: str,
-    groups: Sequence[Group],
-    cost: Cost | BlockCost,
-    config: AuxiliaryConfig,
-    columns: UnitGroup | None,
-    tables: Tables,
-) -> Masks:
-    """Masks that begin to be learned: all units live. `kind`: auxiliary or magnitude. `columns`:
-    None: all stay."""
-    if kind == "magnitude":
-        return Masks(
-            MagnitudeMasks(groups, cost),
-            MagnitudeColumns(columns, tables, config) if columns else None,
-        )
-    return Masks(
-        AuxiliaryMasks(groups, cost, config),
-        ColumnMasks(columns, tables, config) if columns else None,
-    )

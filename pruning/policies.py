@@ -1,62 +1,147 @@
-"""What a user would compare with: a small network, gradual magnitude pruning, RigL; and every
-policy by its name.
+"""Every policy, and the table of them: the adaptive ones, and those that a user would compare them
+with.
 
-They share the unit groups, the compaction, the publication and the evaluation with the adaptive
-policies, so that a comparison is one of *when* and *what* is pruned and nothing else. All of them
-give each layer the same share of units (the largest that fits the budget): how much each layer
-keeps is not learned.
+They share the unit groups, the compaction, the publication and the evaluation, so that a comparison
+is one of *when* and *what* is pruned and nothing else. The comparisons give each layer the same
+share of units (the largest that fits the budget): how much each layer keeps is not learned.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 
-import torch
+from niwaki.pruning.masks import MAGNITUDE, MaskKind
+from niwaki.pruning.policy import ALONE, Comparison, Move, Phase, Policy
 
-from niwaki.pruning.blocks import BlockCost, BlockGroup
-from niwaki.pruning.policy import (
-    ALONE,
-    Adaptive,
-    AdaptiveLive,
-    Comparison,
-    Move,
-    Periodic,
-    Phase,
-    Policy,
-    PolicyState,
-    PruningConfig,
-    Static,
-)
-from niwaki.pruning.units import Cost, Group, MaskGradient, uniform_widths
+_LEAST_BUDGET = 0.02
+"""The smallest budget that budget = "auto" tries."""
+_AUTO_WAIT_RATIO = 0.1
+"""Share of a pruning phase before anything is pruned, in which the importance of units is learned
+(budget = "auto")."""
+
+
+class Static(Policy):
+    """Pruned once after the warm-up, then sparse for ever."""
+
+    def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
+        """Dense for the warm-up (or the regrowth), then pruned, then cut; see `_when_sparse` for
+        the rest."""
+        if self.phase is Phase.SPARSE:
+            return self._when_sparse(events, drifted)
+        elapsed = events - self.state.since_event
+        dense_events = (
+            self.config.regrowth_events if self.state.cycle else self.config.warmup_events
+        )
+        if self.phase is Phase.DENSE and elapsed >= dense_events:
+            return self._enter(Phase.PRUNING, events, Move.PRUNE)
+        if self.phase is Phase.PRUNING:
+            if self.config.budget == "auto":
+                self._steer(events, comparison.behind_unpruned_ratio or 0.0)
+            if elapsed >= self._pruning_events:
+                return self._hand_over(events, elapsed, comparison)
+        return Move.STAY
+
+    def _hand_over(self, events: int, elapsed: int, comparison: Comparison) -> Move:
+        """Cut, unless the new network predicts worse and there is time left to wait."""
+        bounds = (self.config.tolerance_ratio, self.config.auto_tolerance_ratio)
+        worse = any(
+            ratio is not None and ratio > bound
+            for ratio, bound in zip(comparison, bounds, strict=True)
+        )
+        if worse and elapsed < self._pruning_events + self.config.longest_wait_events:
+            return Move.STAY
+        self.state.forced += worse
+        self.state.cycle += 1
+        return self._enter(Phase.SPARSE, events, Move.CUT)
+
+    def _steer(self, events: int, behind_unpruned_ratio: float) -> None:
+        """Let the share fall, at a speed that would take it down to the least budget by the end of
+        the schedule, and stay while the pruned network is beyond the tolerance; after that let it
+        rise at the same speed while it is.
+
+        The share does not rise earlier: units that come back disturb the others, and the network
+        heals sooner without them.
+        """
+        state = self.state
+        falling = self._falling_events
+        waited = _AUTO_WAIT_RATIO * self._pruning_events
+        factor = _LEAST_BUDGET ** ((events - state.steered_event) / (falling - waited))
+        elapsed = events - state.since_event
+        beyond = behind_unpruned_ratio > self.config.auto_tolerance_ratio
+        if elapsed > falling and beyond:
+            state.chosen_ratio = min(state.chosen_ratio / factor, 1.0)
+        elif waited < elapsed <= falling and not beyond:
+            state.chosen_ratio = max(state.chosen_ratio * factor, _LEAST_BUDGET)
+        state.steered_event = events
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        """The move due while the network is sparse."""
+        return Move.STAY
+
+
+class Adaptive(Static):
+    """Dense around a drift only: regrown when a drift is detected, pruned anew, dormant in
+    between."""
+
+    adapts = True
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        # In the other phases the dense branch learns already when a drift comes.
+        return self._enter(Phase.DENSE, events, Move.REGROW) if drifted else Move.STAY
+
+
+class AdaptiveLive(Adaptive):
+    """As `Adaptive`, but the dense branch learns all along: nothing is dormant, and no computation
+    is saved."""
+
+    stays_dense = True
+
+
+class Periodic(Static):
+    """Dense all along, and a new sparse network cut from it at fixed intervals (Ye et al., section
+    3)."""
+
+    stays_dense = True
+
+    def _when_sparse(self, events: int, drifted: bool) -> Move:
+        sparse_events = self.config.period_events - self.config.pruning_events
+        due = events - self.state.since_event >= sparse_events
+        return self._enter(Phase.PRUNING, events, Move.PRUNE) if due else Move.STAY
 
 
 class Small(Policy):
     """A small network from the start: the sceptic's question, why not simply train that."""
 
     narrow_from_the_start = True
+    only_neurons = True
+    chooses_budget = False
+    prunes_tables = False
 
 
 class Magnitude(Static):
     """Gradual magnitude pruning (Zhu & Gupta, arXiv:1710.01878), the same ratio in each layer, then
     frozen."""
 
-    masks = "magnitude"
+    masks = MAGNITUDE
+    chooses_budget = False
 
 
 class Rigl(Policy):
     """A fixed budget from the start; at intervals the weakest units of each layer give way to those
-    with the largest gradients (Evci et al., RigL, arXiv:1911.11134). That is the original where
+    with the largest gradients (Evci et al., RigL, arXiv:1911.11134). This is the original where
     units are single weights."""
 
     narrow_from_the_start = True
+    chooses_budget = False
+    prunes_tables = False
 
     def decide(self, events: int, drifted: bool, comparison: Comparison = ALONE) -> Move:
+        """REWIRE after each tenth of a period."""
         if events - self.state.since_event < self.config.period_events / 10:
             return Move.STAY
         return self._enter(Phase.SPARSE, events, Move.REWIRE)
 
     def exchange_ratio(self, events: int) -> float:
-        """Share of units to exchange after `events`: a cosine down to a tenth, since a stream has
-        no end at which to stop."""
+        """Share of units to exchange after `events`, 0..1: a cosine down to a tenth, since a stream
+        has no end at which to stop."""
         done = min(events / (20 * self.config.period_events), 1.0)
         return self.config.exchange_ratio * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
@@ -71,109 +156,9 @@ POLICIES: dict[str, type[Policy]] = {
     "adaptive": Adaptive,
     "adaptive-live": AdaptiveLive,
 }
-"""Every policy by the name that `PruningConfig.policy` gives it."""
+"""Every policy by its name in the config. A new policy is a class and a line here."""
 
 
-def policy_for(config: PruningConfig, state: PolicyState | None = None) -> Policy:
-    """The policy that `config` names."""
-    return POLICIES[config.policy](config, state)
-
-
-class MagnitudeMasks:
-    """The units with the largest weights live, the same share in each layer. A drop-in for
-    `AuxiliaryMasks`; a unit once gone stays gone."""
-
-    kind = "magnitude"
-
-    def __init__(self, groups: Sequence[Group], cost: Cost | BlockCost):
-        self.groups, self.cost = tuple(groups), cost
-        self.alive = {group.name: torch.ones(group.size, dtype=torch.bool) for group in self.groups}
-        self.given: dict[str, int] = {}
-        """Units alive in groups that somebody else decides about."""
-        self.steps = 0
-
-    def masks(self) -> dict[str, torch.Tensor]:
-        """0/1 as float32, (size,) by group."""
-        return {name: alive.float() for name, alive in self.alive.items()}
-
-    def update(
-        self,
-        gradients: Mapping[str, MaskGradient],
-        target_ratio: float,
-        weights: Mapping[str, torch.Tensor],
-    ) -> None:
-        """Let multiply-adds fall to `target_ratio` of dense (0..1], by the size of `weights`;
-        `gradients` are not read."""
-        self.steps += 1
-        sizes = {
-            g.name: magnitudes(g, weights).masked_fill(~self.alive[g.name], -1.0)
-            for g in self.groups
-        }
-        widths = uniform_widths(self.groups, self.cost, target_ratio, self.given, sizes)
-        for group in self.groups:
-            if widths[group.name] < int(self.alive[group.name].sum()):
-                self.alive[group.name] = torch.zeros_like(self.alive[group.name]).index_fill(
-                    0, sizes[group.name].topk(widths[group.name]).indices, True
-                )
-
-    def kept(self) -> dict[str, torch.Tensor]:
-        """Sorted indices of the units alive, by group."""
-        return {name: alive.nonzero().squeeze(1) for name, alive in self.alive.items()}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Liveness by group, for a snapshot."""
-        return {f"alive.{name}": tensor for name, tensor in self.alive.items()}
-
-    def restore(self, tensors: dict[str, torch.Tensor], steps: int) -> None:
-        """Undo `state`."""
-        self.steps = steps
-        self.alive = {group.name: tensors[f"alive.{group.name}"].clone() for group in self.groups}
-
-
-def magnitudes(group: Group, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(size,): the norm of a block; of a neuron, that of its incoming weights times that of its
-    outgoing ones."""
-    if isinstance(group, BlockGroup):
-        return group.sums(weights[group.parameter].square()).sqrt()
-    product = torch.ones(group.size)
-    for s in group.slices:
-        tensor = weights[s.parameter]
-        if tensor.dim() == 2:
-            product *= tensor.narrow(s.dim, s.offset, group.size).norm(dim=1 - s.dim)
-    return product
-
-
-def exchange(
-    group: Group,
-    kept: torch.Tensor,
-    weights: Mapping[str, torch.Tensor],
-    gradients: Mapping[str, torch.Tensor],
-    ratio: float,
-) -> torch.Tensor:
-    """The units of `group` that live from now on: as many as in `kept`, but `ratio` of them, the
-    weakest by magnitude, have given way to those outside, of the same cost, with the largest
-    gradient. What is dropped and what is grown is disjoint."""
-    alive = torch.zeros(group.size, dtype=torch.bool).index_fill(0, kept, True)
-    weight_U, gradient_U, found = (
-        magnitudes(group, weights),
-        magnitudes_of_gradient(group, gradients),
-        [],
-    )
-    for kind in group.kinds:
-        inside, outside = ((kind & side).nonzero().squeeze(1) for side in (alive, ~alive))
-        count = min(int(ratio * len(inside)), len(outside))
-        stay = inside[weight_U[inside].argsort(stable=True)[count:]]
-        found += [stay, outside[gradient_U[outside].topk(count).indices]]
-    return torch.cat(found).sort().values
-
-
-def magnitudes_of_gradient(group: Group, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(size,): the norm of the gradient in each unit's weights."""
-    if isinstance(group, BlockGroup):
-        return magnitudes(group, gradients)
-    squares = torch.zeros(group.size)
-    for s in group.slices:
-        tensor = gradients[s.parameter]
-        if tensor.dim() == 2:
-            squares += tensor.narrow(s.dim, s.offset, group.size).square().sum(1 - s.dim)
-    return squares.sqrt()
+def mask_kind(name: str) -> MaskKind:
+    """The kind of masks that is called `name` in a snapshot."""
+    return next(policy.masks for policy in POLICIES.values() if policy.masks.name == name)

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from niwaki.model.errors import CheckpointError, FeatureError, LearnError
 from niwaki.pruning.errors import NiwakiError
-from niwaki.pruning.policy import PolicyName
+from niwaki.pruning.policies import POLICIES
 from niwaki.serving.errors import ServingError
 from niwaki.stream.console import (
     console,
@@ -343,8 +343,8 @@ def backtest(
         pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=given))
     policies = policy.split(",")
     for one in policies:
-        if one not in get_args(PolicyName):
-            raise ConfigError("--policy", f"must be of {', '.join(get_args(PolicyName))}", one)
+        if one not in POLICIES:
+            raise ConfigError("--policy", f"must be of {', '.join(POLICIES)}", one)
         _checked("--policy", lambda name=one: msgspec.structs.replace(pruning, policy=name))
     tensor_threads(settings.training.threads)
     with progress("backtest") as advance:

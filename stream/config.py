@@ -20,7 +20,7 @@ from msgspec import inspect
 
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.serving.server import ServeConfig
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig

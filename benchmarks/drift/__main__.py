@@ -40,7 +40,8 @@ from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
 from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import Phase, PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policy import Phase
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
 from niwaki.stream.drift.signals import Observations, Signals
 from niwaki.stream.offline.backtest import rebatch

@@ -18,7 +18,8 @@ import numpy as np
 
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import Move, PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policy import Move
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.drift.signals import Observations
 from niwaki.stream.events import table_to_batch

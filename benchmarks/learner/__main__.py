@@ -48,7 +48,7 @@ from benchmarks.learner.tables import (
 )
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch

@@ -23,7 +23,8 @@ from benchmarks.frame import Findings, at_least, at_most, main, spread
 from benchmarks.servers import some_kafka, some_redis
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import Phase, PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policy import Phase
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import EventDecoder, encode_json, table_to_batch

@@ -8,7 +8,7 @@ to. `benchmarks.quality` says what the rows mean.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,11 @@ from niwaki.model.evaluation import Evaluation, binary_entropy, log_losses
 from niwaki.model.features.encoder import Features
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.pruning import policies
 from niwaki.pruning.auxiliary import AuxiliaryConfig
-from niwaki.pruning.policy import ALONE, Adaptive, Comparison, Move, PolicyName, PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import Adaptive
+from niwaki.pruning.policy import ALONE, Comparison, Move
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
@@ -110,7 +113,7 @@ class Batches:
 class Control(NamedTuple):
     """A variation of a policy that tells what its gain is due to."""
 
-    policy: PolicyName
+    policy: str
     model: Mapping[str, Any] = {}
     """Settings of the model."""
     pruning: Mapping[str, Any] = {}
@@ -172,7 +175,7 @@ CONTROLS = {
     WEIGHTS: Control("adaptive", pruning={"unit": "weight"}),
     RIGL_WEIGHTS: Control("rigl", pruning={"unit": "weight"}),
 }
-POLICIES = (*get_args(PolicyName), *CONTROLS)
+POLICIES = (*policies.POLICIES, *CONTROLS)
 
 
 def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Trainer:

@@ -20,7 +20,7 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
 from niwaki.model.published.checkpoint import pack
 from niwaki.model.published.table_codes import Precision
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch

@@ -21,7 +21,9 @@ import torch
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
 from niwaki.model.evaluation import binary_entropy
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import Adaptive, Move, Phase, PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import Adaptive
+from niwaki.pruning.policy import Move, Phase
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch

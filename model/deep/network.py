@@ -23,7 +23,7 @@ import torch
 from niwaki.model.deep.pattern import Pattern
 from niwaki.pruning.blocks import BlockCost, BlockGroup
 from niwaki.pruning.errors import RuleError
-from niwaki.pruning.units import Cost, Group, Slice, UnitGroup, uniform_widths
+from niwaki.pruning.units import Cost, Group, Slice, UnitCost, UnitGroup, uniform_widths
 
 COLUMNS = "embedding"
 """Name of the group whose units are columns of the embedding tables."""
@@ -134,7 +134,7 @@ class Network:
         """Groups of units in the network."""
         self.units: tuple[Group, ...]
         """All groups: those of the network, and the columns of the tables."""
-        self.cost: Cost | BlockCost
+        self.cost: Cost
         dot_products = self.pair_count * shape.embedding_dim
         if shape.block:
             self.block_groups = tuple(
@@ -159,7 +159,7 @@ class Network:
             units = (*neurons, self.columns) if self.columns else neurons
             self.groups = neurons
             self.units = units
-            self.cost = Cost(self.shapes, units, dot_products)
+            self.cost = UnitCost(self.shapes, units, dot_products)
 
     def layer_names(self, stack: Stack) -> list[str]:
         """Names of the layers of one MLP, from its inputs on; empty: there is no such MLP."""
@@ -187,7 +187,7 @@ class Network:
     def narrow(self, ratio: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Units for a narrow network that begins untrained: an equal share of each group, so that
         all take at most `ratio` of the multiply-adds, (0, 1]; sorted indices by group."""
-        orders = {group.name: group.any_order(generator) for group in self.groups}
+        orders = {group.name: group.initial_order(generator) for group in self.groups}
         scores = {name: -order.argsort() for name, order in orders.items()}
         widths = uniform_widths(self.groups, self.cost, ratio, scores=scores)
         return {name: order[: widths[name]].sort().values for name, order in orders.items()}

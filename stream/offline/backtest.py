@@ -16,7 +16,7 @@ import numpy as np
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.history import History
 from niwaki.stream.recordings.recording import read_recording

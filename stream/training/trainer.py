@@ -19,8 +19,8 @@ from niwaki.model.learner import Learner, LearnerConfig, LearnerState
 from niwaki.model.published.checkpoint import Header
 from niwaki.model.published.table_codes import Precision
 from niwaki.model.step import run_in_turn
-from niwaki.pruning.policies import policy_for
-from niwaki.pruning.policy import Move, Phase, PolicyState, PruningConfig
+from niwaki.pruning.config import PruningConfig, policy_for
+from niwaki.pruning.policy import Move, Phase, PolicyState
 from niwaki.stream.drift.monitor import Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.signals import Observations, Signals
 from niwaki.stream.training.second_thread import SecondThread
@@ -320,7 +320,7 @@ class Trainer:
 
     def _make(self, move: Move) -> None:
         if move is Move.PRUNE:
-            self.learner.prune(self.policy.masks, self.policy.needs_unpruned)
+            self.learner.prune(self.policy.masks, self.policy.needs_reference)
         elif move is Move.CUT:
             self.learner.cut(self.policy.stays_dense)
             for publication in self.publications:

@@ -13,7 +13,7 @@ from niwaki import RiverClassifier
 from niwaki.model.errors import CheckpointError, FeatureError
 from niwaki.model.evaluation import binary_entropy
 from niwaki.model.features.schema import Schema
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.backtest import backtest, backtest_policy, rebatch
 from niwaki.stream.recordings.datasets import dataset_path

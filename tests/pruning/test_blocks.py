@@ -18,8 +18,10 @@ from niwaki.model.published.served import ServedModel
 from niwaki.pruning.auxiliary import AuxiliaryMasks
 from niwaki.pruning.blocks import BlockGroup
 from niwaki.pruning.compaction import compact, expand, zero_outgoing
-from niwaki.pruning.policies import POLICIES, MagnitudeMasks, exchange, magnitudes
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import POLICIES
+from niwaki.pruning.scores import exchange
+from niwaki.pruning.unit_masks import MagnitudeMasks
 from niwaki.pruning.units import MaskGradient, uniform_widths
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
@@ -215,7 +217,7 @@ def test_the_default_widths_meet_every_budget_within_one_point_and_no_layer_dies
         {}
     ) / network.cost.total({})
     for index, group in zip(magnitude.kept().values(), network.groups, strict=True):
-        size = magnitudes(group, parameters)
+        size = group.magnitudes(parameters)
         gone = torch.ones(group.size, dtype=torch.bool).index_fill(0, index, False)
         assert size[gone].max() <= size[index].min()
 
@@ -401,11 +403,11 @@ def test_a_snapshot_of_other_units_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"unit": "row"}, "pruning.unit must be one of neuron, block, weight, got 'row'"),
-        ({"block": (0, 8)}, r"pruning.block must be two sides of at least 1, got \[0, 8\]"),
+        ({"unit": "row"}, "unit: must be one of neuron, block, weight, got 'row'"),
+        ({"block": (0, 8)}, r"block: must be two sides of at least 1, got \[0, 8\]"),
         (
             {"unit": "weight", "table_budget": 0.5},
-            "pruning.unit must be neuron where tables are pruned.*'weight'",
+            "unit: must be neuron where tables are pruned.*'weight'",
         ),
     ],
 )

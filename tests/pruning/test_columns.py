@@ -15,8 +15,9 @@ from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, pack, unpack, unpack_as
 from niwaki.model.published.served import ServedModel
 from niwaki.pruning.auxiliary import AuxiliaryConfig
-from niwaki.pruning.columns import ColumnMasks, Masks, masks_for
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.columns import ColumnMasks
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.masks import AUXILIARY, MAGNITUDE, MaskSet
 from niwaki.pruning.units import MaskGradient, Slice, UnitGroup
 from niwaki.stream.offline.backtest import rebatch
 from tests.support.publisher import Publisher
@@ -110,8 +111,13 @@ def test_the_default_widths_meet_both_budgets_within_one_point(kind, fields, bud
     weights = network.initial(generator)
     rows_F = torch.randint(1000, 3000, (fields,), generator=generator).tolist()
     tables = Tables(rows_F, torch.rand(16 * fields, generator=generator))
-    masks = masks_for(
-        kind, network.groups, network.cost, AuxiliaryConfig(), network.columns, tables
+    masks = MaskSet(
+        {"auxiliary": AUXILIARY, "magnitude": MAGNITUDE}[kind],
+        network.groups,
+        network.cost,
+        AuxiliaryConfig(),
+        network.columns,
+        tables,
     )
     for share in (0.5, 0.0, 0.0):
         by_event = {
@@ -148,8 +154,8 @@ def test_where_the_tables_are_whole_masks_and_units_are_what_they_are_without_co
     )
     generator = torch.Generator().manual_seed(0)
     with_columns, without = (
-        masks_for(
-            "auxiliary",
+        MaskSet(
+            AUXILIARY,
             network.groups,
             network.cost,
             AuxiliaryConfig(),
@@ -399,7 +405,7 @@ def test_a_checkpoint_that_names_columns_which_are_not_there_is_refused(columns)
 def test_a_budget_for_the_tables_is_refused_where_the_policy_never_prunes_them():
     for policy in ("small", "rigl"):
         with pytest.raises(
-            ValueError, match=f"pruning.table_budget must be 1 for the policy {policy}, got 0.5"
+            ValueError, match=f"table_budget: must be 1 for the policy {policy}, got 0.5"
         ):
             PruningConfig(policy=policy, table_budget=0.5)
 
@@ -411,5 +417,5 @@ def test_a_model_without_embeddings_has_no_columns_to_prune():
     learner.prune()
     learn(learner, click_events(500, seed=1), 0.4, 0.5)
     learner.cut()
-    assert isinstance(learner.masks, Masks | None) and learner.table_ratio == 0
+    assert isinstance(learner.masks, MaskSet | None) and learner.table_ratio == 0
     assert "embedding" not in learner.sparsity_by_layer()

@@ -7,7 +7,7 @@ import msgspec
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, differing

@@ -14,7 +14,7 @@ from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
 from niwaki.model.published.checkpoint import pack, unpack
 from niwaki.model.published.served import ServedModel
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 from tests.support.streams import SMALL, differing

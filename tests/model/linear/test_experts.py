@@ -14,7 +14,7 @@ from niwaki.model.learner import Learner, LearnerConfig
 from niwaki.model.linear.expert import BayesianLinear, contributions
 from niwaki.model.mixture import Mixture, mix
 from niwaki.model.published.served import ServedModel
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events

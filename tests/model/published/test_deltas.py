@@ -15,7 +15,7 @@ from niwaki.model.published.checkpoint import pack, unpack
 from niwaki.model.published.served import ServedModel
 from niwaki.model.published.table_codes import Precision
 from niwaki.model.rows import Export
-from niwaki.pruning.policy import PruningConfig, Unit
+from niwaki.pruning.config import PruningConfig, Unit
 from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from niwaki.model.features.schema import EventBatch
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.offline.figures import COLOURS

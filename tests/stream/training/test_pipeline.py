@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from niwaki.model.features.schema import EventBatch
+from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.errors import NiwakiError
-from niwaki.pruning.policy import PruningConfig
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.second_thread import SecondThread
 from niwaki.stream.training.stopwatch import Stopwatch

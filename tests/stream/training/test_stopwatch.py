@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from niwaki.pruning.policy import PruningConfig
+from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.backtest import backtest_policy, rebatch
 from niwaki.stream.training import stopwatch

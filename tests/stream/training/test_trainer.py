@@ -10,8 +10,8 @@ from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import LearnerConfig
 from niwaki.model.published.checkpoint import pack, read_header, unpack
 from niwaki.model.published.served import ServedModel
+from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import POLICIES
-from niwaki.pruning.policy import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.history import History
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
