@@ -60,7 +60,7 @@ class BlockGroup(NamedTuple):
     def kinds(self) -> list[torch.Tensor]:
         """The sets of units that cost the same, each as bool (U,)."""
         weights_U = self.weights_U
-        return [weights_U == weights for weights in weights_U.unique()]
+        return [weights_U == weights for weights in np.unique(weights_U.numpy())]
 
     def amount(self, alive_U: torch.Tensor) -> int:
         """The number of weights of the units alive."""

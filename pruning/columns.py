@@ -109,7 +109,10 @@ class ColumnMasks:
     def _best_dead(self, ordered: np.ndarray, alive_X: np.ndarray) -> np.ndarray:
         """Of each field that has one, the dead column that is worth the most."""
         dead = ordered[~alive_X[ordered]]
-        return dead[np.unique(dead // (self.group.size // self._fields), return_index=True)[1]]
+        fields = dead // (self.group.size // self._fields)
+        _, first = np.unique(fields, return_index=True)
+        best: np.ndarray = dead[first]
+        return best
 
     def _largest(self, size_X: torch.Tensor, ratio: float) -> torch.Tensor:
         """The same number of columns of each field, those of the largest size."""

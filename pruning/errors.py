@@ -26,7 +26,9 @@ class RuleError(NiwakiError, ValueError):
 
     def __init__(self, field: str, rule: str, *value: object):
         """`value`: the offending value, where there is one; shown as its `repr`, shortened."""
-        self.field, self.rule, self.value = field, rule, shorten(*value) if value else ""
+        self.field = field
+        self.rule = rule
+        self.value = shorten(value[0]) if value else ""
         super().__init__(f"{field}: {rule}" + (f", got {self.value}" if value else ""))
 
 
