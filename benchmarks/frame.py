@@ -211,7 +211,8 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     software = f"Python {platform.python_version()}, torch {version('torch')}"
-    return f"{cores} cores, {platform.machine()}, {memory_gb:.0f} GB, load {os.getloadavg()[0]:.1f}, {software}"
+    hardware = f"{cores} cores, {platform.machine()}, {memory_gb:.0f} GB"
+    return f"{hardware}, load {os.getloadavg()[0]:.1f}, {software}"
 
 
 def text(result: Mapping[str, Any], tables: str = "") -> str:
@@ -227,10 +228,8 @@ def text(result: Mapping[str, Any], tables: str = "") -> str:
     lines += ["", *([tables] if tables else table(result["rows"]))]
     for claim in result["claims"]:
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
-        lines += [
-            "",
-            f"{verdict}: {claim['claim']} (value {_cell(claim['value'])}, bound {_cell(claim['bound'])})",
-        ]
+        figures = f"(value {_cell(claim['value'])}, bound {_cell(claim['bound'])})"
+        lines += ["", f"{verdict}: {claim['claim']} {figures}"]
     return "\n".join(lines)
 
 

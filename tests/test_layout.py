@@ -142,6 +142,13 @@ def test_each_module_says_what_it_is_for_and_is_of_a_size_to_be_read_at_once():
         )
 
 
+def test_packages_are_found_by_their_names_and_not_by_juggling_with_the_interpreter():
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            touched = isinstance(node, ast.Attribute) and ast.unparse(node)
+            assert touched not in ("sys.path", "sys.modules", "sys.meta_path"), path
+
+
 def test_the_tree_holds_no_leftovers_and_no_paths_of_one_machine():
     # Put together here, so that this file does not hold them.
     words = ["TO" + "DO", "FIX" + "ME", "X" + "XX", "NotImplemented" + "Error"]
@@ -185,7 +192,8 @@ def test_import_niwaki_loads_no_heavy_library():
 def test_what_reads_beside_the_learner_loads_nothing_that_learns():
     heavy = ("torch", "numba", "redis", "river")
     done = python(
-        f"import niwaki.stream.kafka.reader_process, sys; print([m for m in {heavy} if m in sys.modules])"
+        "import niwaki.stream.kafka.reader_process, sys;"
+        f"print([m for m in {heavy} if m in sys.modules])"
     )
     assert done.stdout == "[]\n", done.stderr
 

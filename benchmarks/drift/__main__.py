@@ -12,17 +12,17 @@ does not measure it again, `--traces DIR` keeps what the learner predicted; `--s
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import msgspec
 import torch
 
+from benchmarks.drift.claims import OFTEN, claims, summarise
 from benchmarks.drift.streams import (
     AGAIN,
     AT,
@@ -36,7 +36,7 @@ from benchmarks.drift.streams import (
     batches,
     judge,
 )
-from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
+from benchmarks.frame import Findings, Rows, commit, main, seeds_of
 from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
@@ -50,9 +50,6 @@ from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
-OFTEN = 50_000
-"""Expected events between false alarms in a setting that has some, so that their number can be
-checked."""
 COST_ROUNDS = 3
 ROW_FIELDS = ("stream", "rate", "seed", "setting")
 PARTS = ("drifts", "stationary", "adaptive")
@@ -246,120 +243,6 @@ def keep(kept: Rows, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         kept.add(row | {"commit": commit()})
         print(msgspec.json.encode(row).decode(), file=sys.stderr, flush=True)
-
-
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each stream, click rate and setting."""
-    groups: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["stream"], row["rate"], row["setting"]), []).append(row)
-    lines = []
-    for (name, rate, setting), seeds in groups.items():
-        drifts = [delay for row in seeds for delay in row["delays"]]
-        delays = [delay for delay in drifts if delay is not None]
-        false, watched = (
-            sum(len(row["false_alarms"]) for row in seeds),
-            sum(row["watched"] for row in seeds),
-        )
-        lines.append(
-            {
-                "stream": name,
-                "rate": rate,
-                "setting": setting,
-                "seeds": len(seeds),
-                "mean_delay": mean(delays) if delays else math.nan,
-                "median_delay": float(median(delays)) if delays else math.nan,
-                "missed": 1 - len(delays) / len(drifts) if drifts else math.nan,
-                "false_alarms": false,
-                "false_per_million": 1e6 * false / sum(row["events"] for row in seeds),
-                "watched_per_false_alarm": watched / false if false else math.nan,
-                "microseconds_per_detector": median(row["microseconds"] for row in seeds),
-                "share_of_loop": median(row.get("share", math.nan) for row in seeds),
-            }
-        )
-    return lines
-
-
-def claims(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is promised of the default setting, as far as there are rows to tell."""
-    made = []
-    at = {(line["stream"], line["rate"], line["setting"]): line for line in lines}
-    calm = [line for line in lines if line["stream"] in ("stationary", "daily cycle")]
-    if default := [
-        row
-        for row in rows
-        if row["stream"] in ("stationary", "daily cycle") and row["setting"] == "default"
-    ]:
-        false, events = (
-            sum(len(row["false_alarms"]) for row in default),
-            sum(row["events"] for row in default),
-        )
-        made.append(
-            at_most(
-                f"default: false alarms per million of {events:,} calm events",
-                1e6 * false / events,
-                1.0,
-            )
-        )
-    for line in calm:
-        if line["setting"] == "default, one in 50,000":
-            ratio = line["watched_per_false_alarm"] / OFTEN
-            where = f"{line['stream']}, {line['rate']:.0%} clicks"
-            off = max(ratio, 1 / ratio) if ratio > 0 else math.inf
-            made.append(
-                at_most(
-                    f"{where}: run time between false alarms, times too long or short", off, 2.0
-                )
-            )
-    for name, bound in (("rate x 2", 1_000), ("rate x 1.4", 5_000)):
-        if line := at.get((name, 0.05, "default")):
-            delays = [
-                r
-                for row in rows
-                if (row["stream"], row["rate"]) == (name, 0.05)
-                for r in _delays(row)
-            ]
-            made.append(
-                at_most(f"default: median delay of {name} from 5 %", float(median(delays)), bound)
-            )
-            made.append(at_most(f"default: share of {name} from 5 % missed", line["missed"], 0.0))
-    for line in lines:
-        if line["setting"] == "default" and line["stream"] in (
-            "concept, half",
-            "concept, all",
-            "concept, recurring",
-        ):
-            where = f"default: {line['stream']}, {line['rate']:.0%} clicks"
-            made.append(at_most(f"{where}: share missed", line["missed"], 0.0))
-    for line in lines:
-        if line["setting"] == "default" and line["stream"] == "adaptive: two concepts":
-            made.append(
-                at_most(
-                    "adaptive, two concepts: false alarms, phase changes included",
-                    line["false_alarms"],
-                    0,
-                )
-            )
-            made.append(at_most("adaptive, two concepts: share missed", line["missed"], 0.0))
-        if line["setting"] == "default" and line["share_of_loop"] > 0:
-            claim = f"{line['stream']}: share of detection in the loop of a trainer with a pruned network"
-            made.append(at_most(claim, line["share_of_loop"], 0.05))
-    if costs := [
-        line["microseconds_per_detector"] for line in lines if line["setting"] == "default"
-    ]:
-        made.append(
-            at_most(
-                "default: microseconds an event and detector, signals included", max(costs), 2.0
-            )
-        )
-    return made
-
-
-def _delays(row: dict[str, Any]) -> list[float]:
-    """Those of the default setting; a missed drift takes for ever."""
-    if row["setting"] != "default":
-        return []
-    return [math.inf if delay is None else delay for delay in row["delays"]]
 
 
 def measure(quick: bool, options: argparse.Namespace) -> Findings:

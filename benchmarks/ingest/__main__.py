@@ -21,7 +21,7 @@ import itertools
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition
 
 from benchmarks.frame import Findings, at_least, main, spread
+from benchmarks.ingest.streams import Stream, streams
 from benchmarks.servers import some_kafka, some_redis
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
@@ -46,18 +46,12 @@ from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, PolledBatch
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.offline.backtest import rebatch
-from niwaki.stream.recordings.recording import batch_to_table, propose_schema, read_recording
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
 from niwaki.stream.training.pipeline import Pipeline, new_reader
 from niwaki.stream.training.second_thread import tensor_threads
 from niwaki.stream.training.snapshot import Positions, SnapshotConfig
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer, TrainingConfig
 
-WIDE = Schema(
-    categorical=tuple(f"c{at:02}" for at in range(26)),
-    numeric=tuple(f"n{at:02}" for at in range(13)),
-)
 TABLE_ROWS = 1_000_000
 EVENTS_PER_MESSAGE = 128
 NEVER_S = 1e9
@@ -89,50 +83,6 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(trained=20_480, skipped=16_384, timed=65_536, rounds=5, poll_messages=8_192)
 QUICK = Sizes(trained=1_024, skipped=1_024, timed=1_024, rounds=1, poll_messages=256)
-
-
-class Stream(NamedTuple):
-    """Events to be ingested."""
-
-    name: str
-    schema: Schema
-    table: pa.Table
-
-
-def streams(recording: Path | None, events: int) -> Iterator[Stream]:
-    """The wide one, and a narrow one."""
-    yield Stream("wide", WIDE, wide_events(events))
-    if recording:
-        schema = propose_schema(recording)
-        batches = [batch for batch, _ in read_recording(recording, schema, limit_events=events)]
-        yield Stream(recording.stem, schema, batch_to_table(EventBatch.concat(batches), schema))
-    else:
-        chunks = generate(SyntheticConfig(events=events, drifts=()))
-        yield Stream("synthetic", SCHEMA, pa.concat_tables(chunks).slice(0, events))
-
-
-def wide_events(count: int) -> pa.Table:
-    """Clicks that follow a few of 26 ids, between 10 and a million values each, and of 13
-    numerics."""
-    rng = np.random.default_rng(0)
-    sizes = np.logspace(1, 6, len(WIDE.categorical)).astype(np.int64)
-    ids_FB = (rng.random((len(sizes), count)) ** 2 * sizes[:, None]).astype(np.int64)
-    numerics_NB = rng.normal(size=(len(WIDE.numeric), count)).round(4)
-    logits_B = (
-        numerics_NB[0]
-        + rng.normal(size=sizes[0])[ids_FB[0]]
-        + rng.normal(size=sizes[1])[ids_FB[1]]
-        - 1
-    )
-    columns = {
-        WIDE.label: (rng.random(count) < 1 / (1 + np.exp(-logits_B))).astype(np.float32),
-        WIDE.timestamp: 1_700_000_000_000 + np.arange(count),
-    }
-    columns |= {
-        name: [f"{value:08x}" for value in row]
-        for name, row in zip(WIDE.categorical, ids_FB, strict=True)
-    }
-    return pa.table(columns | dict(zip(WIDE.numeric, numerics_NB, strict=True)))
 
 
 def measure(quick: bool, recording: Path | None = None) -> Findings:

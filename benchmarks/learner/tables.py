@@ -202,6 +202,9 @@ def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
 _OTHERS = "on each recording and at each delay: over the best of the others, the DLRM apart"
 _DLRM = "on each stream and at each delay: over the plain DLRM"
 _HALF = "NE over the second half of each stream, where 1 is the best constant of that half"
-_WINDOW = "on each recording at 1,000: how far a window's mean is from its click rate, beyond three standard errors"
+_WINDOW = (
+    "on each recording at 1,000: how far a window's mean is from its click rate, beyond three"
+    " standard errors"
+)
 _BATCHES = "at 5,000: how far batches of 32 and of 512 are apart"
 _BOUNDS = {_OTHERS: 0.99, _DLRM: 1.0, _HALF: 1.0, _WINDOW: 0.03, _BATCHES: 0.01}

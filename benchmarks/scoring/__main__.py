@@ -1,12 +1,13 @@
 """How fast a compact network scores beside the dense one it was cut from, and what it costs to
 publish it.
 
-    compute      seconds of a call by candidates, sparsity, width and threads, beside PyTorch and ONNX Runtime, from
-                 hashed ids and from the bytes of a request (compute.py)
+    compute      seconds of a call by candidates, sparsity, width and threads, beside PyTorch and
+                 ONNX Runtime, from hashed ids and from the bytes of a request (compute.py)
     http         the server under load, dense beside sparse; needs `wrk` (http.py)
     precision    bytes and normalized entropy by precision of the tables (publication.py)
     time         what publishing takes from learning (publication.py)
-    latency      from an event's arrival to a scorer that serves it, the whole path running (latency.py)
+    latency      from an event's arrival to a scorer that serves it, the whole path running
+                 (latency.py)
 
 `--only PART,...` measures some of them. `--recording FILE` is for precision, time and latency,
 which else take a synthetic stream. The extra `test` brings ONNX Runtime.

@@ -44,8 +44,10 @@ if mean_ms > 0 then
 end
 function done(summary, latency, requests)
     local errors = summary.errors
-    io.stderr:write(string.format('{"p50_ms": %f, "p99_ms": %f, "requests": %d, "seconds": %f, "errors": %d}',
-        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, summary.requests, summary.duration / 1e6,
+    io.stderr:write(string.format(
+        '{"p50_ms": %f, "p99_ms": %f, "requests": %d, "seconds": %f, "errors": %d}',
+        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
+        summary.requests, summary.duration / 1e6,
         errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
 """
@@ -89,7 +91,8 @@ def http(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
             }
             for load in ("two thirds of its own", "two thirds of the dense one's"):
                 ratio = p99[load, 0.9] / p99["two thirds of its own", 0.0]
-                text = f"HTTP, 128 candidates, top {name}: p99 at {load} saturating load over the dense network's at its"
+                text = f"HTTP, 128 candidates, top {name}: p99 at {load} saturating load"
+                text += " over the dense network's at its"
                 claims.append(at_most(text, ratio, 0.5))
     return rows, claims, {"connections": _CONNECTIONS, "seconds_a_load": seconds, "redis": redis}
 

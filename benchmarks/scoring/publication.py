@@ -209,7 +209,8 @@ def time_taken(quick: bool, recording: Path | None) -> Found:
             "pairs": len(pairs) - 1,
         }
         rows.append(row)
-        text = f"{name}, {core_count} cores: publishing every 1,000 events over not publishing, time taken from learning"
+        text = f"{name}, {core_count} cores: publishing every 1,000 events over not publishing"
+        text += ", time taken from learning"
         claims.append(
             at_most(f"{text}, median of {len(pairs) - 1} pairs of blocks", cost.median, 0.05)
         )

@@ -118,7 +118,8 @@ def measure(quick: bool, rows: Path | None, seeds: Sequence[int]) -> Findings:
                 line
                 | {"after_drift_over_all": median(ratios), "low": min(ratios), "high": max(ratios)}
             )
-        claim = f"{stream}: served entropy in {AFTER_EVENTS:,} events after the drift, half over all regrown"
+        claim = f"{stream}: served entropy in {AFTER_EVENTS:,} events after the drift"
+        claim += ", half over all regrown"
         claims.append(at_most(claim, lines[-1]["after_drift_over_all"], 1.0))
     return Findings(lines, claims, {"events": EVENTS, "publish_every": SERVED, "seeds": len(seeds)})
 

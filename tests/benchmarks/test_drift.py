@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.drift.__main__ import SETTINGS, Watcher, claims, summarise
+from benchmarks.drift.__main__ import SETTINGS, Watcher
+from benchmarks.drift.claims import claims, summarise
 from benchmarks.drift.streams import (
     AT,
     KINDS,

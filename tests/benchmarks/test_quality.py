@@ -164,7 +164,7 @@ def test_seeds_that_are_none_are_refused(text):
         seeds_of(text)
 
 
-def test_a_table_shows_the_median_gap_between_the_lowest_and_the_highest_and_nothing_that_was_not_measured():
+def test_a_table_shows_the_median_gap_its_range_and_nothing_that_was_not_measured():
     stream = next(streams(None, 2_000, ["abrupt"]))
     row = {
         "ne": 0.7,
