@@ -4,6 +4,7 @@ pieces fit together."""
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,16 @@ def test_everything_that_the_image_copies_gets_into_its_context():
         for source in line.split()[:-1]:
             assert f"!{source}" in ignored
             assert (ROOT / source).exists()
+
+
+def test_the_image_compiles_modules_that_exist_and_installs_after_all_is_copied():
+    dockerfile = text("Dockerfile")
+    (module,) = re.findall(r'python -c "import (niwaki[\w.]*)"', dockerfile)
+    assert find_spec(module)
+    install = dockerfile.index("pip install --no-deps .")
+    assert all(match.start() < install for match in re.finditer(r"^COPY ", dockerfile, re.M))
+    copied = re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE)
+    assert set(copied) == {"niwaki", "pruning", "model", "serving", "stream"}
 
 
 def test_torch_comes_from_one_index_everywhere():
