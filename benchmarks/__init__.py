@@ -1,2 +1,1 @@
-"""What is claimed of niwaki's speed and quality, as commands that measure it: `python -m
-benchmarks.NAME`."""
+"""Commands that measure niwaki's speed and quality: `python -m benchmarks.NAME`."""

@@ -29,7 +29,8 @@ _ENCODED_EVENTS = 8_192
 
 @dataclass(frozen=True)
 class Stream:
-    """Events to learn from, in order. What systems read of them is made once."""
+    """Events to learn from, in order. The forms that systems read are made once. What systems read
+    of them is made once."""
 
     name: str
     schema: Schema

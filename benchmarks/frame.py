@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Spread(NamedTuple):
-    """What several measurements of one thing came to."""
+    """Summary of several measurements of one quantity."""
 
     median: float
     low: float
@@ -103,14 +103,14 @@ class Pair(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a benchmark found."""
+    """Result of a benchmark."""
 
     rows: list[dict[str, Any]]
     """All with the same keys."""
     claims: list[dict[str, Any]]
     """As `at_least` and `at_most` make them."""
     setting: dict[str, Any]
-    """What the rows depend on: sizes, rounds, servers."""
+    """Conditions of the rows: sizes, rounds, servers."""
     tables: str = ""
     """Markdown for a person, in the place of one table of all rows."""
 
@@ -191,7 +191,8 @@ def seeds_of(text: str) -> list[int]:
 
 
 def commit() -> str:
-    """What is checked out, with a plus sign if files differ from it; "unknown" without git."""
+    """The commit that is checked out, with a plus sign if files differ from it; "unknown" without
+    git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

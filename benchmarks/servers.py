@@ -72,7 +72,7 @@ def apache_kafka(home: Path, directory: Path, port: int | None = None) -> Iterat
 
 @contextmanager
 def some_kafka() -> Iterator[tuple[str, str]]:
-    """What it is, and its bootstrap servers."""
+    """Name and bootstrap servers of a Kafka."""
     home = kafka_home()
     if home is None:
         with embedded_kafka() as servers:
@@ -87,7 +87,7 @@ def some_kafka() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def some_redis() -> Iterator[tuple[str, str]]:
-    """What it is, and its URL."""
+    """Name and URL of a Redis."""
     executable = shutil.which("redis-server")
     with embedded_redis(executable) as url:
         yield "redis-server" if executable else "embedded", url

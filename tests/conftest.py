@@ -1,5 +1,5 @@
-"""What tests share: a real Kafka and Redis where this machine has them, else the embedded ones;
-fresh names in both.
+"""Fixtures that tests share: a real Kafka and Redis where this machine has them, else the embedded
+ones; fresh names in both.
 
 What had to be replaced, or was skipped for want of a part, is said at the end of the run.
 """
@@ -50,7 +50,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session")
 def kafka_home() -> Path | None:
-    """Where there is an Apache Kafka that can run here."""
+    """Home of an Apache Kafka that can run here, or None."""
     return servers.kafka_home()
 
 

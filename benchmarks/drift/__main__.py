@@ -1,5 +1,4 @@
-"""How soon each detector setting notices a drift, how many it misses, how often it cries wolf, and
-what it costs.
+"""Delay, misses, false alarms and cost of each detector setting, on streams with known drifts.
 
 In: synthetic streams whose drifts are known, long ones that have none (`benchmarks.drift.streams`),
 and recordings (`--recordings DIR`). Out: a row for each stream and setting, and the claims that
@@ -129,7 +128,7 @@ class Watcher:
         return self
 
     def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:
-        """What it noticed of drifts from `starts` on, the last one over at `end`."""
+        """The alarms as a row, for drifts that start at `starts`, the last one over at `end`."""
         delays, false = judge(self.alarms, starts, end)
         return {
             "events": self.events,

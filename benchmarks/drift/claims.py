@@ -48,7 +48,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def claims(rows: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is promised of the default setting, as far as there are rows to tell."""
+    """The claims about the default setting, as far as there are rows."""
     made = []
     at = {(line["stream"], line["rate"], line["setting"]): line for line in lines}
     calm = [line for line in lines if line["stream"] in ("stationary", "daily cycle")]

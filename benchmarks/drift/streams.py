@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     drifts: str
     """In the language of `stream.synthetic.drift_plan`; {rate} is the click rate before."""
     last: int = AT
-    """Where the last change is over."""
+    """Event at which the last change is over."""
 
 
 KINDS = {
@@ -59,7 +59,7 @@ KINDS = {
 
 
 class Trace(NamedTuple):
-    """What the learner predicted of consecutive events, and what came of it."""
+    """Predictions of the learner for consecutive events, and their labels."""
 
     labels_B: np.ndarray
     times_s_B: np.ndarray
@@ -94,7 +94,7 @@ class Traces:
     def drifting(
         self, rate: float, seed: int, kinds: Sequence[str]
     ) -> tuple[Trace, Iterator[tuple[str, Trace]]]:
-        """What all streams of a seed have in common, and the rest of each kind."""
+        """The part that all streams of a seed share, and the rest of each kind."""
         before = new_trainer()
 
         def learn_prefix() -> Trace:

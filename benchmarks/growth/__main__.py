@@ -1,5 +1,5 @@
-"""How the learner's rate and memory grow with the rows of the tables, the fields and the width of
-the network.
+"""The learner's rate and memory as the rows of the tables, the fields and the width of the network
+grow.
 
 Each measurement is a process of its own, which learns made-up rows in batches of 512: 13 numerics,
 a frequent few ids and a long tail, spread over each field's table as a hash would. One size is
@@ -31,11 +31,11 @@ from niwaki.stream.training.second_thread import SecondThread, tensor_threads
 
 BATCH_EVENTS, NUMERICS = 512, 13
 FREE_BYTES = 700_000_000
-"""What a process may take beside the tables."""
+"""Bytes that a process may take beside the tables."""
 
 
 class Setting(NamedTuple):
-    """What is measured in one process."""
+    """Setting of one measurement, made in a process of its own."""
 
     rows: int = 1_000_000
     """Of all fields together."""
@@ -46,7 +46,7 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What came of it."""
+    """Result of one measurement."""
 
     events_per_s: float
     resident_bytes: int
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """Amounts of events and turns."""
 
     events: int
     turns: int
@@ -104,7 +104,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
 
 
 def claims(found: dict[Setting, list[Measured]]) -> list[dict[str, Any]]:
-    """What niwaki promises of the largest tables, as far as they were measured."""
+    """The claims about the largest tables, as far as they were measured."""
     made = []
     for phase in PHASES:
         small, large = (

@@ -70,7 +70,7 @@ PATHS = (
 
 
 class Sizes(NamedTuple):
-    """How much of a stream is used for what, in events."""
+    """Numbers of events of a stream, by use."""
 
     trained: int
     """To reach the sparse phase."""
@@ -263,7 +263,7 @@ def sparse_trainer(schema: Schema, training: TrainingConfig, events: EventBatch)
 
 
 class Enough(Exception):
-    """What was to be timed has been learned."""
+    """Raised when the timed events have been learned."""
 
 
 class Loop:

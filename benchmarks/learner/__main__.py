@@ -1,4 +1,4 @@
-"""How good the dense learner is, and its parts, beside other one-pass click models: served
+"""The quality of the dense learner and of its parts, beside other one-pass click models: served
 normalized entropy by delay.
 
 In: recordings (`--recordings DIR`; the flights data set without one) and two synthetic streams.
@@ -84,7 +84,7 @@ PARTS: dict[str, dict[str, Any]] = {
 """By part of the learner: the settings that leave it out."""
 Predictions = dict[int, np.ndarray]
 ROW_FIELDS = ("stream", "events", "system", "seed")
-"""What tells one measured row from another."""
+"""Fields that identify a measured row."""
 
 
 def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
@@ -115,7 +115,7 @@ def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
 
 
 def is_random(name: str) -> bool:
-    """Whether the seed makes a difference to that system."""
+    """True if that system depends on the seed."""
     return name == DLRM or (name.startswith("niwaki") and name != f"niwaki without {NO_NETWORK}")
 
 

@@ -1,5 +1,4 @@
-"""What the learner's benchmark makes of its predictions: the measures of a run, tables of all runs,
-and claims.
+"""Measures of a run, tables of all runs, and the claims of the learner's benchmark.
 
 In: logits by delay with their labels; rows of measures. Out: plain numbers, and Markdown that can
 stand in a README as it is. A cell has the median over seeds and, where there are several, the
@@ -166,8 +165,7 @@ def _cell(row: Row, measure: str, form: str) -> str:
 
 
 def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
-    """What niwaki promises, as far as there are rows to tell: of each claim the worst case,
-    niwaki's worst seed."""
+    """The claims, as far as there are rows: of each claim the worst case, niwaki's worst seed."""
     by_stream: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row["events"] >= FEWEST_EVENTS:

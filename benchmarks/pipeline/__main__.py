@@ -1,5 +1,5 @@
-"""Where the time of an event goes, from a recorded stream to a published checkpoint: each stage of
-the demo's path.
+"""The time of an event, from a recorded stream to a published checkpoint: each stage of the demo's
+path.
 
 Every round takes fresh events through all stages, one after the other, with a dense learner and
 with a pruned one; then the real loop learns the same events from the same topic. A stage's share is
@@ -45,7 +45,7 @@ Seconds = dict[str, float]
 """By stage."""
 
 BEFORE = ("encode JSON", "produce to Kafka")
-"""What a replay does, in a process of its own."""
+"""The stages of a replay, in a process of its own."""
 INTAKE = ("poll", "decode")
 LEARN = ("learn_linear", "learn_embeddings", "learn_network", "learn_rest")
 STEP = ("encode", "predict", *LEARN, "score", "watch", "decide", "publish")
@@ -162,7 +162,7 @@ def _intake_seconds(
 
 
 def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
-    """What `Trainer.step` and a publication take, stage by stage."""
+    """Times of `Trainer.step` and of a publication, stage by stage."""
     watch = Stopwatch()
     for batch in rebatch([events], pipeline.trainer.config.batch_events):
         step = pipeline.trainer.step(batch)

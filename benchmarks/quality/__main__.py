@@ -1,5 +1,5 @@
-"""How good a sparse model is that regrows and is pruned anew, beside the dense one and every other
-policy.
+"""The quality of a sparse model that regrows and is pruned anew, beside the dense one and every
+other policy.
 
 In: drifting synthetic streams whose drifts are known, and recordings (`--recordings DIR`). Out: a
 line for each stream, budget and policy: normalized entropy in training and as served at several
@@ -50,7 +50,7 @@ BUDGETS = {0.1: POLICIES, **dict.fromkeys((0.2, 0.05, 0.02), ("adaptive", "stati
 """The policies that are run at each budget."""
 COST_POLICIES = ("dense", "adaptive")
 ROW_FIELDS = ("stream", "events", "policy", "budget", "seed")
-"""What tells one measured row from another."""
+"""Fields that identify a measured row."""
 
 
 def won_back(drifts: list[int], course: list[float], dense: list[float]) -> float:
@@ -192,7 +192,7 @@ def _median(values: Any) -> float:
 
 
 def claims(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What niwaki promises of `adaptive`, as far as there are lines to tell."""
+    """The claims about `adaptive`, as far as there are lines."""
     made, served = [], f"served_{SERVED}"
     by_stream: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for line in lines:
@@ -264,7 +264,7 @@ def _abrupt(stream: str) -> bool:
 
 
 def _times(more: float, less: float) -> float:
-    """How many times `less` goes into `more`; without end where nothing is lost."""
+    """The ratio of `more` to `less`; infinite where nothing is lost."""
     return more / less if less > 0 else math.inf if more > 0 else math.nan
 
 

@@ -1,5 +1,5 @@
-"""What the quality benchmark runs: streams whose drifts are known, policies, and controls of what a
-gain is due to.
+"""The runs of the quality benchmark: streams whose drifts are known, policies, and controls that
+show the causes of a gain.
 
 In: the name of a stream, a policy or a control, a budget, a seed. Out: a row of what one run came
 to. `benchmarks.quality` says what the rows mean.
@@ -120,7 +120,7 @@ class Control(NamedTuple):
     """Settings of pruning."""
     learner: type[Learner] = Learner
     change: Callable[[Trainer], None] = lambda trainer: None
-    """What else is different."""
+    """Changes beside the learner."""
     anew: bool = False
     """At each true drift a new learner takes the place of the old one: it knows nothing of what was
     before."""

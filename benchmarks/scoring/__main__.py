@@ -1,5 +1,5 @@
-"""How fast a compact network scores beside the dense one it was cut from, and what it costs to
-publish it.
+"""The speed of a compact network beside the dense one it was cut from, and the cost of publishing
+it.
 
     compute      seconds of a call by candidates, sparsity, width and threads, beside PyTorch and
                  ONNX Runtime, from hashed ids and from the bytes of a request (compute.py)

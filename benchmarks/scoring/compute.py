@@ -1,4 +1,4 @@
-"""How long a call takes: niwaki's scorer at each sparsity beside the dense network as others would
+"""The duration of a call: niwaki's scorer at each sparsity beside the dense network as others would
 run it.
 
 All subjects of one setting are measured in turns, a burst of calls each, for as many rounds as the

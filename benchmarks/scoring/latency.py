@@ -139,7 +139,7 @@ def _niwaki(
 
 
 def _follow(scorer: Scorer, replaying: subprocess.Popen, events: int) -> list[tuple[float, int]]:
-    """When each version that was seen was taken over, seconds since the epoch, and the offset that
+    """Time of taking over each version that was seen, seconds since the epoch, and the offset that
     it reaches."""
     taken: list[tuple[float, int]] = []
     quiet_after_s = time.monotonic() + 600

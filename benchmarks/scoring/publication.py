@@ -1,4 +1,4 @@
-"""What a publication costs: bytes, time taken from learning, and normalized entropy where tables
+"""The cost of a publication: bytes, time taken from learning, and normalized entropy where tables
 are less exact.
 
 For bytes and entropy the stream is learned once, with a series of publications for each precision
@@ -78,7 +78,7 @@ class _Series:
         self.publication.refresh()
 
     def row(self, exact: "_Series") -> dict[str, Any]:
-        """What it came to, beside the series of full precision."""
+        """Result, beside the series of full precision."""
         learner, full_bytes = self._trainer.learner, self._pack(0)
         tables = (
             learner.tables.weight_RD,

@@ -1,5 +1,4 @@
-"""The same model as others would serve it, and the networks of different sparsity that are
-compared.
+"""The served model as others would serve it, and networks of different sparsity to compare.
 
 `PlainModel` is a plain PyTorch module: `nn.Embedding`, gathers for the linear expert, `nn.Linear`.
 `onnx_runtime` is the exported graph, with the lookups of that module before it. Both start from the
@@ -82,7 +81,7 @@ def narrowed(network: Network, sparsity: float) -> Network:
 
 
 def served(learner: Learner, network: Network, weights: dict[str, torch.Tensor]) -> ServedModel:
-    """What a scorer holds, with this network in the place of the learner's."""
+    """A scorer's model, with this network in the place of the learner's."""
     tensors = learner.export(learner.mixture.weights).tensors
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("network.")}
     scales = len(learner.config.half_lives_events)

@@ -1,5 +1,4 @@
-"""Whether a mild drift is better answered by regrowing half of what was pruned, and a severe one by
-regrowing all.
+"""Two answers to a mild and to a severe drift: half of the pruned units regrow, or all.
 
 In: synthetic streams with a drift in their middle, by which 30 % of the preferences change, or all.
 Out: how good the predictions were that were served after the drift, and what learning cost, for

@@ -1,5 +1,4 @@
-"""How fast the learner learns, dense and pruned, beside a plain PyTorch loop, Vowpal Wabbit and
-River.
+"""The learner's rate, dense and pruned, beside a plain PyTorch loop, Vowpal Wabbit and River.
 
 13 numerics and 26 fields, a million rows of 16 floats in all, a bottom MLP of 128, made-up events
 that all systems learn in the same order. After a warm-up, and a pruning for those that are pruned,
@@ -55,7 +54,7 @@ SPARSITIES = (0.8, 0.9, 0.95)
 
 
 class Size(NamedTuple):
-    """How much is learned."""
+    """Amounts of events and rounds."""
 
     warmup_events: int
     pruning_events: int

@@ -37,7 +37,7 @@ def best_plain(taken: dict[tuple[str, str], list[tuple[float, float]]]) -> tuple
 
 
 def claims(rows: list[dict[str, Any]], taken: dict[tuple[str, int], Any]) -> list[dict[str, Any]]:
-    """What niwaki promises, as far as there are rows to tell."""
+    """The claims, as far as there are rows."""
     made = []
     for (top, batch), found in taken.items():
         if batch != 512:

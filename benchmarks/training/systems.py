@@ -32,8 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 the prediction beyond what the network adds to. There are more pairs of fields than `max_pairs`, so
 none are made in either."""
 UNITS = {"niwaki, blocks of 8 x 8": (8, 8), "niwaki, single weights": (1, 1)}
-"""What else can be pruned than neurons, all else as in the defaults: 90 % pruned, with the smaller
-top network."""
+"""Units other than neurons, all else as in the defaults: 90 % pruned, with the smaller top network.
+"""
 VW_LINEAR, RIVER_LOGISTIC, RIVER_ADPREDICTOR = (
     "Vowpal Wabbit, linear",
     "River, logistic regression",
@@ -62,7 +62,7 @@ class Runner(NamedTuple):
     """Learns events from one place to another, which are also at hand as batches; their logits,
     where learning tells them."""
     predict: Callable[[int, int], list[np.ndarray]] | None
-    """Where learning does not tell them; called right before `learn`, and not timed."""
+    """Logits of systems whose `learn` returns none; called right before `learn`, and not timed."""
     multiply_adds: int | None
 
 
@@ -127,8 +127,8 @@ def plain_loop(
 
 
 def other(name: str, stream: Stream, before: int) -> Runner:
-    """What is timed takes an event from text or values to changed weights; a twin predicts beside
-    it."""
+    """A system of others: the timed one takes an event from text or values to changed weights, and
+    a twin predicts beside it."""
     timed, twin = OTHERS[name](stream), OTHERS[name](stream)
 
     def learn(start: int, stop: int, batches: Sequence[Batch]) -> list[np.ndarray]:

@@ -112,7 +112,7 @@ def test_what_layers_keep_is_compared_seed_by_seed():
     "policy", [name for name, control in CONTROLS.items() if control.learner is not Learner]
 )
 def test_a_learner_whose_units_come_back_otherwise_predicts_as_before_and_learns_on(policy):
-    """What is served must not depend on what lies beside it."""
+    """The served predictions must not depend on the dense branch beside them."""
     stream = next(streams(None, 4_000, ["abrupt"]))
     batches, trainer = Batches(stream), trainer_for(stream, policy, 0.1, 0)
     batches.attach(trainer)
