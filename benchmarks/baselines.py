@@ -29,8 +29,7 @@ _ENCODED_EVENTS = 8_192
 
 @dataclass(frozen=True)
 class Stream:
-    """Events to learn from, in order. The forms that systems read are made once. What systems read
-    of them is made once."""
+    """Events to learn from, in order. The forms that systems read are made once."""
 
     name: str
     schema: Schema
@@ -174,7 +173,7 @@ class PlainDLRM(torch.nn.Module):
     """Embeddings, their dot products and a bottom MLP's vector into a top MLP (Naumov et al.,
     arXiv:1906.00091).
 
-    The same rows, widths and preparation of numerics as niwaki's; Adagrad on the tables, Adam on
+    Rows, widths and preparation of numerics are niwaki's; Adagrad on the tables, Adam on
     the rest. It lacks all that niwaki adds: zero-start embeddings, the linear expert, learned
     shrinkage, time scales, the mixture.
     """
@@ -195,7 +194,9 @@ class PlainDLRM(torch.nn.Module):
         config, schema = config or LearnerConfig(), stream.schema
         self._stream, self._labels_B = stream, torch.from_numpy(stream.events.labels_B)
         self._numerics_BN = torch.from_numpy(stream.events.numerics_BN)
-        dim, fields, numerics = config.embedding_dim, len(schema.fields), 2 * len(schema.numeric)
+        dim = config.embedding_dim
+        fields = len(schema.fields)
+        numerics = 2 * len(schema.numeric)
         self._numerics = Numerics(len(schema.numeric), config.numeric_horizon_events)
         self.table = torch.nn.Embedding(max(fields, 1) * config.table_rows, dim, sparse=True)
         torch.nn.init.normal_(self.table.weight, std=0.05)

@@ -124,7 +124,7 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> 
     """Time both in each of `rounds` rounds, after one round to warm up, the first one first in
     every other round.
 
-    What else the machine does then falls on both alike, and the median ratio says more than two
+    The machine's other work then falls on both alike, and the median ratio says more than two
     separate medians.
     """
     first_s, second_s = [], []
@@ -180,9 +180,9 @@ def main(
 
 def seeds_of(text: str) -> list[int]:
     """The seeds in A-B, both counted, or in A alone: an option's type."""
-    first, _, last = text.partition("-")
+    first, *rest = text.split("-", 1)
     try:
-        seeds = list(range(int(first), int(last or first) + 1))
+        seeds = list(range(int(first), int(rest[0] if rest else first) + 1))
     except ValueError:
         seeds = []
     if not seeds:

@@ -1,7 +1,8 @@
 """Fixtures that tests share: a real Kafka and Redis where this machine has them, else the embedded
 ones; fresh names in both.
 
-What had to be replaced, or was skipped for want of a part, is said at the end of the run.
+The end of the run lists the parts that were replaced and the tests that were skipped for want of
+one.
 """
 
 import os

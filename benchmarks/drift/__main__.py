@@ -98,14 +98,18 @@ class Watcher:
         self.config = config
         self.monitor = DriftMonitor(config)
         self.signals = Signals(SCHEMA, 2, [one.signal for one in config.detectors])
-        self.events, self.seconds, self.alarms = 0, 0.0, []
+        self.events = 0
+        self.seconds = 0.0
+        self.alarms = []
 
     def branch(self) -> "Watcher":
         """Another one that goes on from here."""
         other = Watcher(self.config)
         other.monitor.restore(self.monitor.state())
         other.signals.restore(self.signals.state())
-        other.events, other.seconds, other.alarms = self.events, self.seconds, list(self.alarms)
+        other.events = self.events
+        other.seconds = self.seconds
+        other.alarms = list(self.alarms)
         return other
 
     def watch(self, trace: Trace) -> "Watcher":
@@ -247,11 +251,9 @@ def keep(kept: Rows, rows: Sequence[dict[str, Any]]) -> None:
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
     """Every part that is asked for."""
     torch.set_num_threads(1)
-    kept, traces, seeds = (
-        Rows(options.rows, ROW_FIELDS),
-        Traces(options.traces),
-        options.seeds[: 1 if quick else None],
-    )
+    kept = Rows(options.rows, ROW_FIELDS)
+    traces = Traces(options.traces)
+    seeds = options.seeds[: 1 if quick else None]
     rates, kinds = (RATES[1:2], list(KINDS)[4:5]) if quick else (RATES, list(KINDS))
     rows = []
     if "stationary" in options.parts and not quick:

@@ -27,9 +27,11 @@ from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig, World
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
-AT, AGAIN, PREFIX = 100_000, 140_000, 98_304
-"""Events of the drift and of its return; up to the last one, a whole block of the stream's, nothing
-differs."""
+AT = 100_000
+AGAIN = 140_000
+PREFIX = 98_304
+"""Events of the drift, of its return, and of the part before both, which is a whole number of the
+stream's blocks."""
 MAX_DELAY = 10_000
 RATES = (0.01, 0.05, 0.2)
 EVENTS_PER_S = 0.5  # a day is 43,200 events: the daily cycle is known before the drift

@@ -90,7 +90,9 @@ def measure(quick: bool, recording: Path | None = None) -> Findings:
     sizes = QUICK if quick else FULL
     training = TrainingConfig(max_batch_age_s=NEVER_S)
     tensor_threads(training.threads)
-    rows, claims, setting = [], [], {}
+    rows = []
+    claims = []
+    setting = {}
     with ExitStack() as stack:
         kafka, servers = stack.enter_context(some_kafka())
         redis, url = stack.enter_context(some_redis())
@@ -223,14 +225,14 @@ class Memory:
         self._readings = iter(_readings(batch, at_once) if batch else ())
 
     def start(self, offsets: Mapping[int, int]) -> None:
-        """See `EventReader`."""
+        """As `EventReader` defines it."""
 
     def read(self, timeout_s: float) -> PolledBatch | None:
-        """See `EventReader`."""
+        """As `EventReader` defines it."""
         return next(self._readings, None)
 
     def close(self) -> None:
-        """See `EventReader`."""
+        """As `EventReader` defines it."""
 
 
 def _readings(batch: EventBatch, at_once: int) -> list[PolledBatch]:
@@ -313,7 +315,7 @@ class Loop:
 def _row(
     stream: str, path: tuple[str, str], rates: Mapping[tuple[str, str], list[float]]
 ) -> dict[str, object]:
-    middle, low, high = spread(rates[path])
+    rate = spread(rates[path])
     ratios = {
         f"of_{other}": median(a / b for a, b in zip(rates[path], rates[than], strict=True))
         for other, than in (("poll_json", ("poll", "json")), ("memory", ("memory", "")))
@@ -322,9 +324,9 @@ def _row(
         "stream": stream,
         "path": path[0],
         "wire": path[1],
-        "events_per_s": middle,
-        "low": low,
-        "high": high,
+        "events_per_s": rate.median,
+        "low": rate.low,
+        "high": rate.high,
     } | ratios
 
 

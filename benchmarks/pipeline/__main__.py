@@ -56,7 +56,9 @@ WATCHING = DriftConfig(quiet_events=0, calibration_events=1_000)
 
 def measure(quick: bool) -> Findings:
     """Warm both learners up, then measure round by round."""
-    warmup_events, events, rounds = (1_024, 1_024, 2) if quick else (40_960, 10_240, 7)
+    warmup_events = 1_024 if quick else 40_960
+    events = 1_024 if quick else 10_240
+    rounds = 2 if quick else 7
     training = TrainingConfig()
     tensor_threads(training.threads)
     tables = generate(
@@ -186,12 +188,13 @@ def _reckon(
     order = (*BEFORE, *INTAKE, *STEP, "the loop")
     for key in sorted(us, key=lambda key: (order.index(key[0]), key[1])):
         stage, phase = key
-        middle, low, high = spread(us[key])
+        taken = spread(us[key])
         shares = {
-            f"share_{name}": middle / sums[name] if key in path else None
+            f"share_{name}": taken.median / sums[name] if key in path else None
             for name, path in paths.items()
         }
-        measures = {"us_per_event": middle, "low": low, "high": high, "events_per_s": 1e6 / middle}
+        measures = {"us_per_event": taken.median, "low": taken.low, "high": taken.high}
+        measures |= {"events_per_s": 1e6 / taken.median}
         rows.append({"stage": stage, "phase": phase} | measures | shares)
     learn = {phase: _sums([us[stage, phase] for stage in LEARN]) for phase in PHASES}
     inside = [key for key in paths["sparse"] if key[0] not in BEFORE]

@@ -99,7 +99,9 @@ def asked_for(
 def measure(quick: bool, options: argparse.Namespace) -> Findings:
     """Every row that is asked for, and the claims that they bear out or not."""
     torch.set_num_threads(1)
-    kept, lines, at_commit = Rows(options.rows, ROW_FIELDS), [], commit()
+    kept = Rows(options.rows, ROW_FIELDS)
+    lines = []
+    at_commit = commit()
     events = QUICK_EVENTS if quick else options.events
     for stream in streams(
         options.recordings, events, options.streams or (["abrupt"] if quick else None)

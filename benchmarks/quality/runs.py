@@ -157,12 +157,12 @@ class Zeros(Learner):
 
 
 HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
-BLOCKS, WEIGHTS, RIGL_WEIGHTS = (
-    "adaptive, blocks of 8 x 8",
-    "adaptive, single weights",
-    "rigl, single weights",
-)
-UNIFORM, FORGETTING, ANEW = "adaptive, uniform layers", "dense, forgetting", "dense, begun anew"
+BLOCKS = "adaptive, blocks of 8 x 8"
+WEIGHTS = "adaptive, single weights"
+RIGL_WEIGHTS = "rigl, single weights"
+UNIFORM = "adaptive, uniform layers"
+FORGETTING = "dense, forgetting"
+ANEW = "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
     "adaptive, fresh units": Control("adaptive", learner=Fresh),
@@ -232,7 +232,10 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
     def begin() -> Run:
         return Run(trainer_for(stream, policy, budget, seed), batches, intervals)
 
-    runs, totals, found, cuts = begin(), [0.0], [], []
+    runs = begin()
+    totals = [0.0]
+    found = []
+    cuts = []
     anew = list(stream.drifts) if policy in CONTROLS and CONTROLS[policy].anew else []
     for batch in batches.batches:
         if anew and runs.served.events >= anew[0]:

@@ -37,7 +37,8 @@ def _row(line: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _gap(line: Mapping[str, Any], name: str) -> str:
-    middle, low, high = (line[f"{name}_{of}"] for of in ("percent", "low", "high"))
+    middle = line[f"{name}_percent"]
+    low, high = line[f"{name}_low"], line[f"{name}_high"]
     if math.isnan(middle):
         return ""
     return f"{middle:+.2f}" if line["seeds"] == 1 else f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"

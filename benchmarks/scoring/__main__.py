@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ from benchmarks.scoring.http import http
 from benchmarks.scoring.latency import latency
 from benchmarks.scoring.publication import precision, time_taken
 
-Part = Callable[[bool], tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]]
+Part = Callable[[bool], Findings]
 
 
 def parts(recording: Path | None) -> dict[str, Part]:
@@ -44,13 +43,16 @@ def parts(recording: Path | None) -> dict[str, Part]:
 def measure(quick: bool, chosen: dict[str, Part]) -> Findings:
     """One part after the other."""
     torch.set_num_threads(1)
-    rows, claims, setting, tables = [], [], {"only": ",".join(chosen)}, []
+    rows = []
+    claims = []
+    setting = {"only": ",".join(chosen)}
+    tables = []
     for name, part in chosen.items():
-        found, claimed, about = part(quick)
-        rows += [{"part": name} | row for row in found]
-        claims += claimed
-        setting |= about
-        tables += [f"{name}:", "", *table(found), ""] if found else []
+        found = part(quick)
+        rows += [{"part": name} | row for row in found.rows]
+        claims += found.claims
+        setting |= found.setting
+        tables += [f"{name}:", "", *table(found.rows), ""] if found.rows else []
     return Findings(rows, claims, setting, "\n".join(tables).rstrip())
 
 
@@ -68,7 +70,6 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--only must name parts among {', '.join(known)}, got {', '.join(unknown)}")
 
     def measured(quick: bool) -> Findings:
-        """See the module."""
         return measure(quick, {name: known[name] for name in names})
 
     main("scoring", measured, rest)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.frame import at_least, spread
+from benchmarks.frame import Findings, at_least, spread
 from benchmarks.scoring import rivals
 from niwaki.serving import wire
 from niwaki.stream.synthetic.generator import SCHEMA
@@ -35,8 +35,8 @@ _LEAST_ROUNDS = 5
 Rows = list[dict[str, Any]]
 
 
-def compute(quick: bool) -> tuple[Rows, Rows, dict[str, Any]]:
-    """Rows, claims, setting."""
+def compute(quick: bool) -> Findings:
+    """Seconds of a call by candidates, sparsity, width and threads."""
     rows: Rows = []
     seconds = 1.5 if quick else 10.0
     for top in TOPS:
@@ -58,7 +58,7 @@ def compute(quick: bool) -> tuple[Rows, Rows, dict[str, Any]]:
                 rows += _measured(calls, seconds, about)
             torch.set_num_threads(1)
         rows += _requests(learner, top, seconds)
-    return (
+    return Findings(
         rows,
         _claims(rows),
         {"seconds_a_setting": seconds, "onnxruntime": bool(find_spec("onnxruntime"))},
@@ -97,7 +97,9 @@ def _check_same(scores: Mapping[tuple[str, float], rivals.Score], features: Any)
 def _requests(learner: Any, top: tuple[int, ...], seconds: float) -> Rows:
     """One context with 128 candidates: from the bytes of a request to those of its answer, on both
     sides with the server's own decoding and hashing."""
-    body, sparse, dense = request(128), rivals.compact(learner, 0.9), rivals.compact(learner, 0.0)
+    body = request(128)
+    sparse = rivals.compact(learner, 0.9)
+    dense = rivals.compact(learner, 0.0)
     encoder = learner.encoder
 
     def answer(score: rivals.Score) -> Callable[[], bytes]:

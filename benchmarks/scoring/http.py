@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.frame import ROOT, at_most
+from benchmarks.frame import ROOT, Findings, at_most
 from benchmarks.scoring import rivals
 from benchmarks.scoring.compute import TOPS, request
 from benchmarks.servers import some_redis
@@ -53,10 +53,10 @@ end
 """
 
 
-def http(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Rows, claims, setting. No rows without `wrk`."""
+def http(quick: bool) -> Findings:
+    """Requests and waits under load. No rows without `wrk`."""
     if not shutil.which("wrk"):
-        return [], [], {"http": "skipped: there is no wrk on the PATH"}
+        return Findings([], [], {"http": "skipped: there is no wrk on the PATH"})
     rows, claims = [], []
     seconds = 2 if quick else 8
     with ExitStack() as stack:
@@ -94,7 +94,8 @@ def http(quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
                 text = f"HTTP, 128 candidates, top {name}: p99 at {load} saturating load"
                 text += " over the dense network's at its"
                 claims.append(at_most(text, ratio, 0.5))
-    return rows, claims, {"connections": _CONNECTIONS, "seconds_a_load": seconds, "redis": redis}
+    setting = {"connections": _CONNECTIONS, "seconds_a_load": seconds, "redis": redis}
+    return Findings(rows, claims, setting)
 
 
 @contextmanager

@@ -15,13 +15,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
-from benchmarks.frame import ROOT, at_most
+from benchmarks.frame import ROOT, Findings, at_most
 from benchmarks.servers import some_kafka, some_redis
 from niwaki.model.features.schema import Schema
 from niwaki.serving.scorer import Scorer
@@ -36,10 +35,8 @@ _START_S = 2.0
 """Not counted."""
 
 
-def latency(
-    quick: bool, recording: Path | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """Rows, claims, setting."""
+def latency(quick: bool, recording: Path | None) -> Findings:
+    """Waits from an event's arrival to a scorer that serves it."""
     seconds = 16 if quick else 60
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-")))
@@ -84,7 +81,9 @@ def latency(
     counted = arrived_s[events] >= arrived_s[0] + _START_S
     waited_s = (servable_s - arrived_s[events])[counted]
     rate = (len(arrived_s) - 1) / (arrived_s[-1] - arrived_s[0])
-    p50, p95, p99 = (float(np.quantile(waited_s, q)) for q in (0.5, 0.95, 0.99))
+    p50 = float(np.quantile(waited_s, 0.5))
+    p95 = float(np.quantile(waited_s, 0.95))
+    p99 = float(np.quantile(waited_s, 0.99))
     row = {
         "stream": path.name.split(".")[0],
         "events_per_s": rate,
@@ -97,7 +96,7 @@ def latency(
     text = (
         f"from an event's arrival at {rate:,.0f} events/s to a scorer that serves it, p95, seconds"
     )
-    return (
+    return Findings(
         [row],
         [at_most(text, p95, 1.0)],
         {"kafka": kafka, "redis": redis, "not_counted_s": _START_S},

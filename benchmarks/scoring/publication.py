@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.frame import at_most, spread
+from benchmarks.frame import Findings, at_most, spread
 from benchmarks.servers import some_redis
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import LearnerConfig
@@ -36,25 +36,32 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 _BLOCK_EVENTS = 4_096
 _WARMUP_EVENTS, _PRUNING_EVENTS = 20_000, 20_000
 
-Found = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]
+
+class _Stream(NamedTuple):
+    """A stream to publish from."""
+
+    name: str
+    schema: Schema
+    events: int
+    """The number of events that are used, at most."""
 
 
-def precision(quick: bool, recording: Path | None) -> Found:
-    """Rows, claims, setting: bytes and served entropy by precision and seed."""
+def precision(quick: bool, recording: Path | None) -> Findings:
+    """Bytes and served entropy by precision and seed."""
     rows = []
-    name, schema, limit = _stream(recording, quick)
+    stream = _stream(recording, quick)
     for seed in range(1 if quick else 3):
-        trainer = _trainer(schema, seed, limit)
+        trainer = _trainer(stream.schema, seed, stream.events)
         series = [_Series(trainer, precision) for precision in PRECISIONS]
-        for batch in _batches(recording, limit):
+        for batch in _batches(recording, stream.events):
             step = trainer.step(batch)
             for one in series:
                 if one.publication.due(step.move):
                     one.publish()
-        rows += [{"stream": name, "seed": seed} | one.row(series[0]) for one in series]
-    return (
+        rows += [{"stream": stream.name, "seed": seed} | one.row(series[0]) for one in series]
+    return Findings(
         rows,
-        _byte_claims(name, rows),
+        _byte_claims(stream.name, rows),
         {"publish_every_events": EVERY_EVENTS, "events": trainer.events},
     )
 
@@ -141,24 +148,21 @@ def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
     return claims
 
 
-def time_taken(quick: bool, recording: Path | None) -> Found:
-    """Rows, claims, setting: what an operator pays for publishing, with a core to spare and
-    without.
+def time_taken(quick: bool, recording: Path | None) -> Findings:
+    """The price of publishing for an operator, with a core to spare and without.
 
     Two trainers learn the same events, block by block and in turns. One publishes to a Redis at the
     default settings, which includes that it scores what it has published, before each batch, and
     learns the mixture from that. The other does nothing of it. A block ends when all that it has
     begun is done: scored, packed, taken by Redis.
     """
-    name, schema, limit = _stream(recording, quick)
+    stream = _stream(recording, quick)
     cores = sorted(os.sched_getaffinity(0))
     taken_s: dict[int, list[tuple[float, float]]] = {len(cores): [], 1: []}
     loop_s, publications = dict.fromkeys(taken_s, 0.0), dict.fromkeys(taken_s, 0)
-    batches, plain, publishing = (
-        _batches(recording, limit),
-        _trainer(schema, 0, limit),
-        _trainer(schema, 0, limit),
-    )
+    batches = _batches(recording, stream.events)
+    plain = _trainer(stream.schema, 0, stream.events)
+    publishing = _trainer(stream.schema, 0, stream.events)
     with (
         some_redis() as (redis, url),
         CheckpointStore.from_url(url) as store,
@@ -209,12 +213,14 @@ def time_taken(quick: bool, recording: Path | None) -> Found:
             "pairs": len(pairs) - 1,
         }
         rows.append(row)
-        text = f"{name}, {core_count} cores: publishing every 1,000 events over not publishing"
+        text = (
+            f"{stream.name}, {core_count} cores: publishing every 1,000 events over not publishing"
+        )
         text += ", time taken from learning"
         claims.append(
             at_most(f"{text}, median of {len(pairs) - 1} pairs of blocks", cost.median, 0.05)
         )
-    return rows, claims, {"block_events": _BLOCK_EVENTS, "redis": redis}
+    return Findings(rows, claims, {"block_events": _BLOCK_EVENTS, "redis": redis})
 
 
 def _run_on(cores: Sequence[int]) -> None:
@@ -223,11 +229,11 @@ def _run_on(cores: Sequence[int]) -> None:
         os.sched_setaffinity(int(thread), cores)
 
 
-def _stream(recording: Path | None, quick: bool) -> tuple[str, Schema, int]:
-    """Name, schema, and events that are used."""
+def _stream(recording: Path | None, quick: bool) -> _Stream:
     if recording:
-        return recording.name.split(".")[0], propose_schema(recording), 60_000 if quick else 10**9
-    return "synthetic", SCHEMA, 24_000 if quick else 200_000
+        name = recording.name.split(".")[0]
+        return _Stream(name, propose_schema(recording), 60_000 if quick else 10**9)
+    return _Stream("synthetic", SCHEMA, 24_000 if quick else 200_000)
 
 
 def _batches(recording: Path | None, limit: int) -> Iterator[EventBatch]:

@@ -162,7 +162,8 @@ class PlainModel(nn.Module):
     ) -> torch.Tensor:
         """(B,) probabilities."""
         read = self.lookups(rows_BF, pairs_BP, numerics_BN)
-        vectors_BVD, numerics_BM, contributions_BSK = read.values()
+        vectors_BVD, numerics_BM = read["vectors"], read["numerics"]
+        contributions_BSK = read["contributions"]
         if self.bottom is not None:
             vectors_BVD = torch.cat([vectors_BVD, self.bottom(numerics_BM).unsqueeze(1)], 1)
         dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)

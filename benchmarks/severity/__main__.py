@@ -30,7 +30,10 @@ from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
 from niwaki.stream.training.trainer import Trainer, TrainingConfig
 
-EVENTS, AT, AFTER_EVENTS, SERVED = 200_000, 100_000, 50_000, 1_000
+EVENTS = 200_000
+AT = 100_000
+AFTER_EVENTS = 50_000
+SERVED = 1_000
 SHARES = {"mild, 30 % of the concept": 0.3, "severe, all of it": 1.0}
 ROW_FIELDS = ("stream", "seed", "answer")
 

@@ -123,7 +123,9 @@ def best_product() -> float:
     """Multiply-adds a second of the fastest of some matrix products, float32."""
     rates = []
     for n in (256, 512, 1024):
-        first, second, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+        first = torch.randn(n, n)
+        second = torch.randn(n, n)
+        out = torch.empty(n, n)
         taken_s = []
         for _ in range(20):
             started_s = time.perf_counter()

@@ -17,7 +17,9 @@ from niwaki.model.features.encoder import Features
 from niwaki.model.learner import Learner, LearnerConfig
 from niwaki.model.step import ParallelCall
 
-DEFAULTS, ALONE, PLAIN = "niwaki, defaults", "niwaki, network only", "plain PyTorch loop"
+DEFAULTS = "niwaki, defaults"
+ALONE = "niwaki, network only"
+PLAIN = "plain PyTorch loop"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULTS: {},
     ALONE: {
@@ -34,11 +36,9 @@ none are made in either."""
 UNITS = {"niwaki, blocks of 8 x 8": (8, 8), "niwaki, single weights": (1, 1)}
 """Units other than neurons, all else as in the defaults: 90 % pruned, with the smaller top network.
 """
-VW_LINEAR, RIVER_LOGISTIC, RIVER_ADPREDICTOR = (
-    "Vowpal Wabbit, linear",
-    "River, logistic regression",
-    "River, AdPredictor",
-)
+VW_LINEAR = "Vowpal Wabbit, linear"
+RIVER_LOGISTIC = "River, logistic regression"
+RIVER_ADPREDICTOR = "River, AdPredictor"
 OTHERS: dict[str, Callable[[Stream], System]] = {
     VW_LINEAR: VowpalWabbit,
     "Vowpal Wabbit, -q ::": lambda stream: VowpalWabbit(stream, "-q ::"),

@@ -81,7 +81,8 @@ def test_an_event_is_servable_with_the_first_version_that_reaches_beyond_it():
 
 
 def test_less_exact_tables_are_smaller_and_cost_little():
-    rows, claims, _ = precision(True, None)
+    found = precision(True, None)
+    rows, claims = found.rows, found.claims
     by_kind = {row["precision"]: row for row in rows}
     assert by_kind["float32"]["ne_cost"] == 0
     for smaller, larger in (("int8", "float16"), ("float16", "float32")):
