@@ -204,7 +204,7 @@ def time_taken(quick: bool, recording: Path | None) -> Findings:
     rows, claims = [], []
     for core_count, pairs in taken_s.items():
         cost = spread([with_s / without_s - 1 for with_s, without_s in pairs[1:]])
-        row = {"stream": name, "cores": core_count}
+        row = {"stream": stream.name, "cores": core_count}
         row |= {f"events_per_s_{which}": _BLOCK_EVENTS / median(times) for which, times in
                 zip(("publishing", "without"), zip(*pairs, strict=True), strict=True)}  # fmt: skip
         row |= {"cost": cost.median, "low": cost.low, "high": cost.high}
