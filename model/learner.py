@@ -25,7 +25,7 @@ from niwaki.model.deep.network import Network
 from niwaki.model.errors import LearnError
 from niwaki.model.experts import Inputs, assemble, deep_logits
 from niwaki.model.features.ages import Ages
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner_state import LearnerState, named
@@ -143,7 +143,7 @@ class Learner:
 
     def learn(
         self,
-        features: Features,
+        hashed: HashedEvents,
         labels_B: np.ndarray,
         target_ratio: float = 1.0,
         table_ratio: float = 1.0,
@@ -157,12 +157,12 @@ class Learner:
         """
         steps = -(-len(labels_B) // _STEP_EVENTS)
         if steps == 1:
-            logits_B, self.experts_BE = self._step(features, labels_B, target_ratio, table_ratio)
+            logits_B, self.experts_BE = self._step(hashed, labels_B, target_ratio, table_ratio)
             return logits_B
         bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
         parts = [
             self._step(
-                Features(*(t[start:stop] for t in features)),
+                hashed.part(start, stop),
                 labels_B[start:stop],
                 target_ratio,
                 table_ratio,
@@ -174,10 +174,10 @@ class Learner:
         return np.concatenate(logits)
 
     def _step(
-        self, features: Features, labels_B: np.ndarray, *ratios: float
+        self, hashed: HashedEvents, labels_B: np.ndarray, *ratios: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits of the lead (B,) and of the experts (B, E) before the step."""
-        events, features = len(labels_B), self.ages.fill(features)
+        events, features = len(labels_B), self.ages.complete(hashed)
         masks = self.masks.masks() if self.masks else None
         live = self._live() if self.config.network_rate else []
         halves = MicroBatches(features, labels_B, self.slots, len(self.config.half_lives_events))
@@ -250,10 +250,10 @@ class Learner:
         for follower in self._followers:
             follower.mark(table, *rows)
 
-    def predict(self, features: Features, weights: np.ndarray | None = None) -> np.ndarray:
+    def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the
         lead's own."""
-        inputs = self._assemble(features)
+        inputs = self._assemble(hashed)
         deep_B = deep_logits(DeepInference(*self._published()), inputs, self.tables.weight_RD)
         experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
         return mix(self.mixture.weights if weights is None else weights, experts_BE)
@@ -310,14 +310,14 @@ class Learner:
         self._left = evidence_ratio, gradients_ratio
         self._doubt.begin(within_events)
 
-    def rewire(self, features: Features, labels_B: np.ndarray, ratio: float) -> None:
+    def rewire(self, hashed: HashedEvents, labels_B: np.ndarray, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units for fresh ones, which begin without a say:
         their outgoing weights are zero."""
         groups, live = self.dense.network.groups, self.dense_live
         self._widen(self._fresh())
         inputs, embeddings = (
-            self._assemble(features),
-            (self.tables.weight_RD.numpy(), features.rows_BF.numpy()),
+            self._assemble(hashed),
+            (self.tables.weight_RD.numpy(), hashed.rows_BF.numpy()),
         )
         deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(
             *embeddings, inputs.numerics_BM, inputs.said_BS
@@ -448,8 +448,8 @@ class Learner:
         self.learned_multiply_adds = state.learned_multiply_adds
         self._doubt.counts[:], self._left = state.doubt, state.left
 
-    def _assemble(self, features: Features) -> Inputs:
-        features, linear = self.ages.fill(features), self.linear
+    def _assemble(self, hashed: HashedEvents) -> Inputs:
+        features, linear = self.ages.complete(hashed), self.linear
         return assemble(
             self.slots, features, self.numerics.scale(), linear.evidence_R2K, linear.prior_SK()
         )

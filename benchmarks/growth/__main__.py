@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner, LearnerConfig
 from niwaki.stream.training.second_thread import SecondThread, tensor_threads
@@ -178,7 +178,7 @@ def compiled_learn(setting: Setting) -> Learner:
     return Learner(schema, config, narrow_ratio=None if setting.phase == "dense" else 0.1)
 
 
-def made_up(setting: Setting, rng: np.random.Generator) -> tuple[Features, np.ndarray]:
+def made_up(setting: Setting, rng: np.random.Generator) -> tuple[HashedEvents, np.ndarray]:
     """A batch of rows, numerics and labels."""
     rows, fields = setting.rows // setting.fields, setting.fields
     ids_BF = (rows * rng.random((BATCH_EVENTS, fields)) ** 3).astype(np.int64)
@@ -189,7 +189,7 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[Features, np.nd
     )
     pairs_BP = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
     times_s_B = torch.zeros(BATCH_EVENTS, dtype=torch.float64)
-    return Features(
+    return HashedEvents(
         torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN), times_s_B
     ), labels_B
 

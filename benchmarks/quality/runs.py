@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niwaki.model.evaluation import Evaluation, binary_entropy, log_losses
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner, LearnerConfig
 from niwaki.pruning import policies
@@ -94,7 +94,7 @@ class Batches:
 
     def __init__(self, stream: Stream):
         self.batches = list(rebatch([stream.events], 128))
-        self._features: dict[int, Features] = {}
+        self._features: dict[int, HashedEvents] = {}
 
     def attach(self, trainer: Trainer) -> None:
         """Let `trainer` find its features here. All trainers hash alike: same schema, same
@@ -102,7 +102,7 @@ class Batches:
         encode = trainer.learner.encoder.encode
         known = self._features
 
-        def remembered(batch: EventBatch) -> Features:
+        def remembered(batch: EventBatch) -> HashedEvents:
             if id(batch) not in known:
                 known[id(batch)] = encode(batch)
             return known[id(batch)]

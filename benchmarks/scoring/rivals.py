@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from niwaki.model.deep.network import Network
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.numerics import CODES, KNOTS
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner, LearnerConfig
@@ -24,7 +24,7 @@ from niwaki.serving.network_export import export
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
 
-Score = Callable[[Features], np.ndarray]
+Score = Callable[[HashedEvents], np.ndarray]
 
 
 def learned(top: tuple[int, ...], events: int = 4_096) -> Learner:
@@ -105,9 +105,9 @@ def pytorch(model: ServedModel) -> Score:
     """`PlainModel`, eager."""
     plain = PlainModel(model).eval()
 
-    def score(features: Features) -> np.ndarray:
+    def score(features: HashedEvents) -> np.ndarray:
         with torch.inference_mode():
-            return plain(features.rows_BF, features.pairs_BP, features.numerics_BN).numpy()
+            return plain(features.rows_BF, features.pairs_BP, features.raw_numerics_BN).numpy()
 
     return score
 
@@ -121,9 +121,9 @@ def onnx_runtime(model: ServedModel, threads: int) -> Score:
     session = InferenceSession(export(model, "onnx"), options, providers=["CPUExecutionProvider"])
     plain = PlainModel(model).eval()
 
-    def score(features: Features) -> np.ndarray:
+    def score(features: HashedEvents) -> np.ndarray:
         with torch.inference_mode():
-            read = plain.lookups(features.rows_BF, features.pairs_BP, features.numerics_BN)
+            read = plain.lookups(features.rows_BF, features.pairs_BP, features.raw_numerics_BN)
         return session.run(None, {name: tensor.numpy() for name, tensor in read.items()})[0]
 
     return score

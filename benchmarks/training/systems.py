@@ -13,7 +13,7 @@ from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, River, Stream, System, VowpalWabbit
 from benchmarks.training.events import SCHEMA
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.learner import Learner, LearnerConfig
 from niwaki.model.step import ParallelCall
 
@@ -49,7 +49,7 @@ OTHERS: dict[str, Callable[[Stream], System]] = {
 OTHERS_BATCH = 512
 
 
-Batch = tuple[Features, np.ndarray]
+Batch = tuple[HashedEvents, np.ndarray]
 
 
 class Runner(NamedTuple):
@@ -111,7 +111,7 @@ def plain_loop(
         torch.set_num_threads(threads)
         try:
             return [
-                loop.step(f.rows_BF, f.numerics_BN, torch.from_numpy(labels_B))
+                loop.step(f.rows_BF, f.raw_numerics_BN, torch.from_numpy(labels_B))
                 for f, labels_B in batches
             ]
         finally:

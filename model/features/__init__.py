@@ -1,2 +1,1 @@
-"""How events become features: the schema, columns of events, hashed rows, prepared numerics,
-ages."""
+"""Features: the schema, columns of events, hashed rows, numerics, and ages of values."""

@@ -1,15 +1,17 @@
-"""From columns of events to what the network reads: table rows for categorical fields, floats for
-numerics.
+"""From columns of events to table rows: each value of a categorical field is hashed to a row.
 
-First stop of a batch. In: an `EventBatch`. Out: `Features`, flat row ids and raw numerics as
-tensors. Hashing is seeded by field name, and the same on every machine and in every version of this
-file's `HASH_VERSION`. It refuses to look at labels.
+The first stop of a batch. In: an `EventBatch`. Out: `HashedEvents`, flat row numbers and raw
+numerics as tensors, which `niwaki.model.features.ages` completes to the `Features` that the model
+reads. Hashes are seeded by field name; they are equal on every machine and for every version of
+this file with the same `HASH_VERSION`. Labels are not read.
 
-Shapes: B events, F fields, P pairs of fields, C crosses of up to X fields, T time features.
+Shapes: B events, F fields, P pairs of fields, N numerics, C crosses of up to X fields, T time
+features.
 """
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,92 +24,129 @@ from niwaki.model.jit import kernel
 HASH_VERSION = 1
 
 
-class Features(NamedTuple):
-    """What the model reads of B events."""
+class HashedEvents(NamedTuple):
+    """B events after hashing, before the ages of values are known. The model takes finished
+    `Features` only."""
 
     rows_BF: torch.Tensor
     """int64, flat row of each field's value in the embedding tables; a field's first row stands for
     "missing"."""
     pairs_BP: torch.Tensor
     """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
-    numerics_BN: torch.Tensor
-    """float32, NaN = missing; ages are filled in where it is known what was seen
-    (`model.features.ages`)."""
+    raw_numerics_BN: torch.Tensor
+    """float32, NaN = missing; the columns of ages come last, and are NaN."""
     times_s_B: torch.Tensor
     """float64, event time in seconds since the epoch; 0: not known."""
 
+    def part(self, start: int, stop: int) -> "HashedEvents":
+        """Events `start` to `stop` (exclusive), as views."""
+        return HashedEvents(*(tensor[start:stop] for tensor in self))
+
+    @classmethod
+    def concat(cls, batches: Sequence["HashedEvents"]) -> "HashedEvents":
+        """The events of `batches`, one after the other."""
+        return cls(*map(torch.cat, zip(*batches, strict=True)))
+
+
+class Features(NamedTuple):
+    """The inputs of the model for B events, complete; made by `niwaki.model.features.ages.Ages`."""
+
+    rows_BF: torch.Tensor
+    """int64, as in `HashedEvents`."""
+    pairs_BP: torch.Tensor
+    """int64, as in `HashedEvents`."""
+    numerics_BN: torch.Tensor
+    """float32, NaN = missing, ages included."""
+    times_s_B: torch.Tensor
+    """float64, as in `HashedEvents`."""
+
+
+class _Hashing(NamedTuple):
+    """The constants by which one encoder hashes, as its kernels read them."""
+
+    seeds_F: np.ndarray
+    """uint64, seed of each field."""
+    columns: int
+    """Number of categorical columns, which are the first fields."""
+    crosses_CX: np.ndarray
+    """int64, the members of each cross, then -1."""
+    times_T: np.ndarray
+    """int64, 0 for the hour, 1 for the day of the week."""
+    rows: int
+    """Rows of each field's table."""
+    pairs_P2: np.ndarray
+    """int64, the two fields of each pair."""
+    seeds_P: np.ndarray
+    """uint64, seed of each pair."""
+    pair_rows: int
+    """Rows of the table of pairs."""
+
 
 class Encoder:
-    """Maps an `EventBatch` to `Features`: each value of a field is hashed to one of the rows of the
-    field's table."""
+    """Hashes each value of a field to one of the rows of the field's table."""
 
     def __init__(self, schema: Schema, *, rows: int, pair_rows: int = 0, seed: int = 0):
         """`rows`: of each field's table. `pair_rows`: of the one table of all pairs of fields; 0:
         no pairs."""
-        self.schema, self.rows, self.pair_rows = schema, rows, pair_rows
+        self.schema = schema
+        self.rows = rows
+        self.pair_rows = pair_rows
         names = schema.fields
         self.pairs = tuple(itertools.combinations(range(len(names)), 2)) if pair_rows else ()
-        self._seeds_F = np.array(
-            [_seed(f"{HASH_VERSION}:{seed}:{name}") for name in names], np.uint64
-        )
-        self._pairs_P2 = np.array(self.pairs, np.int64).reshape(-1, 2)
-        self._seeds_P = np.array(
-            [_seed(f"{HASH_VERSION}:{seed}:{names[i]}:{names[j]}") for i, j in self.pairs],
-            np.uint64,
-        )
-        self._crosses_CX = np.full(
-            (len(schema.crosses), max(map(len, schema.crosses), default=0)), -1
-        )
+        prefix = f"{HASH_VERSION}:{seed}"
+        seeds = [_seed(f"{prefix}:{name}") for name in names]
+        pair_seeds = [_seed(f"{prefix}:{names[i]}:{names[j]}") for i, j in self.pairs]
+        times = [
+            TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES
+        ]
+        crosses_CX = np.full((len(schema.crosses), max(map(len, schema.crosses), default=0)), -1)
         for c, cross in enumerate(schema.crosses):
-            self._crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
-        self._times_T = np.array(
-            [TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES],
-            np.int64,
+            crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
+        self._hashing = _Hashing(
+            seeds_F=np.array(seeds, np.uint64),
+            columns=len(schema.categorical),
+            crosses_CX=crosses_CX,
+            times_T=np.array(times, np.int64),
+            rows=rows,
+            pairs_P2=np.array(self.pairs, np.int64).reshape(-1, 2),
+            seeds_P=np.array(pair_seeds, np.uint64),
+            pair_rows=pair_rows,
         )
 
-    def encode(self, batch: EventBatch) -> Features:
-        """The rows and numerics of `batch`."""
-        events, columns = len(batch), len(self.schema.categorical)
-        hashes_BF = np.empty((events, len(self._seeds_F)), np.uint64)
+    def encode(self, batch: EventBatch) -> HashedEvents:
+        """The rows and raw numerics of the events of `batch`."""
+        hashing = self._hashing
+        events = len(batch)
+        hashes_BF = np.empty((events, len(hashing.seeds_F)), np.uint64)
         rows_BF = np.empty(hashes_BF.shape, np.int64)
         pairs_BP = np.empty((events, len(self.pairs)), np.int64)
-        if columns and events:
+        if hashing.columns and events:
             strings = pa.concat_arrays(batch.categorical)
             valid, offsets, text = (
                 np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers()
             )
-            seeds_F = self._seeds_F[:columns]
+            seeds_F = hashing.seeds_F[: hashing.columns]
             _hash_strings(valid, offsets.view(np.int32), text, strings.offset, seeds_F, hashes_BF)
-        _rows_of_hashes(
-            hashes_BF,
-            self._seeds_F,
-            columns,
-            self._crosses_CX,
-            self._times_T,
-            batch.times_s_B,
-            self.rows,
-            rows_BF,
-            self._pairs_P2,
-            self._seeds_P,
-            self.pair_rows,
-            pairs_BP,
-        )
+        _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF, pairs_BP)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
         if ages := len(self.schema.ages):
-            numerics_BN = np.concatenate(
-                [numerics_BN, np.full((events, ages), np.nan, np.float32)], 1
-            )
-        return Features(
-            *map(torch.from_numpy, (rows_BF, pairs_BP, numerics_BN, np.array(batch.times_s_B)))
+            empty_BA = np.full((events, ages), np.nan, np.float32)
+            numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
+        return HashedEvents(
+            rows_BF=torch.from_numpy(rows_BF),
+            pairs_BP=torch.from_numpy(pairs_BP),
+            raw_numerics_BN=torch.from_numpy(numerics_BN),
+            times_s_B=torch.from_numpy(np.array(batch.times_s_B)),
         )
 
 
 def _seed(text: str) -> int:
+    """A seed of 64 bits from a name."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 @kernel("uint64(uint64)")
-def _mix(h):
+def _mix(h: np.uint64) -> np.uint64:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every
     output bit."""
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -119,9 +158,16 @@ def _mix(h):
     "void(Array(uint8, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
     " Array(uint8, 1, 'C', readonly=True), int64, uint64[::1], uint64[:,::1])"
 )
-def _hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
-    """Of each string of an Arrow array, eight bytes at a time, beginning with its length; 0 where
-    it is null.
+def _hash_strings(
+    valid: np.ndarray,
+    offsets: np.ndarray,
+    text: np.ndarray,
+    first: int,
+    seeds_F: np.ndarray,
+    hashes_BF: np.ndarray,
+) -> None:
+    """Write the hash of each string of an Arrow array, from its length and its bytes, eight at a
+    time; 0 where it is null.
 
     `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`:
     the array's offset. The array holds B strings of the first field, then B of the second, and so
@@ -134,7 +180,8 @@ def _hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
             if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
                 hashes_BF[b, f] = 0
                 continue
-            start, stop = np.int64(offsets[i]), np.int64(offsets[i + 1])
+            start = np.int64(offsets[i])
+            stop = np.int64(offsets[i + 1])
             h = _mix(seeds_F[f] ^ np.uint64(stop - start))
             for at in range(start, stop, 8):
                 word = np.uint64(0)
@@ -145,33 +192,31 @@ def _hash_strings(valid, offsets, text, first, seeds_F, hashes_BF):
 
 
 @kernel(
-    "void(uint64[:,::1], uint64[::1], int64, int64[:,::1], int64[::1], Array(float64, 1, 'C', readonly=True), int64,"
-    " int64[:,::1], int64[:,::1], uint64[::1], int64, int64[:,::1])"
+    "void(uint64[:,::1], Array(float64, 1, 'C', readonly=True),"
+    " uint64[::1], int64, int64[:,::1], int64[::1], int64, int64[:,::1], uint64[::1], int64,"
+    " int64[:,::1], int64[:,::1])"
 )
-def _rows_of_hashes(
-    hashes_BF,
-    seeds_F,
-    columns,
-    crosses_CX,
-    times_T,
-    times_s_B,
-    rows,
-    rows_BF,
-    pairs_P2,
-    seeds_P,
-    pair_rows,
-    pairs_BP,
-):
-    """Hash crosses and time features, the fields after the first `columns`, then find every field's
-    and pair's row.
-
-    `crosses_CX`: the members of each cross, then -1. `times_T`: 0 for the hour, 1 for the day of
-    the week.
-    """
+def _locate_rows(
+    hashes_BF: np.ndarray,
+    times_s_B: np.ndarray,
+    seeds_F: np.ndarray,
+    columns: int,
+    crosses_CX: np.ndarray,
+    times_T: np.ndarray,
+    rows: int,
+    pairs_P2: np.ndarray,
+    seeds_P: np.ndarray,
+    pair_rows: int,
+    rows_BF: np.ndarray,
+    pairs_BP: np.ndarray,
+) -> None:
+    """Hash crosses and time features, the fields after the first `columns`; then write the row of
+    every field and pair. From `seeds_F` to `pair_rows`: see `_Hashing`."""
     crosses, members = crosses_CX.shape
     for b in range(len(hashes_BF)):
         for c in range(crosses):
-            h, missing = seeds_F[columns + c], False
+            h = seeds_F[columns + c]
+            missing = False
             for x in range(members):
                 member = crosses_CX[c, x]
                 if member >= 0:
@@ -188,7 +233,8 @@ def _rows_of_hashes(
             row = np.int64(0) if h == 0 else np.int64(np.uint64(1) + h % np.uint64(rows - 1))
             rows_BF[b, f] = f * rows + row
         for p in range(len(pairs_P2)):
-            first, second = hashes_BF[b, pairs_P2[p, 0]], hashes_BF[b, pairs_P2[p, 1]]
+            first = hashes_BF[b, pairs_P2[p, 0]]
+            second = hashes_BF[b, pairs_P2[p, 1]]
             pairs_BP[b, p] = np.int64(
                 _mix(_mix(first ^ seeds_P[p]) ^ second) % np.uint64(pair_rows)
             )

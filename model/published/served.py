@@ -16,7 +16,7 @@ from niwaki.model.deep.network import Network, NetworkShape, Parameters
 from niwaki.model.errors import CheckpointError
 from niwaki.model.experts import Inputs, assemble
 from niwaki.model.features.ages import Ages
-from niwaki.model.features.encoder import Encoder, Features
+from niwaki.model.features.encoder import Encoder, HashedEvents
 from niwaki.model.features.numerics import KNOTS, Scale
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.linear.expert import contributions
@@ -127,19 +127,19 @@ class ServedModel:
             tensors |= {f"{name}.rows": rows, f"{name}.values": table[rows]}
         return tensors
 
-    def experts(self, features: Features) -> np.ndarray:
+    def experts(self, hashed: HashedEvents) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
-        features = self._ages.fill(features, self.tables.get("age"))
+        features = self._ages.complete(hashed, self.tables.get("age"))
         return self._inference.experts(features, self._scale, self.tables, self._prior_SK)
 
-    def inputs(self, features: Features) -> Inputs:
+    def inputs(self, hashed: HashedEvents) -> Inputs:
         """What the network reads of B events: everything but embeddings."""
-        features = self._ages.fill(features, self.tables.get("age"))
+        features = self._ages.complete(hashed, self.tables.get("age"))
         return assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
 
-    def vectors(self, features: Features) -> torch.Tensor:
+    def vectors(self, hashed: HashedEvents) -> torch.Tensor:
         """(B, F, D): the embeddings of B events."""
-        return self.tables["embedding"][features.rows_BF]
+        return self.tables["embedding"][hashed.rows_BF]
 
     def contributions(self, inputs: Inputs) -> torch.Tensor:
         """(B, S, K): what each slot adds to the linear expert's logit at each time scale."""

@@ -21,7 +21,7 @@ import torch
 
 from niwaki.model.deep.network import NetworkShape
 from niwaki.model.evaluation import WindowedEvaluation
-from niwaki.model.features.encoder import Features
+from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.learner import Learner
 from niwaki.model.mixture import Mixture
 from niwaki.model.published.served import ServedModel
@@ -73,7 +73,7 @@ class ServedReplica:
         self._learner, self._changes = learner, learner.follow()
         self._follower = _Follower(learner, window_events, table_precision)
         self._prepared: Prepared | None = None
-        self._waiting: list[tuple[Features, np.ndarray]] = []
+        self._waiting: list[tuple[HashedEvents, np.ndarray]] = []
         self._waiting_events = 0
         self._thread = ThreadPoolExecutor(1, "niwaki-served")
         self._jobs: deque[Future] = deque()
@@ -113,7 +113,7 @@ class ServedReplica:
         delta can say so."""
         return self.count > 0 and self._learner.network.shape.columns != self._columns
 
-    def score(self, features: Features, labels_B: np.ndarray) -> None:
+    def score(self, features: HashedEvents, labels_B: np.ndarray) -> None:
         """Predict a batch with what is published, and count the outcome. Before the first
         publication: an even chance."""
         self._waiting.append((features, labels_B))
@@ -247,14 +247,14 @@ class _Follower:
         self._serves = False
         self._scored: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def score(self, batches: list[tuple[Features, np.ndarray]]) -> None:
+    def score(self, batches: list[tuple[HashedEvents, np.ndarray]]) -> None:
         """Predict what is about to be learned. All at once: which events come together depends on
         events alone, as do the bits of what is predicted."""
         features, labels = zip(*batches, strict=True)
         labels_B = np.concatenate(labels)
         logits_B = np.zeros(len(labels_B), np.float32)
         if self._serves:
-            experts_BE = self.model.experts(Features(*map(torch.cat, zip(*features, strict=True))))
+            experts_BE = self.model.experts(HashedEvents.concat(features))
             logits_B = self.model.logits(experts_BE)
             self._scored.append((experts_BE, labels_B))
         ends = np.cumsum([len(part) for part in labels])[:-1]

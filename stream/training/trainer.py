@@ -189,7 +189,7 @@ class Trainer:
         losses_B = self.prequential.update(logits_B, batch.labels_B)
         watch.lap("score")
         columns = (
-            (features.rows_BF.numpy(), features.numerics_BN.numpy())
+            (features.rows_BF.numpy(), features.raw_numerics_BN.numpy())
             if self.signals.reads_columns
             else ()
         )

@@ -54,7 +54,7 @@ def test_an_age_counts_from_when_a_value_was_first_seen_and_is_missing_without_v
     encoder, ages = Encoder(schema, rows=1000), Ages(schema, 1000)
 
     def now(user: str | None, item: str | None, ts: int | None) -> list[float]:
-        features = ages.fill(
+        features = ages.complete(
             encoder.encode(rows_to_batch([{"user": user, "item": item, "ts": ts}], schema))
         )
         ages.see(features)
@@ -74,10 +74,10 @@ def test_within_a_batch_the_first_event_of_a_value_is_what_counts():
         {"user": "u", "item": item, "ts": ts}
         for item, ts in (("x", 5000), ("y", 6000), ("x", 3000), ("y", 9000))
     ]
-    features = encoder.encode(rows_to_batch(rows, SCHEMA))
-    ages.see(features)
-    later = features._replace(times_s_B=torch.full((4,), 10.0, dtype=torch.float64))
-    assert ages.fill(later).numerics_BN[:, 1].expm1().tolist() == pytest.approx([5, 4, 5, 4])
+    hashed = encoder.encode(rows_to_batch(rows, SCHEMA))
+    ages.see(ages.complete(hashed))
+    later = hashed._replace(times_s_B=torch.full((4,), 10.0, dtype=torch.float64))
+    assert ages.complete(later).numerics_BN[:, 1].expm1().tolist() == pytest.approx([5, 4, 5, 4])
 
 
 def test_a_full_checkpoint_and_a_delta_after_it_predict_as_the_learner_does():

@@ -26,7 +26,7 @@ def seen(batch: EventBatch, *predicted: np.ndarray) -> Observations:
         batch.times_s_B,
         *predicted,
         features.rows_BF.numpy(),
-        features.numerics_BN.numpy(),
+        features.raw_numerics_BN.numpy(),
     )
 
 
