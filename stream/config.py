@@ -21,6 +21,7 @@ from msgspec import inspect
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.errors import RuleError
 from niwaki.serving.server import ServeConfig
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
@@ -222,6 +223,9 @@ def _placed(error: ValueError, key: str, names: Mapping[str, str]) -> ConfigErro
     """A struct's own complaint, which begins with a field, but knows no place in a list and maybe
     no section."""
     text = str(error)
+    if isinstance(error, RuleError) and not isinstance(error, ConfigError):
+        place = f"{key}.{error.field}"
+        return ConfigError(names.get(place, place), text.removeprefix(f"{error.field}: "))
     field = error.field if isinstance(error, ConfigError) else text.split()[0].rstrip(":")
     rule = text.removeprefix(field).lstrip(": ")
     within = re.sub(r"\[\d+\]", "", key)

@@ -1,8 +1,10 @@
-"""What an event consists of, and many events as typed columns, checked against the `Schema`.
+"""The schema of an event, and batches of events as typed columns.
 
-In: dictionaries, as a request has them; decoders of messages and files make the same columns. Out:
-an `EventBatch`. It knows no tensors: what reads events, in a process of its own, need not wait for
-torch.
+In: dictionaries, as a scoring request has them (decoders of messages and files make such columns
+by themselves). Out: an `EventBatch`, checked against the `Schema`. This module imports no torch, so
+a process that only reads events starts quickly.
+
+Shapes: B events, N numeric columns.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
+from niwaki.pruning.errors import RuleError
 
 TIME_FEATURES = ("hour", "weekday")
 _AGE = "age:"
@@ -24,7 +27,7 @@ _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which columns an event has and what each of them is (the `[schema]` section)."""
+    """The columns of an event and the role of each (the `[schema]` section)."""
 
     label: str = "label"
     """Column with the outcome: 0 or 1, or any real number between them."""
@@ -42,42 +45,53 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Combinations of categorical columns that become fields of their own, such as [["user",
     "genre"]]."""
     time_features: tuple[str, ...] = ()
-    """What is made from the event time (UTC): fields "hour" and "weekday"; for a categorical column
-    "age:COLUMN", a numeric: log1p of the seconds since its value was first seen."""
+    """Features made from the event time (UTC): the fields "hour" and "weekday"; and "age:COLUMN", a
+    numeric for a categorical column: log1p of the seconds since its value was first seen."""
 
     def __post_init__(self) -> None:
         if self.timestamp == "":  # TOML has no null
             msgspec.structs.force_setattr(self, "timestamp", None)
-        read = [
-            self.label,
-            *([self.timestamp] if self.timestamp else []),
-            *self.categorical,
-            *self.numeric,
-        ]
-        for name in read:
-            if not name:
-                raise ValueError("schema: a column name is empty")
-            if (read + list(self.ignore)).count(name) > 1:
-                raise ValueError(f"schema: column {name!r} has more than one role")
-        if not self.categorical and not self.numeric:
-            raise ValueError("schema: needs at least one categorical or numeric column")
+        self._check_roles()
         for cross in self.crosses:
             if len(cross) < 2 or not set(cross) <= set(self.categorical):
-                raise ValueError(
-                    f"schema: crosses takes two or more categorical columns each, got {list(cross)}"
+                raise RuleError(
+                    "crosses", "takes two or more categorical columns each", list(cross)
                 )
+        self._check_time_features()
+        if len(set(self.fields)) != len(self.fields):
+            raise RuleError("crosses", "two fields have the same name", list(self.fields))
+
+    def _check_roles(self) -> None:
+        """Raise `RuleError` unless each column has one role, and at least one is a feature."""
+        roles: dict[str, Sequence[str]] = {
+            "label": [self.label],
+            "timestamp": [] if self.timestamp is None else [self.timestamp],
+            "categorical": self.categorical,
+            "numeric": self.numeric,
+        }
+        all_names = [name for names in roles.values() for name in names] + list(self.ignore)
+        for role, names in reversed(roles.items()):
+            for name in names:
+                if not name:
+                    raise RuleError(role, "a column name is empty")
+                if all_names.count(name) > 1:
+                    raise RuleError(role, f"column {name!r} has more than one role")
+        if not self.categorical and not self.numeric:
+            raise RuleError("categorical", "needs at least one column, or numeric does")
+
+    def _check_time_features(self) -> None:
+        """Raise `RuleError` unless all time features can be made."""
+        ages = {_AGE + name for name in self.categorical}
         for name in self.time_features:
-            if name not in TIME_FEATURES and not (
-                name.startswith(_AGE) and name[len(_AGE) :] in self.categorical
-            ):
+            if name not in TIME_FEATURES and name not in ages:
                 allowed = f"{', '.join(TIME_FEATURES)} and {_AGE}COLUMN of a categorical column"
-                raise ValueError(f"schema: time_features takes {allowed}, got {name!r}")
+                raise RuleError("time_features", f"takes {allowed}", name)
         if self.time_features and self.timestamp is None:
-            raise ValueError("schema: time_features needs a timestamp column")
-        if len(set(self.time_features)) != len(self.time_features) or len(set(self.fields)) != len(
-            self.fields
-        ):
-            raise ValueError(f"schema: two fields have the same name among {list(self.fields)}")
+            raise RuleError("time_features", "needs a timestamp column")
+        if len(set(self.time_features)) != len(self.time_features):
+            raise RuleError(
+                "time_features", "must not name a feature twice", list(self.time_features)
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -94,7 +108,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """The names of the numerics that are learned from, in their order: columns, ages."""
+        """The names of the numerics that the model reads, in their order: columns, ages."""
         return (*self.numeric, *(_AGE + name for name in self.ages))
 
 
@@ -147,13 +161,14 @@ def rows_to_batch(
     labelled: bool = False,
     shared: Mapping[str, Any] = MappingProxyType({}),
 ) -> EventBatch:
-    """Columns from dictionaries, one an event, as a scoring request or River's API hands them over.
+    """Columns from dictionaries, one for each event, as a scoring request or River's API has them.
 
-    Unless `labelled`, a label may be absent (it becomes NaN); the timestamp may always be (it
-    becomes 0). `shared`: the columns that all events have in common and no row has. Raises
+    `labelled`: a label must be present; otherwise an absent one becomes NaN. An absent timestamp
+    becomes 0. `shared`: columns that all events have in common and that no row has. Raises
     `FeatureError` for a key that the schema does not know and for a value that it does not allow.
     """
-    count, given = len(rows), set().union(*rows)
+    count = len(rows)
+    given: set[str] = set().union(*rows)
     known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
     for row in (shared, *(() if given <= known else rows)):
         if not row.keys() <= known:
@@ -161,7 +176,7 @@ def rows_to_batch(
             raise FeatureError(str(name), "must be a column of the schema", row[name])
 
     def column(name: str) -> list[Any]:
-        """The values of all events, or the one that they share."""
+        """The values of all events, or the one value that they share."""
         if name not in given:
             return [shared.get(name)]
         try:
@@ -169,11 +184,13 @@ def rows_to_batch(
         except KeyError:
             return [row.get(name) for row in rows]
 
-    labels_B, times_s_B = np.full(count, np.nan, np.float32), np.zeros(count)
+    labels_B = np.full(count, np.nan, np.float32)
+    times_s_B = np.zeros(count)
     if labelled or schema.label in given or schema.label in shared:
         labels_B[:] = [_label(value, schema.label, labelled) for value in column(schema.label)]
-    if schema.timestamp in given or schema.timestamp in shared:
-        times_s_B[:] = [_time(value, schema.timestamp) for value in column(schema.timestamp)]
+    timestamp = schema.timestamp
+    if timestamp is not None and (timestamp in given or timestamp in shared):
+        times_s_B[:] = [_time(value, timestamp) for value in column(timestamp)]
     categorical = []
     for name in schema.categorical:
         values = _categories(column(name), name)
@@ -185,6 +202,7 @@ def rows_to_batch(
 
 
 def _label(value: object, name: str, required: bool) -> float:
+    """The label 0..1, or NaN for an absent one that is not required."""
     if value is None and not required:
         return float("nan")
     if isinstance(value, bool | np.bool_):  # River's targets are booleans
@@ -195,6 +213,7 @@ def _label(value: object, name: str, required: bool) -> float:
 
 
 def _time(value: object, name: str) -> float:
+    """Seconds since the epoch from milliseconds; 0 for an absent time."""
     if value is None:
         return 0.0
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**53) <= value <= 2**53:
@@ -203,6 +222,7 @@ def _time(value: object, name: str) -> float:
 
 
 def _categories(values: list[Any], name: str) -> pa.Array:
+    """Strings or null. Whole columns are checked by their types first, since most are clean."""
     kinds = set(map(type, values))
     if kinds == {int}:
         return pa.array(list(map(str, values)), pa.string())
@@ -210,11 +230,12 @@ def _categories(values: list[Any], name: str) -> pa.Array:
         if kinds <= {str, NoneType}:
             return pa.array(values, pa.string())
     except UnicodeEncodeError:
-        pass  # which value it is, is said below
+        pass  # the loop below finds the value and names it
     return pa.array([_category(value, name) for value in values], pa.string())
 
 
 def _numerics(values: list[Any], name: str) -> np.ndarray:
+    """float64, NaN for a missing value."""
     if set(map(type, values)) <= {float, int, NoneType}:
         with contextlib.suppress(OverflowError):
             found_B = np.array(values, np.float64)  # None becomes NaN
@@ -224,6 +245,7 @@ def _numerics(values: list[Any], name: str) -> np.ndarray:
 
 
 def _category(value: object, name: str) -> str | None:
+    """A value as the string that is hashed."""
     if isinstance(value, str):
         if not value.isascii():
             try:
@@ -237,6 +259,7 @@ def _category(value: object, name: str) -> str | None:
 
 
 def _numeric(value: object, name: str) -> float:
+    """A number that is finite in 32 bits, or NaN for a missing one."""
     if value is None:
         return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
