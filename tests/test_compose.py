@@ -1,5 +1,5 @@
-"""The whole installation as docker-compose.yml describes it: what needs what, and whether its
-pieces fit together."""
+"""The whole installation as docker-compose.yml describes it: dependencies of the services, and the
+fit of its pieces."""
 
 import re
 import shutil
