@@ -100,10 +100,12 @@ def assemble(
     return Inputs(features.rows_BF, scores_BM, *linear, experts_BE[:, :-1])
 
 
-def deep_logits(deep: DeepInference, inputs: Inputs, embedding_RD: torch.Tensor) -> torch.Tensor:
-    """(B,): the first linear logit, plus the deep expert's correction of it."""
-    places, x_BI = deep.network.top_inputs, deep.inputs(len(inputs.rows_BF))
+def deep_logits(deep: DeepInference, inputs: Inputs, vectors_BFD: torch.Tensor) -> torch.Tensor:
+    """(B,): the first linear logit, plus the deep expert's correction of it. `vectors_BFD`: the
+    embeddings of the events, contiguous, zero in columns that are cut."""
+    places, x_BI = deep.network.top_inputs, deep.inputs(len(vectors_BFD))
     x_BI[:, places.numerics] = inputs.numerics_BM
     x_BI[:, places.contributions] = inputs.said_BS
-    corrections_B = deep.corrections(x_BI, embedding_RD.numpy(), inputs.rows_BF.numpy())
-    return inputs.linear_BK[:, 0] + torch.from_numpy(corrections_B)
+    table_RD = vectors_BFD.flatten(0, 1).numpy()
+    rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
+    return inputs.linear_BK[:, 0] + torch.from_numpy(deep.corrections(x_BI, table_RD, rows_BF))

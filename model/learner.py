@@ -254,7 +254,9 @@ class Learner:
         """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the
         lead's own."""
         inputs = self._assemble(hashed)
-        deep_B = deep_logits(DeepInference(*self._published()), inputs, self.tables.weight_RD)
+        network, parameters = self._published()
+        vectors_BFD = self.tables.vectors(inputs.rows_BF, network.column_mask_FD)
+        deep_B = deep_logits(DeepInference(network, parameters), inputs, vectors_BFD)
         experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
         return mix(self.mixture.weights if weights is None else weights, experts_BE)
 

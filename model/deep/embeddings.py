@@ -60,6 +60,10 @@ class EmbeddingTables:
             else values_UD.masked_fill_(mask_FD[rows_U // self._field_rows] == 0, 0.0)
         )
 
+    def vectors(self, rows_BF: torch.Tensor, mask_FD: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, F, D): copies of events' rows. `mask_FD`: as in `rows`."""
+        return self.rows(rows_BF.flatten(), mask_FD).view(*rows_BF.shape, -1)
+
     def clear_columns(self, mask_FD: torch.Tensor | None) -> None:
         """Set the columns whose mask is 0 to zero. None: no column is masked."""
         if mask_FD is not None:

@@ -23,11 +23,12 @@ class DeepInference:
         self.network, self.parameters = network, parameters
         self._bottom = mlp.layers_of(network, "bottom", parameters)
         self._top = mlp.layers_of(network, "top", parameters)
+        self._places = network.top_inputs
+        self._cut = network.shape.columns is not None
         self._entries = network.vectors * network.shape.embedding_dim
-        self._columns = network.shape.fields * network.shape.embedding_dim
-        self._cut_mask_C = (
-            None if network.column_mask_FD is None else network.column_mask_FD.flatten()
-        )
+        self._dense = slice(network.shape.fields * network.shape.embedding_dim, self._entries)
+        """Entries of the vector of the numerics, where there is a bottom MLP."""
+        self._pair_count = network.pair_count
         if network.pair_count:
             self._write_dots = compiled_dots(network.vectors, network.shape.embedding_dim)
 
@@ -42,21 +43,17 @@ class DeepInference:
     ) -> np.ndarray:
         """(B,) float32: what to add to the linear expert's first logits. `x_BI`: inputs with
         numerics and contributions; the other places are overwritten. `rows_BF`: int64 rows of the
-        embeddings in `table_RD`."""
-        network, inputs = self.network, self.network.top_inputs
-        cut_mask_C = self._cut_mask_C
+        embeddings in `table_RD`, where columns that are cut are zero."""
         # All vectors, one after the other: the first of the inputs, unless columns are cut.
-        vectors_BX = x_BI if cut_mask_C is None else torch.empty(len(x_BI), self._entries)
+        vectors_BX = torch.empty(len(x_BI), self._entries) if self._cut else x_BI
         x, vectors = x_BI.numpy(), vectors_BX.numpy()
         kernels.gather_embeddings(table_RD, rows_BF, vectors)
-        if cut_mask_C is not None:  # a column that is cut may have values, for another network
-            vectors_BX[:, : self._columns] *= cut_mask_C
         if self._bottom:
-            dense_BD = mlp.predict(self._bottom, x_BI[:, inputs.numerics])
-            vectors_BX[:, self._columns : self._entries] = dense_BD
-        if network.pair_count:
-            self._write_dots(vectors, x, inputs.dot_products.start)
-        if cut_mask_C is not None:
-            x_BI[:, inputs.vectors] = vectors_BX.index_select(1, network.read)
+            dense_BD = mlp.predict(self._bottom, x_BI[:, self._places.numerics])
+            vectors[:, self._dense] = dense_BD.numpy()
+        if self._pair_count:
+            self._write_dots(vectors, x, self._places.dot_products.start)
+        if self._cut:
+            x[:, self._places.vectors] = vectors_BX.index_select(1, self.network.read).numpy()
         corrections: np.ndarray = mlp.predict(self._top, x_BI).numpy()[:, 0]
         return corrections

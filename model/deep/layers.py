@@ -9,7 +9,7 @@ Shapes: B events, I inputs, O outputs of a layer, H units of any layer, U units 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,22 +19,34 @@ from niwaki.pruning.blocks import BlockGroup
 from niwaki.pruning.units import MaskGradient
 
 
-class EventColumns(NamedTuple):
-    """One buffer of a number for each unit and event, in the three views that layers read."""
+class EventColumns:
+    """A number for each of H units and B events: as columns, as rows, and as an array for kernels.
+    Views are made when they are first read, and kept: the pass of a small network takes hardly
+    longer than making them."""
 
-    columns_HB: torch.Tensor
-    rows_BH: torch.Tensor
-    array_HB: np.ndarray
+    __slots__ = ("columns_HB", "_rows_BH", "_array_HB")
 
-    @classmethod
-    def of(cls, columns_HB: torch.Tensor) -> "EventColumns":
-        """Views of a tensor."""
-        return cls(columns_HB, columns_HB.T, columns_HB.numpy())
+    def __init__(self, columns_HB: torch.Tensor):
+        self.columns_HB = columns_HB
+        self._rows_BH: torch.Tensor | None = None
+        self._array_HB: np.ndarray | None = None
 
     @classmethod
     def empty(cls, units: int, events: int) -> "EventColumns":
         """A buffer whose contents are undefined."""
-        return cls.of(torch.empty(units, events))
+        return cls(torch.empty(units, events))
+
+    @property
+    def rows_BH(self) -> torch.Tensor:
+        if self._rows_BH is None:
+            self._rows_BH = self.columns_HB.T
+        return self._rows_BH
+
+    @property
+    def array_HB(self) -> np.ndarray:
+        if self._array_HB is None:
+            self._array_HB = self.columns_HB.numpy()
+        return self._array_HB
 
 
 class Layer(Protocol):
@@ -46,12 +58,13 @@ class Layer(Protocol):
         """The inputs of an MLP as its first layer takes them: views of `x_BI`, or a copy."""
         ...
 
-    def rectified(self, x: EventColumns, out: EventColumns) -> EventColumns:
-        """Write max(0, W x + b) to `out`; returns the columns that the next layer reads."""
+    def rectified(self, x: EventColumns, out: EventColumns | None) -> EventColumns:
+        """Compute max(0, W x + b) in `out`, or in a new buffer; returns the columns that the next
+        layer reads."""
         ...
 
-    def linear(self, x: EventColumns, out_BO: torch.Tensor) -> None:
-        """Write W x + b, events as rows."""
+    def linear(self, x: EventColumns, out_BO: torch.Tensor | None) -> torch.Tensor:
+        """(B, O): W x + b, in `out_BO` or in a new buffer."""
         ...
 
 
@@ -106,15 +119,18 @@ class DenseLayer:
         self._bias_array_O: np.ndarray = bias_O.numpy()
 
     def read(self, x_BI: torch.Tensor) -> EventColumns:
-        return EventColumns.of(x_BI.T)
+        return EventColumns(x_BI.T)
 
-    def rectified(self, x: EventColumns, out: EventColumns) -> EventColumns:
-        torch.mm(self._weight_OI, x.columns_HB, out=out.columns_HB)
+    def rectified(self, x: EventColumns, out: EventColumns | None) -> EventColumns:
+        if out is None:
+            out = EventColumns(torch.mm(self._weight_OI, x.columns_HB))
+        else:
+            torch.mm(self._weight_OI, x.columns_HB, out=out.columns_HB)
         kernels.rectify(out.array_HB, self._bias_array_O)
         return out
 
-    def linear(self, x: EventColumns, out_BO: torch.Tensor) -> None:
-        torch.addmm(self._bias_O, x.rows_BH, self._weight_IO, out=out_BO)
+    def linear(self, x: EventColumns, out_BO: torch.Tensor | None) -> torch.Tensor:
+        return torch.addmm(self._bias_O, x.rows_BH, self._weight_IO, out=out_BO)
 
 
 class LearningDenseLayer(DenseLayer):
@@ -132,12 +148,13 @@ class LearningDenseLayer(DenseLayer):
         self._weight_gradient_OI = gradients[f"{name}.weight"]
         self._bias_gradient_O = gradients[f"{name}.bias"]
         self._bias_gradient_array_O: np.ndarray = self._bias_gradient_O.numpy()
-        self._x_BI: torch.Tensor | None = None
-        self._x = EventColumns.empty(0, 0)
+        self._x_BI = self._errors_BO = torch.empty(0, 0)
+        self._x = self._errors = EventColumns.empty(0, 0)
+        """Views of the inputs and errors that came last."""
         self._mask: _OutputMask | None = None
 
     def read(self, x_BI: torch.Tensor) -> EventColumns:
-        if x_BI is not self._x_BI:  # a small network's pass takes hardly longer than making views
+        if x_BI is not self._x_BI:
             self._x_BI = x_BI
             self._x = super().read(x_BI)
         return self._x
@@ -152,13 +169,16 @@ class LearningDenseLayer(DenseLayer):
     def mask_gradients(self) -> dict[str, MaskGradient]:
         return {} if self._mask is None else {self.name: self._mask.gradient}
 
-    def rectified(self, x: EventColumns, out: EventColumns) -> EventColumns:
-        super().rectified(x, out)
-        return out if self._mask is None else self._mask.forward(out)
+    def rectified(self, x: EventColumns, out: EventColumns | None) -> EventColumns:
+        active = super().rectified(x, out)
+        return active if self._mask is None else self._mask.forward(active)
 
     def linear_backward(self, errors_BO: torch.Tensor) -> EventColumns:
         torch.sum(errors_BO, 0, out=self._bias_gradient_O)
-        return EventColumns.of(errors_BO.T)
+        if errors_BO is not self._errors_BO:
+            self._errors_BO = errors_BO
+            self._errors = EventColumns(errors_BO.T)
+        return self._errors
 
     def rectified_backward(self, errors: EventColumns, active: EventColumns) -> None:
         if self._mask is not None:

@@ -1,14 +1,14 @@
 """Stacks of layers: at least one that is rectified, and a linear one at the end.
 
 In: the inputs of some events as rows, then the gradient in the outputs. Out: outputs as rows, then
-all gradients. One forward loop serves dense, masked and sparse layers, for predictions and for
-learning. `predict` keeps nothing between two calls; an `Mlp` keeps its buffers for the backward
-pass.
+all gradients. Dense, masked and sparse layers have one interface, so this is the only place where
+stacks are run: `predict` keeps nothing between two calls, and an `Mlp` keeps what its backward pass
+needs.
 
 Shapes: B events, I inputs, O outputs of a stack, X some of the inputs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -31,27 +31,10 @@ Masks = Mapping[str, torch.Tensor]
 
 def predict(layers: Sequence[Layer], x_BI: torch.Tensor) -> torch.Tensor:
     """(B, O): the outputs of a stack. Calls may run at the same time."""
-    events = len(x_BI)
-    out_BO = torch.empty(events, layers[-1].outputs)
-    # Made one after the other, so that each lies in memory that is still in the cache.
-    hidden = (EventColumns.empty(layer.outputs, events) for layer in layers[:-1])
-    _forward(layers, x_BI, hidden, out_BO)
-    return out_BO
-
-
-def _forward(
-    layers: Sequence[Layer],
-    x_BI: torch.Tensor,
-    hidden: Iterable[EventColumns],
-    out_BO: torch.Tensor,
-) -> list[EventColumns]:
-    """Write the outputs of hidden layers to `hidden`, and those of the stack to `out_BO`; returns
-    the inputs of each layer."""
-    inputs = [layers[0].read(x_BI)]
-    for layer, out in zip(layers[:-1], hidden, strict=True):
-        inputs.append(layer.rectified(inputs[-1], out))
-    layers[-1].linear(inputs[-1], out_BO)
-    return inputs
+    x = layers[0].read(x_BI)
+    for layer in layers[:-1]:
+        x = layer.rectified(x, None)
+    return layers[-1].linear(x, None)
 
 
 class Mlp:
@@ -79,7 +62,10 @@ class Mlp:
             for layer in self._layers:
                 layer.set_mask(masks.get(layer.name) if masks else None)
             self._masked = bool(masks)
-        self._inputs = _forward(self._layers, x_BI, self._active, out_BO)
+        self._inputs = [self._layers[0].read(x_BI)]
+        for layer, active in zip(self._layers, self._active, strict=False):  # all but the last
+            self._inputs.append(layer.rectified(self._inputs[-1], active))
+        self._layers[-1].linear(self._inputs[-1], out_BO)
 
     def backward(self, errors_BO: torch.Tensor) -> None:
         """Write all gradients but those in the inputs, after a forward pass. `errors_BO`: gradient

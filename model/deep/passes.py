@@ -83,7 +83,8 @@ class Passes:
         """(B, V, D): the gradient in the vectors, those of the fields first. Writes the gradients
         in all parameters. `errors_B`: dL/dlogit of each event."""
         at, inputs = self._buffers, self._network.top_inputs
-        self._top.backward(errors_B.unsqueeze(1))
+        at.correction_errors_B.copy_(errors_B)
+        self._top.backward(at.correction_errors_B1)
         if self._cut:
             read_BX = torch.empty(at.events, inputs.vectors.stop)
             self._top.input_gradient(inputs.vectors, read_BX)
@@ -137,6 +138,8 @@ class _Buffers:
         self.columns_BC = self.vectors_BX[:, :columns]
         self.correction_B1 = torch.empty(events, 1)
         self.correction_B = self.correction_B1[:, 0]
+        self.correction_errors_B1 = torch.empty(events, 1)
+        self.correction_errors_B = self.correction_errors_B1[:, 0]
         self.errors_BVD = torch.empty(events, network.vectors, shape.embedding_dim)
         """Gradients in the vectors."""
         self.errors: np.ndarray = self.errors_BVD.numpy()

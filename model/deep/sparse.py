@@ -30,16 +30,17 @@ class SparseLayer:
         self._bias_O: np.ndarray = bias_O.numpy()
 
     def read(self, x_BI: torch.Tensor) -> EventColumns:
-        return EventColumns.of(x_BI.T.contiguous())
+        return EventColumns(x_BI.T.contiguous())
 
-    def rectified(self, x: EventColumns, out: EventColumns) -> EventColumns:
+    def rectified(self, x: EventColumns, out: EventColumns | None) -> EventColumns:
+        out = out or EventColumns.empty(self.outputs, x.columns_HB.shape[1])
         self._pattern.product(self._values_N, self._bias_O, x.array_HB, True, out.array_HB)
         return out
 
-    def linear(self, x: EventColumns, out_BO: torch.Tensor) -> None:
-        out = EventColumns.empty(self.outputs, len(out_BO))
+    def linear(self, x: EventColumns, out_BO: torch.Tensor | None) -> torch.Tensor:
+        out = EventColumns.empty(self.outputs, x.columns_HB.shape[1])
         self._pattern.product(self._values_N, self._bias_O, x.array_HB, False, out.array_HB)
-        out_BO.copy_(out.rows_BH)
+        return out.rows_BH if out_BO is None else out_BO.copy_(out.rows_BH)
 
 
 class LearningSparseLayer(SparseLayer):

@@ -52,8 +52,10 @@ def forward(
 
 
 def predict(network: Network, parameters: Parameters, inputs: list[torch.Tensor]) -> torch.Tensor:
-    """(B,): the corrections that those compute who only predict."""
+    """(B,): the corrections that learner and scorer predict with."""
     vectors_BFD, numerics_BM, contributions_BS = inputs
+    if network.column_mask_FD is not None:
+        vectors_BFD = vectors_BFD * network.column_mask_FD
     table_RD = vectors_BFD.detach().flatten(0, 1).contiguous().numpy()
     rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
     deep, places = DeepInference(network, parameters), network.top_inputs
