@@ -1,9 +1,9 @@
 """Every Prometheus metric of a trainer, declared once, and the HTTP server that shows them.
 
-Beside the walk. In: plain numbers, which the loop hands over as they arise. Out: `/metrics`. Ages
-are reckoned when somebody looks, so they keep growing when the loop stands still. Rates are left to
-Prometheus: throughput is `rate(niwaki_events_total[1m])`. Labels are bounded: values beyond the
-first few of a kind count together as "other".
+Beside the walk. In: plain numbers, which the loop hands over as they arise. Out: `/metrics`. Each
+scrape computes the ages anew, so they keep growing while the loop stands still. Prometheus computes
+rates: throughput is `rate(niwaki_events_total[1m])`. Labels are bounded: once a label has
+`MAX_LABEL_VALUES` values, all further ones count together as "other".
 """
 
 import math
@@ -27,19 +27,20 @@ from niwaki.stream.training.stopwatch import STAGES
 
 MAX_LABEL_VALUES = 32
 SERIES = ("learning", "served")
-"""learning: each event predicted just before it was learned. served: by the checkpoint published
-last before it."""
+"""Series of evaluations. learning: the learner predicts each event just before it learns it.
+served: the checkpoint published last before the event predicts it."""
 
-disable_created_metrics()  # a second series for each counter, which nobody looks at
+# A second series for each counter, which no panel shows. The library declares no types for it.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a trainer's metrics are shown (the `[telemetry]` section)."""
+    """Address of the HTTP server of a trainer's metrics (the `[telemetry]` section)."""
 
     host: str = "127.0.0.1"
-    """Address that is listened on; 0.0.0.0 for every interface."""
+    """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 9464
-    """Port of `/metrics`, 0..65535; 0 takes a free one."""
+    """Port of `/metrics`, 0..65535; 0 chooses a free one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -47,20 +48,20 @@ class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Telemetry:
-    """The metrics of one trainer. `drifts_of`: (detector, signal) of each detector, so that its
-    count starts at 0.
-
-    `clock`: seconds since the epoch.
-    """
+    """The metrics of one trainer, in a registry of their own."""
 
     def __init__(
         self, drifts_of: Iterable[tuple[str, str]] = (), *, clock: Callable[[], float] = time.time
     ):
+        """`drifts_of`: (detector, signal) of each detector, so that its count starts at 0. `clock`:
+        returns seconds since the epoch."""
         self.registry = CollectorRegistry()
         self._clock = clock
         self._serving: tuple[WSGIServer, threading.Thread] | None = None
         self._values: dict[str, set[str]] = {}
-        self._event_time_s = self._published_s = self._saved_s = math.nan
+        self._event_time_s = math.nan
+        self._published_s = math.nan
+        self._saved_s = math.nan
 
         self._events = self._counter("niwaki_events", "Events by what became of them.", "outcome")
         self._rejected = self._counter(
@@ -177,34 +178,36 @@ class Telemetry:
             )
 
     def learned(self, events: int, *, event_time_s: float) -> None:
-        """A batch was learned. `event_time_s`: of its last event, 0 where events carry no time."""
+        """Count a learned batch. `event_time_s`: time of its last event, seconds since the epoch; 0
+        where events carry no time."""
         self._events.labels("learned").inc(events)
         if event_time_s:
             self._event_time_s = event_time_s
 
     def spent(self, seconds: Mapping[str, float]) -> None:
-        """Time went by, by stage: see `stream.training.stopwatch`."""
+        """Add seconds to stages, by their names in `stream.training.stopwatch.STAGES`."""
         for stage, taken_s in seconds.items():
             self._stages.labels(stage).inc(taken_s)
 
     def rejected(self, rule: str, events: int = 1) -> None:
-        """Events were dead-lettered because of `rule`."""
+        """Count events that were dead-lettered because they broke `rule`."""
         self._events.labels("rejected").inc(events)
         self._rejected.labels(self._bounded("rule", rule)).inc(events)
 
     def polled(self, messages: int, size_bytes: int) -> None:
-        """A poll brought messages, of so many bytes together."""
+        """Count the messages of a poll and the bytes of all of them."""
         self._messages.inc(messages)
         self._polled_bytes.inc(size_bytes)
 
     def lag(self, events_by_partition: Mapping[int, int]) -> None:
-        """How far behind the end of each partition the trainer is."""
+        """Show the trainer's distance from the end of each partition, in messages."""
         for partition, events in events_by_partition.items():
             self._lag.labels(str(partition)).set(events)
 
     def evaluated(self, series: str, summary: Mapping[str, float]) -> None:
-        """The last window of a series (one of `SERIES`): what `Evaluation.summary` returns.
-        Measures may be missing."""
+        """Show the last window of a series, one of `SERIES`. `summary`: measures by name, as
+        `Evaluation.summary` returns them; a missing measure shows as NaN. Raises `ValueError` for an
+        unknown series."""
         if series not in SERIES:
             raise ValueError(f"series must be one of {', '.join(SERIES)}, got {series!r}")
         for gauge, measure in (
@@ -217,20 +220,21 @@ class Telemetry:
             gauge.labels(series).set(summary.get(measure, math.nan))
 
     def collisions(self, by_field: Mapping[str, float]) -> None:
-        """About how many of a field's values share a row with another one, as a share."""
+        """Show, by field, the estimated share of values that share a table row with another value,
+        0..1."""
         for field, ratio in by_field.items():
             self._collisions.labels(self._bounded("field", field)).set(ratio)
 
     def phase(self, name: str) -> None:
-        """The learner is in this phase now."""
+        """Show the phase that the learner is in now."""
         for phase in Phase:
             self._phase.labels(str(phase)).set(phase == name)
 
     def drift(
         self, detector: str, signal: str, *, before: float, after: float, error: float
     ) -> None:
-        """A detector fired: means of its signal before and after, and the standard error of their
-        difference."""
+        """Count a drift. `before`, `after`: means of the detector's signal on either side of the
+        drift; `error`: the standard error of their difference."""
         labels = self._bounded("detector", detector), self._bounded("signal", signal)
         self._drifts.labels(*labels).inc()
         self._drift_mean.labels(*labels, "before").set(before)
@@ -240,27 +244,27 @@ class Telemetry:
     def watched(
         self, detector: str, signal: str, events: int, *, expected_events: float | None
     ) -> None:
-        """In so many events a detector could have fired; `expected_events` lie between false alarms
-        if it is calibrated."""
+        """Show the number of events in which a detector could have fired. `expected_events`: events
+        between false alarms that the detector is calibrated to; None if it is not calibrated."""
         labels = self._bounded("detector", detector), self._bounded("signal", signal)
         self._watched.labels(*labels).set(events)
         self._expected.labels(*labels).set(math.nan if expected_events is None else expected_events)
 
     def pruned(self, *, forced: bool) -> None:
-        """A sparse network was cut out. `forced`: it predicts worse, but its wait was at its
-        bound."""
+        """Count a cut to a sparse network. `forced`: the network predicts worse, but the wait for a
+        better one had reached its bound."""
         self._prunings.inc()
         self._forced.inc(forced)
 
     def regrown(self) -> None:
-        """The dense network is live again."""
+        """Count a regrowth of the dense network."""
         self._regrowths.inc()
 
     def sparsity(
         self, by_layer: Mapping[str, float], *, multiply_adds_ratio: float, budget_ratio: float
     ) -> None:
-        """What the network to be published lacks, by layer, what it costs as a share of dense, and
-        what it may."""
+        """Show the share of units cut away, by layer, of the network to be published; its
+        multiply-adds as a share of the dense network's; and the share allowed. All are 0..1."""
         for layer, ratio in by_layer.items():
             self._sparsity.labels(self._bounded("layer", layer)).set(ratio)
         self._kept.set(multiply_adds_ratio)
@@ -269,22 +273,24 @@ class Telemetry:
     def published(
         self, version: int, size_bytes: int, *, dense_bytes: int, created_s: float
     ) -> None:
-        """The store took a checkpoint."""
+        """Show a checkpoint that the store has taken. `dense_bytes`: size of the dense model as
+        float32; `created_s`: seconds since the epoch."""
         self._version.set(version)
         self._bytes.set(size_bytes)
         self._dense_bytes.set(dense_bytes)
         self._published_s = created_s
 
     def publication_failed(self) -> None:
-        """The store did not take a checkpoint."""
+        """Count a checkpoint that the store did not take."""
         self._failures.inc()
 
     def saved(self, time_s: float) -> None:
-        """A snapshot was written."""
+        """Note that a snapshot was written at `time_s`, seconds since the epoch."""
         self._saved_s = time_s
 
     def start(self, config: TelemetryConfig) -> int:
-        """Show `/metrics` until `stop`; returns the port."""
+        """Serve `/metrics` until `stop`; returns the port. Raises `ConfigError` if the address can't
+        be listened on."""
         try:
             server, thread = start_http_server(config.port, config.host, self.registry)
         except OSError as error:
@@ -296,7 +302,7 @@ class Telemetry:
         return server.server_port
 
     def stop(self) -> None:
-        """Free the port. Does nothing where `start` was not called."""
+        """End the HTTP server and free its port; without a `start` before, do nothing."""
         if self._serving:
             server, thread = self._serving
             server.shutdown()
@@ -311,10 +317,11 @@ class Telemetry:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _age(self, name: str, text: str, since_s: Callable[[], float]) -> None:
-        """Not a number before there is anything that could be old."""
+        """Declare a gauge of the seconds since `since_s()`; NaN as long as that is NaN."""
         self._gauge(name, text).set_function(lambda: self._clock() - since_s())
 
     def _bounded(self, label: str, value: str) -> str:
+        """The value itself, or "other" once the label has `MAX_LABEL_VALUES` values."""
         values = self._values.setdefault(label, set())
         if value not in values and len(values) >= MAX_LABEL_VALUES:
             return "other"
