@@ -206,8 +206,8 @@ class Telemetry:
 
     def evaluated(self, series: str, summary: Mapping[str, float]) -> None:
         """Show the last window of a series, one of `SERIES`. `summary`: measures by name, as
-        `Evaluation.summary` returns them; a missing measure shows as NaN. Raises `ValueError` for an
-        unknown series."""
+        `Evaluation.summary` returns them; a missing measure shows as NaN. Raises `ValueError` for
+        an unknown series."""
         if series not in SERIES:
             raise ValueError(f"series must be one of {', '.join(SERIES)}, got {series!r}")
         for gauge, measure in (
@@ -289,8 +289,8 @@ class Telemetry:
         self._saved_s = time_s
 
     def start(self, config: TelemetryConfig) -> int:
-        """Serve `/metrics` until `stop`; returns the port. Raises `ConfigError` if the address can't
-        be listened on."""
+        """Serve `/metrics` until `stop`; returns the port. Raises `ConfigError` if it can't listen
+        on the address."""
         try:
             server, thread = start_http_server(config.port, config.host, self.registry)
         except OSError as error:
