@@ -42,7 +42,8 @@ from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
-from niwaki.stream.drift.signals import Observations, Signals
+from niwaki.stream.drift.observations import Observations
+from niwaki.stream.drift.signals import Signals
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
@@ -128,7 +129,7 @@ class Watcher:
             self.alarms += sorted({drift.event for drift in found})
             self.events += len(labels_B)
             if self.events in trace.exchanged:
-                self.monitor.reset(exchanged=True)
+                self.monitor.reset(network_replaced=True)
         return self
 
     def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:

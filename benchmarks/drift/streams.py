@@ -21,7 +21,7 @@ from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Move
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
-from niwaki.stream.drift.signals import Observations
+from niwaki.stream.drift.observations import Observations
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig, World

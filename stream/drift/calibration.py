@@ -1,23 +1,22 @@
-"""How sensitive a detector may be: as much as the stream's own noise allows at the false alarms
-that one accepts.
+"""Calibration: the threshold that a detector's noise allows, at an accepted rate of false alarms.
 
 In: a calm stretch of a signal and the events that are to lie between false alarms. Out: a
 detector's threshold. Real streams come in bursts, one user's events in a row, so events are not
-independent and thresholds from theory are far too low. So the calm stretch is drawn again many
-times, in blocks long enough to keep the bursts whole (moving-block bootstrap, Kuensch, 1989), and
-what the detector would make of that is counted. Alarms that rare can't be counted: their tail is
-exponential (Siegmund, Sequential Analysis, 1985), so it is measured where it can be and prolonged.
+independent, and thresholds from theory are far too low. Therefore the calm stretch is resampled
+many times, in blocks that are long enough to keep the bursts whole (moving-block bootstrap,
+Kuensch, 1989), and the peaks of a detector's sums are counted. Alarms as rare as accepted ones
+cannot be counted: the peaks' tail is exponential (Siegmund, Sequential Analysis, 1985), so it is
+measured where there are enough of them, and extrapolated.
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 
 from niwaki.model.jit import kernel
+from niwaki.stream.drift.page_hinkley import Direction
 from niwaki.stream.drift.running_sums import SPAN_EVENTS
 
-Direction = Literal["up", "down", "both"]
 SLACK = 0.05
 """Shift of the mean, in standard deviations of the signal, below which nothing is a drift."""
 _BLOCK_EVENTS = 2_048
@@ -30,24 +29,29 @@ _NEWTON_STEPS = 8
 def cusum_threshold(
     calm_E: np.ndarray, slack: float, direction: Direction, expected_events: float
 ) -> float:
-    """The height that a cumulative sum of a signal like `calm_E`, less its mean and `slack` an
-    event and never below 0, exceeds once in `expected_events`."""
+    """Height that a cumulative sum of a signal like `calm_E` exceeds once in `expected_events`.
+
+    At each event the sum gains the signal's value less its mean and `slack`, and never falls below
+    0. `calm_E`: float64 (E,), contiguous. `slack`: > 0, in units of the signal.
+    """
     signs = {"up": (1,), "down": (-1,), "both": (1, -1)}[direction]
     return max(_height(sign * calm_E, slack, expected_events * len(signs)) for sign in signs)
 
 
 def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
-    """`cusum_threshold`, upwards."""
+    """`cusum_threshold` for rises alone."""
     block = min(_BLOCK_EVENTS, max(len(calm_E) // 8, 1))
-    starts_PK = np.random.default_rng(0).integers(  # the same for the same stretch
+    # A fixed seed: equal stretches have equal thresholds.
+    starts_PK = np.random.default_rng(0).integers(
         0, len(calm_E) - block + 1, (_PATHS, -(-len(calm_E) // block))
     )
     events = starts_PK.size * block
     sums_E = np.append(0, np.cumsum(calm_E))
-    # A detector does not know the true mean either, and compares with one of about as many events:
+    # A detector does not know the true mean either; its own is of about as many events, as is
     # another path's.
     means_P = np.roll((sums_E[starts_PK + block] - sums_E[starts_PK]).mean(1) / block, 1)
-    peaks, kept = np.empty(events), max(_LEAST_PEAKS, events // _TAIL_EVENTS)
+    kept = max(_LEAST_PEAKS, events // _TAIL_EVENTS)
+    peaks = np.empty(events)
     peaks[:kept] = 0
     count = _excursions(calm_E, starts_PK, block, means_P + slack, peaks)
     tail = np.partition(peaks[: max(count, kept)], -kept)[-kept:]
@@ -57,16 +61,17 @@ def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
 
 
 def _decay(noise_E: np.ndarray, slack: float) -> float:
-    """The rate at which high peaks become rare: Lundberg's, the root of E exp(rate (noise - slack))
-    = 1, which knows of skewness. Neighbours that are alike make sums vary more, and peaks that much
-    higher."""
-    variance, span = float(noise_E.var()), min(SPAN_EVENTS, len(noise_E) // 4)
+    """Rate at which high peaks become rare: Lundberg's exponent, the root of
+    E exp(rate (noise - slack)) = 1, which takes skewness into account. Neighbours that are alike
+    make sums vary more, and peaks higher by that factor."""
+    variance = float(noise_E.var())
+    span = min(SPAN_EVENTS, len(noise_E) // 4)
     sums_E = np.append(0, np.cumsum(noise_E))
     spans_E = sums_E[span:] - sums_E[:-span]
     apart_E = spans_E[span:] - spans_E[:-span]  # of neighbours: a slow trend is no burst
     inflation = max(float((apart_E**2).mean()) / (2 * span * variance), 1.0)
-    # Neither this mean nor the one that a detector compares with is the true one: a standard error
-    # is set aside.
+    # Neither this mean nor the detector's is the true one, so the slack is less by a standard
+    # error.
     slack -= min(math.sqrt(variance * inflation / len(noise_E)), slack / 2)
     rate = 2 * slack / variance
     while np.exp(rate * (noise_E - slack)).mean() < 1:
@@ -81,9 +86,15 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
 
 
 @kernel("int64(float64[::1], int64[:,::1], int64, float64[::1], float64[::1])")
-def _excursions(calm_E, starts_PK, block, slack_P, peaks):
-    """The peak of each excursion of the cumulative sums above 0; returns how many there are. A path
-    is blocks of the calm stretch, one after the other."""
+def _excursions(
+    calm_E: np.ndarray,
+    starts_PK: np.ndarray,
+    block: int,
+    slack_P: np.ndarray,
+    peaks: np.ndarray,
+) -> int:
+    """Write the peak of each excursion of the cumulative sums above 0 to `peaks`; returns their
+    number. A path consists of blocks of the calm stretch, one after the other."""
     count = 0
     for p in range(len(starts_PK)):
         above = peak = 0.0

@@ -1,33 +1,96 @@
-"""Detectors: River's, by name, with their parameters checked, and how each is to be set on a
-signal.
+"""Drift detectors by name: River's, and the own Page-Hinkley, with their parameters checked.
 
-In: the `[[drift.detectors]]` tables. Out: fresh detectors. A parameter that River would take and
-then be silent or crash late with is refused here, with a `ConfigError` that names field, rule and
-value.
+In: the `[[drift.detectors]]` tables. Out: fresh detectors behind one interface, `Detector`. A
+parameter that River would accept, and then be silent or crash late, is refused here with a
+`ConfigError` that names field, rule and value. Nothing here sees a stream.
 """
 
 import inspect
 import math
-from collections.abc import Mapping
-from difflib import get_close_matches
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from river import base, drift
 
-from niwaki.model.jit import kernel, types
-from niwaki.stream.drift.running_sums import RunningSums, tally_add
-from niwaki.stream.drift.signals import check_signal
+from niwaki.pruning.errors import nearest
+from niwaki.stream.drift.page_hinkley import Direction, PageHinkley
+from niwaki.stream.drift.river_state import detector_state, restore_detector
+from niwaki.stream.drift.signals import signal_named
 from niwaki.stream.errors import ConfigError
 
+_Built = TypeVar("_Built")
 _BINARY_SIGNALS = ("label",)
-_DETECTORS = {
+_DETECTORS: dict[str, type[base.DriftDetector | base.BinaryDriftDetector]] = {
     name: kind
     for module in (drift.binary, drift)
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and issubclass(kind, base.DriftDetector | base.BinaryDriftDetector)
-}
+} | {"PageHinkley": PageHinkley}
+
+
+class Detector(Protocol):
+    """A detector that reads one signal."""
+
+    def read(self, values_B: np.ndarray, start: int = 0) -> int | None:
+        """Read float64 values (B,) from index `start` until a change is detected.
+
+        Returns the index of the value that completed the change; None once all are read.
+        """
+
+    def rose(self, events: int, total: float) -> bool | None:
+        """Direction of the change just detected: True for a rise, None if the detector does not
+        know. `events`, `total`: number and sum of the values since the last change or reset."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that later detections depend on, as plain data, for a snapshot."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo `state`, in a detector just built from equal parameters."""
+
+
+class RiverDetector:
+    """A detector of River, behind the interface `Detector`."""
+
+    def __init__(self, detector: base.DriftDetector | base.BinaryDriftDetector):
+        self._detector = detector
+
+    def read(self, values_B: np.ndarray, start: int = 0) -> int | None:
+        """Read value by value, until River's detector has detected a change."""
+        detector = self._detector
+        update: Callable[[Any], None] = detector.update
+        for index, value in enumerate(values_B[start:].tolist(), start):
+            update(value)
+            if detector.drift_detected:
+                return index
+        return None
+
+    def rose(self, events: int, total: float) -> bool | None:
+        """None: River's detectors do not tell."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """The detector's state, as plain data."""
+        return {"river": detector_state(self._detector)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Undo `state`."""
+        restore_detector(self._detector, state["river"])
+
+
+class AdwinDetector(RiverDetector):
+    """River's ADWIN, whose window gives the direction of a change."""
+
+    def __init__(self, detector: drift.ADWIN):
+        super().__init__(detector)
+        self._adwin = detector
+
+    def rose(self, events: int, total: float) -> bool:
+        """True if the mean of the values that ADWIN has kept is above that of the dropped ones."""
+        width = self._adwin.width
+        kept = self._adwin.total
+        return bool(kept * (events - width) > (total - kept) * width)
 
 
 class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,188 +100,105 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Any class of `river.drift` or `river.drift.binary`. HDDMA and HDDMW are 10 times slower than
     the others, KSWIN 500 times."""
     signal: str = "staleness"
-    """One of those in `stream.drift.signals`. Detectors of `river.drift.binary` need one of zeros
-    and ones: label."""
-    direction: Literal["up", "down", "both"] | None = None
-    """Changes of the mean that count. None: up for both kinds of staleness, excess_loss and
-    log_loss, which fall whenever the model learns, and for unseen and stability; else both."""
+    """One of `stream.drift.signals.SIGNALS`, as `NAME` or, for a signal of a column, `NAME:COLUMN`.
+    Detectors of `river.drift.binary` need a signal of zeros and ones: label."""
+    direction: Direction | None = None
+    """Changes of the mean that count. None: the signal's own direction, which is up for signals
+    that fall whenever the model learns."""
     parameters: dict[str, bool | int | float | str | None] = {}
-    """Parameters of the River class; those left out are River's defaults, but `seed`, which is 0.
-    The threshold of PageHinkley is calibrated unless it stands here."""
+    """Parameters of the detector's class; the defaults are River's, except `seed`, which is 0. The
+    threshold of PageHinkley is calibrated unless it is set here."""
 
     def __post_init__(self) -> None:
-        kind = _known("detector", self.detector.removeprefix("binary."), _DETECTORS)
-        check_signal(self.signal)
+        _check_known("detector", "must be", self._class_name, _DETECTORS)
+        kind = _DETECTORS[self._class_name]
+        signal_named(self.signal)
         if not issubclass(kind, base.DriftDetector) and self.signal not in _BINARY_SIGNALS:
-            rule = f"{self.detector} reads zeros and ones, so its signal must be {' or '.join(_BINARY_SIGNALS)}"
-            raise ConfigError("drift.detectors.signal", rule, self.signal)
+            rule = (
+                f"{self.detector} reads zeros and ones, so its signal must be"
+                f" {' or '.join(_BINARY_SIGNALS)}"
+            )
+            raise ConfigError("signal", rule, self.signal)
+        self._check_parameters(kind)
         self.build()
 
     @property
-    def counts(self) -> Literal["up", "down", "both"]:
-        """The direction, resolved: up, down or both."""
-        rising = ("staleness", "recent_staleness", "log_loss", "excess_loss", "unseen", "stability")
-        return self.direction or ("up" if self.signal.partition(":")[0] in rising else "both")
+    def counts(self) -> Direction:
+        """Changes of the mean that count: up, down or both."""
+        return self.direction or signal_named(self.signal).counts
 
     @property
     def calibrated(self) -> bool:
-        """Whether its threshold is left to calibration, which is there for PageHinkley."""
+        """True if the threshold is left to calibration, which exists for PageHinkley."""
         return self.detector == "PageHinkley" and "threshold" not in self.parameters
 
-    def build(
-        self, levels: Mapping[str, float] | None = None
-    ) -> base.DriftDetector | base.BinaryDriftDetector:
-        """A fresh detector, with the `levels` that calibration found.
+    def build(self) -> Detector:
+        """A fresh detector with the parameters of this configuration.
 
-        Raises `ConfigError` for a parameter that River does not know or allow.
+        Raises `ConfigError` for parameters that the detector's class refuses.
         """
-        kind = _DETECTORS[self.detector.removeprefix("binary.")]
+        if self._class_name == "PageHinkley":
+            return self._made(PageHinkley, {})
+        if self._class_name == "ADWIN":
+            return AdwinDetector(self._made(drift.ADWIN, {}))
+        return RiverDetector(self._made(_DETECTORS[self._class_name], {}))
+
+    def build_page_hinkley(self, calibrated: Mapping[str, float] | None) -> PageHinkley:
+        """A fresh Page-Hinkley with the parameters found by calibration, or None before the first
+        one. A calibrated detector forgets nothing, and looks for the changes that count only."""
+        if calibrated is None:
+            return self._made(PageHinkley, {})
+        return self._made(PageHinkley, {**calibrated, "alpha": 1.0, "mode": self.counts})
+
+    @property
+    def _class_name(self) -> str:
+        return self.detector.removeprefix("binary.")
+
+    def _made(self, kind: Callable[..., _Built], calibrated: Mapping[str, float | str]) -> _Built:
+        """A detector of class `kind`; configured parameters take precedence over calibrated
+        ones."""
+        known = inspect.signature(kind).parameters
+        seed = {"seed": 0} if "seed" in known else {}  # River's own default is not reproducible
+        try:
+            return kind(**{**seed, **calibrated, **self.parameters})
+        except (ValueError, TypeError, OverflowError) as error:
+            rule = f"{self.detector} refuses them ({error})"
+            raise ConfigError("parameters", rule, self.parameters) from error
+
+    def _check_parameters(self, kind: type) -> None:
         known = inspect.signature(kind).parameters
         for name, value in self.parameters.items():
-            _known(f"parameters of {self.detector}", name, known)
-            rule = _broken_rule(kind, name, known[name].default, value)
-            if rule:
-                raise ConfigError(f"drift.detectors.parameters.{name}", rule, value)
-        seed = {"seed": 0} if "seed" in known else {}  # River's own default is not reproducible
-        found = dict(levels or {})
-        if (
-            found and kind is drift.PageHinkley
-        ):  # as it was calibrated: it forgets nothing, and looks where told
-            found |= {"alpha": 1.0, "mode": self.counts}
-        try:
-            return kind(**(seed | found | self.parameters))
-        except (ValueError, TypeError, OverflowError) as error:
-            rule = f"River's {self.detector} refuses them ({error})"
-            raise ConfigError("drift.detectors.parameters", rule, self.parameters) from error
+            rule = f"must be a parameter of {self.detector},"
+            _check_known(f"parameters.{name}", rule, name, known)
+            broken = _broken_rule(kind, name, known[name].default, value)
+            if broken:
+                raise ConfigError(f"parameters.{name}", broken, value)
 
 
-def next_change(
-    detector: base.DriftDetector | base.BinaryDriftDetector,
-    tally: RunningSums,
-    values_B: np.ndarray,
-    start: int = 0,
-) -> int | None:
-    """Let it read `values_B` from `start` on until it notices a change: the index of that. None: it
-    has read all. `tally` takes in what it reads."""
-    if type(detector) is drift.PageHinkley:
-        return (
-            _next_of_page_hinkley(detector, tally, values_B, start)
-            if start < len(values_B)
-            else None
-        )
-    update = detector.update
-    for index, value in enumerate(values_B[start:].tolist(), start):
-        update(value)
-        if detector.drift_detected:
-            tally.add(values_B[start : index + 1])
-            return index
-    tally.add(values_B[start:])
-    return None
-
-
-def begin_with(detector: drift.PageHinkley, values_B: np.ndarray) -> None:
-    """Tell it what the mean is, and no more."""
-    mean = detector._x_mean
-    mean.n, mean._mean = _mean(values_B, mean.n, mean._mean)
-
-
-def _next_of_page_hinkley(
-    detector: drift.PageHinkley, tally: RunningSums, values_B: np.ndarray, start: int
-) -> int | None:
-    if detector.drift_detected:
-        detector._reset()
-    mean, mode, threshold = detector._x_mean, detector.mode, detector.threshold
-    up, down = (
-        (math.inf if mode == "down" else threshold),
-        (math.inf if mode == "up" else threshold),
-    )
-    sums = (mean.n, mean._mean, detector._sum_increase, detector._sum_decrease)
-    extremes = (detector._min_increase, detector._max_decrease)
-    rules = (up, down, detector.alpha, detector.delta, detector.min_instances)
-    read = _page_hinkley(values_B, start, sums, extremes, rules, *tally.arrays)
-    found, (mean.n, mean._mean, *sums), extremes = read
-    detector._sum_increase, detector._sum_decrease = sums
-    detector._min_increase, detector._max_decrease = extremes
-    detector._drift_detected = found >= 0
-    return found if found >= 0 else None
-
-
-@kernel(
-    types.Tuple((types.int64, types.UniTuple(types.float64, 4), types.UniTuple(types.float64, 2)))(
-        types.float64[::1],
-        types.int64,
-        types.UniTuple(types.float64, 4),
-        types.UniTuple(types.float64, 2),
-        types.UniTuple(types.float64, 5),
-        *(types.float64[::1],) * 3,
-    ),
-    brief=True,
-)
-def _page_hinkley(values_B, start, sums, extremes, rules, tally_3, recent, spans):
-    """River's own `update`, value by value and bit for bit; then what was read is added to a
-    `RunningSums`'s arrays."""
-    events, mean, increase, decrease = sums
-    lowest, highest = extremes
-    up, down, alpha, delta, least = rules
-    found = -1
-    for index in range(start, len(values_B)):
-        events += 1.0
-        mean += 1.0 / events * (values_B[index] - mean)
-        deviation = values_B[index] - mean
-        increase = alpha * increase + deviation - delta
-        decrease = alpha * decrease + deviation + delta
-        lowest = min(lowest, increase)
-        highest = max(highest, decrease)
-        if (increase - lowest > up or highest - decrease > down) and events >= least:
-            found = index
-            break
-    tally_add(
-        values_B[start : found + 1] if found >= 0 else values_B[start:], tally_3, recent, spans
-    )
-    return found, (events, mean, increase, decrease), (lowest, highest)
-
-
-@kernel("UniTuple(float64, 2)(float64[::1], float64, float64)", brief=True)
-def _mean(values_B, events, mean):
-    for value in values_B:
-        events += 1.0
-        mean += 1.0 / events * (value - mean)
-    return events, mean
-
-
-def _known(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def _check_known(field: str, rule: str, name: str, known: Collection[str]) -> None:
+    """Raises `ConfigError` unless `name` is one of `known`."""
     if name not in known:
-        nearest = get_close_matches(name, known, 1, cutoff=0.4)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        raise ConfigError(
-            f"drift.detectors.{what}", f"must be one of {', '.join(sorted(known))}{hint}", name
-        )
-    return known[name]
+        meant = nearest(name, known)
+        hint = f" (did you mean {meant}?)" if meant else ""
+        raise ConfigError(field, f"{rule} one of {', '.join(sorted(known))}{hint}", name)
 
 
 def _broken_rule(kind: type, name: str, default: object, value: object) -> str | None:
-    """The rule that a parameter breaks. River checks few; a detector with a bad one is silent, or
-    crashes late."""
+    """The rule that a parameter's value breaks, or None. River checks few; a detector with a wrong
+    one is silent, or crashes late."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "must be true or false"
     if isinstance(default, str):
         return None if isinstance(value, str) else "must be a string"
     if value is None:
         return None if default is None else "must have a value"
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "must be a number"
-    if not isinstance(
-        default, float
-    ):  # None stands for an integer that may be absent: a seed, a window
+    if not isinstance(default, float):  # an integer; None where it may be absent: a seed, a window
         least = 1 if default else 0
-        return (
-            None
-            if isinstance(value, int) and least <= value < 2**31
-            else f"must be an integer >= {least}"
-        )
-    if default < 1 and (kind, name) != (
-        drift.PageHinkley,
-        "delta",
-    ):  # a probability, a share, a fading factor
+        holds = isinstance(value, int) and least <= value < 2**31
+        return None if holds else f"must be an integer >= {least}"
+    # A default below 1 belongs to a probability, a share or a fading factor.
+    if default < 1 and (kind, name) != (PageHinkley, "delta"):
         return None if 0 < value < 1 else "must be above 0 and below 1"
     return None if value > 0 else "must be above 0"

@@ -1,13 +1,13 @@
-"""Drift: River's detectors, each on a named signal of the learner, one value for each event.
+"""The drift monitor: all detectors, and the agreement that makes a drift of their changes.
 
-After learning in the walk. In: signals of a batch (`stream.drift.signals`). Out: `Drift`s, with the
-event at which they were noticed and their size. Detectors see single events, never means of
-batches: on means ADWIN notices 24 times later. After a drift, and whenever told (`reset`), all
-detectors begin anew once a quiet period is over. It never decides what to do.
+In: signals of consecutive batches, after the model learned from them. Out: `Drift`s, each with the
+event at which it was noticed and its size. Detectors see single events, never means of batches: on
+means ADWIN notices 24 times later. After a drift, and on `reset`, all detectors begin anew once a
+quiet period is over. The monitor never decides what follows from a drift.
 
-The state for a snapshot is exact, at most some hundred kilobytes a detector however long the
-stream, and nothing in it is executable. It holds for one version of River and one configuration of
-a detector.
+The state for a snapshot is exact and nothing in it is executable; it has at most some hundred
+kilobytes a detector, however long the stream. It holds for one version of River and one
+configuration of a detector.
 """
 
 import logging
@@ -20,50 +20,53 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from niwaki.stream.drift.calibrated import STATE_VERSION, CalibratedDetector, Change
+from niwaki.stream.drift.calibrated import CalibratedDetector
 from niwaki.stream.drift.detectors import DetectorConfig
+from niwaki.stream.drift.measured import Change, MeasuredDetector
 from niwaki.stream.drift.running_sums import RunningSums
-from niwaki.stream.drift.signals import OF_THE_NETWORK
+from niwaki.stream.drift.signals import signal_named
 from niwaki.stream.errors import ConfigError
 
 log = logging.getLogger("niwaki")
 
+_STATE_VERSION = 1  # of the detectors' state
+
 
 class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is watched, and when not (the `[drift]` section)."""
+    """The detectors, their agreement and their quiet periods (the `[drift]` section)."""
 
     detectors: tuple[DetectorConfig, ...] = (
         DetectorConfig(signal="staleness"),
         DetectorConfig(signal="recent_staleness"),
         DetectorConfig(signal="adjusted_label"),
     )
-    """Any number of detectors. The first of the default ones sees when what was learned long ago no
-    longer holds, even in part; the second when what was learned lately does not, as when an old
-    concept comes back; the third small steps of the click rate, which the model learns away before
-    they show elsewhere."""
+    """Any number of detectors. The first default one notices that knowledge from long ago no longer
+    holds, even in part; the second that recent knowledge does not, as when an old concept comes
+    back; the third notices small steps of the click rate, which the model learns before they show
+    elsewhere."""
     topic: str = ""
     """Kafka topic to which each drift is written, one JSON object with the fields of `Drift`; "":
     none."""
     agree: Literal["any", "all"] | int = "any"
-    """How many of them must notice for a drift: any one, all, or at least so many, 1 .. the number
-    of detectors."""
+    """Detectors that must notice a change for a drift: any one, all, or at least so many, 1 .. the
+    number of detectors."""
     within_events: int = 2_000
-    """Within so many events of each other, >= 1."""
+    """Events within which they must notice, >= 1."""
     quiet_events: int = 5_000
     """Events that no detector reads at the start, after a drift and after each change of the
     network; >= 0."""
     expected_events_between_false_alarms: int = 2_000_000
-    """PageHinkley is calibrated to this on the stream itself, >= 1,000; several of them share it,
-    so it is the run time of all together. 0: not calibrated. Other detectors have parameters of
-    their own for it, such as ADWIN's `delta`, which bursts of alike events make fire far too
-    often."""
+    """Mean run length between false alarms to which PageHinkley is calibrated on the stream itself,
+    >= 1,000; for all detectors of that class together. 0: not calibrated. Other detectors have
+    parameters of their own, such as ADWIN's `delta`, with which bursts of alike events cause far
+    more alarms."""
     calibration_events: int = 40_000
-    """Events of the calm stretch that it is calibrated on, the first that it reads, and again those
-    after each change of the network; >= 1,000. Before the first such stretch is over, it notices
-    nothing."""
+    """Length of the calm stretch that calibration reads, at the start and after each change of the
+    network; >= 1,000. Before the first one is over, PageHinkley notices nothing."""
 
     def __post_init__(self) -> None:
-        expected, detectors = self.expected_events_between_false_alarms, len(self.detectors)
+        expected = self.expected_events_between_false_alarms
+        detectors = len(self.detectors)
         agreeable = isinstance(self.agree, str) or 1 <= self.agree <= detectors
         for name, holds, rule in (
             ("quiet_events", self.quiet_events >= 0, ">= 0"),
@@ -77,17 +80,17 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ("agree", agreeable, f"any, all, or 1 to {detectors}, the number of detectors"),
         ):
             if not holds:
-                raise ConfigError(f"drift.{name}", f"must be {rule}", getattr(self, name))
+                raise ConfigError(name, f"must be {rule}", getattr(self, name))
 
     @property
     def votes(self) -> int:
-        """How many detectors must notice."""
+        """Number of detectors that must notice a change."""
         if isinstance(self.agree, int):
             return self.agree
         return len(self.detectors) if self.agree == "all" else 1
 
     def names(self) -> list[tuple[str, str]]:
-        """Detector and signal of each, as its drifts say them."""
+        """Detector and signal of each detector, as in its drifts."""
         return [(one.detector, one.signal) for one in self.detectors]
 
 
@@ -127,17 +130,11 @@ class DriftMonitor:
 
     def __init__(self, config: DriftConfig):
         self.config = config
-        calibrated = sum(one.calibrated for one in config.detectors)
-        expected_events = (
-            config.expected_events_between_false_alarms * calibrated
-        )  # together they keep to it
-        self._watches = [
-            CalibratedDetector(one, expected_events, config.calibration_events, config.quiet_events)
-            for one in config.detectors
-        ]
+        self._detectors = [_detector(one, config) for one in config.detectors]
         self._votes: dict[int, Drift] = {}
         self._losses = RunningSums()
-        self._watched_events = self._drifts = 0
+        self._watched_events = 0
+        self._drifts = 0
 
     def update(
         self,
@@ -146,135 +143,175 @@ class DriftMonitor:
         times_s_B: np.ndarray,
         losses_B: np.ndarray | None = None,
     ) -> list[Drift]:
-        """Read the signals, (B,) each, of the events from `first_event` on, and their times; new
-        drifts in order. A detector whose signal is not among them waits. `losses_B`: log losses, by
-        which drifts are sized.
+        """Read the next batch and return its drifts, in order.
 
-        Where several detectors must agree, each has a `Drift` of its own, at the event where it
-        noticed.
+        `signals`: values (B,) by name; a detector whose signal is missing waits. `first_event`:
+        index in the stream of the batch's first event. `times_s_B`: event times, seconds.
+        `losses_B`: log losses, from which a drift's losses are computed. Where several detectors
+        must agree, each has a `Drift` of its own, at the event where it noticed.
+
+        Raises `ValueError` for a signal that is not finite.
         """
         for signal, values_B in signals.items():
             if not math.isfinite(np.dot(values_B, values_B)):
                 raise ValueError(
                     f"signal {signal} is not finite in the batch from event {first_event} on"
                 )
-        reading = [(place, one) for place, one in enumerate(self._watches) if one.signal in signals]
-        for watch in self._watches:
-            if watch.signal not in signals:
-                watch.wait(len(times_s_B))
+        reading: list[tuple[int, MeasuredDetector]] = []
+        waiting: list[MeasuredDetector] = []
+        for place, detector in enumerate(self._detectors):
+            if detector.config.signal in signals:
+                reading.append((place, detector))
+            else:
+                waiting.append(detector)
+                detector.wait(len(times_s_B))
         drifts: list[Drift] = []
-        start, size = 0, len(times_s_B)
+        start = 0
+        size = len(times_s_B)
         while reading and start < size:
             stop = size
-            for _, watch in reading:
-                room = watch.settle()
-                if room and start + room < stop:
-                    stop = start + room
-            watching = [watch for _, watch in reading if watch.watching]
+            for _, detector in reading:
+                left_events = detector.settle()
+                if left_events and start + left_events < stop:
+                    stop = start + left_events
+            watching = [detector for _, detector in reading if detector.watching]
             noticed = [
                 (start + index, place, change)
-                for place, watch in reading
-                for index, change in watch.read(signals[watch.signal][start:stop])
+                for place, detector in reading
+                for index, change in detector.read(signals[detector.config.signal][start:stop])
             ]
-            at = self._agreed(noticed, first_event, times_s_B) if noticed else None
-            stop = stop if at is None else at + 1
+            agreed = self._agreed(noticed, first_event, times_s_B) if noticed else None
+            if agreed is not None:
+                stop = agreed + 1
             self._watched_events += (stop - start) * bool(watching)
             if losses_B is not None:
                 self._losses.add(losses_B[start:stop].astype(np.float64))
-            for watch in watching:
-                watch.watched_events += stop - start
-            if at is not None:
-                votes = sorted(self._votes.values(), key=lambda vote: vote.event)
-                drifts += [self._sized(vote, first_event + stop) for vote in votes]
-                self._drifts += 1
-                for place in self._votes:
-                    self._watches[place].alarms += 1
-                self.reset()  # what was read or noticed beyond that event lies in the quiet period
-                for watch in self._watches:
-                    if watch.signal not in signals:
-                        watch.wait(size - stop)
+            for detector in watching:
+                detector.watched_events += stop - start
+            if agreed is not None:
+                drifts += self._new_drifts(first_event + stop)
+                self.reset()  # later values of this batch lie in the quiet period
+                for detector in waiting:
+                    detector.wait(size - stop)
             start = stop
         if losses_B is not None and start < size:
             self._losses.add(losses_B.astype(np.float64))  # no detector reads yet
         return drifts
 
-    def reset(self, hold_events: int | None = None, *, exchanged: bool = False) -> None:
-        """Forget everything but the noise of the stream, and read nothing for `hold_events` (None:
-        `quiet_events`). `exchanged`: another network predicts from now on, whose loss is another;
-        what does not depend on it goes on."""
+    def reset(self, hold_events: int | None = None, *, network_replaced: bool = False) -> None:
+        """Begin all detectors anew after `hold_events` events (None: `quiet_events`), which none of
+        them reads; calibration is kept.
+
+        `network_replaced`: another network predicts from now on, and its loss is another. Detectors
+        whose signal does not depend on the network go on.
+        """
         self._losses.clear()
-        for place, watch in enumerate(self._watches):
-            if exchanged and watch.config.signal not in OF_THE_NETWORK:
+        for place, detector in enumerate(self._detectors):
+            if network_replaced and not signal_named(detector.config.signal).of_the_network:
                 continue
             self._votes.pop(place, None)
-            watch.quiet_left_events = (
+            detector.quiet_left_events = (
                 self.config.quiet_events if hold_events is None else hold_events
             )
-            watch.reset()
+            detector.reset()
 
     def achieved(self) -> dict[str, Any]:
-        """What was asked for and what came of it: expected events between false alarms, the events
-        in which at least one detector watched, the drifts noticed in them (false ones and true
-        ones), and the same of each detector with what calibration has set it to."""
+        """The false-alarm target and its outcome, for a report: events between false alarms asked
+        for, events in which at least one detector watched, drifts noticed in them (false and true),
+        and likewise for each detector, with its calibrated parameters."""
+        expected_events = self.config.expected_events_between_false_alarms
         return {
-            "expected_events_between_false_alarms": self.config.expected_events_between_false_alarms,
+            "expected_events_between_false_alarms": expected_events,
             "watched_events": self._watched_events,
             "drifts": self._drifts,
-            "detectors": [watch.achieved() for watch in self._watches],
+            "detectors": [detector.achieved() for detector in self._detectors],
         }
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that later drifts depend on, as one array of bytes."""
-        watches = [
-            [_key(watch.config), watch.quiet_left_events, watch.state()] for watch in self._watches
-        ]
-        votes = [[place, list(vote)] for place, vote in self._votes.items()]
-        state = {"river": _form(), "watches": watches, "votes": votes}
-        state |= {"counts": [self._watched_events, self._drifts], "losses": self._losses.state()}
+        state = {
+            "river": _form(),
+            "detectors": [
+                {
+                    "config": _key(detector.config),
+                    "quiet_left_events": detector.quiet_left_events,
+                    "state": detector.state(),
+                }
+                for detector in self._detectors
+            ],
+            "votes": [[place, list(vote)] for place, vote in self._votes.items()],
+            "watched_events": self._watched_events,
+            "drifts": self._drifts,
+            "losses": self._losses.state(),
+        }
         return {"detectors": np.frombuffer(msgspec.msgpack.encode(state), np.uint8).copy()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Go on exactly where `state` was taken."""
+        """Go on exactly where `state` was taken. A detector of another configuration or version of
+        River begins anew, with a warning."""
         state = msgspec.msgpack.decode(arrays["detectors"].tobytes())
-        self._watched_events, self._drifts = state["counts"]
-        kept = {key: one for key, *one in state["watches"]}
-        for watch in self._watches:
-            watch.reset()
-            watch.quiet_left_events, detector = kept.get(
-                _key(watch.config), (self.config.quiet_events, None)
+        self._watched_events = state["watched_events"]
+        self._drifts = state["drifts"]
+        readable = state["river"] == _form()
+        kept = {one["config"]: one for one in state["detectors"]}
+        for detector in self._detectors:
+            detector.reset()
+            one = kept.get(_key(detector.config))
+            detector.quiet_left_events = (
+                one["quiet_left_events"] if one else self.config.quiet_events
             )
-            if detector and state["river"] == _form():
-                watch.restore(detector)
+            if one and readable:
+                detector.restore(one["state"])
             else:
                 log.warning(
-                    "the snapshot has no %s on %s for this River: it begins anew", *watch.name
+                    "the snapshot has no %s on %s for this River: it begins anew",
+                    detector.config.detector,
+                    detector.config.signal,
                 )
-        if state["river"] == _form():
+        if readable:
             self._losses.restore(state["losses"])
-        if [key for key, *_ in state["watches"]] == [_key(watch.config) for watch in self._watches]:
+        keys = [_key(detector.config) for detector in self._detectors]
+        if [one["config"] for one in state["detectors"]] == keys:
             self._votes = {place: Drift(*vote) for place, vote in state["votes"]}
 
-    def _sized(self, drift: Drift, events: int) -> Drift:
-        """The drift that has just been agreed on, with the losses before and after; so many
-        `events` are read."""
+    def _new_drifts(self, events: int) -> list[Drift]:
+        """The votes as drifts, in order, counted, and with their losses; `events` are read."""
+        self._drifts += 1
+        for place in self._votes:
+            self._detectors[place].alarms += 1
+        votes = sorted(self._votes.values(), key=lambda vote: vote.event)
+        return [self._with_losses(vote, events) for vote in votes]
+
+    def _with_losses(self, drift: Drift, events: int) -> Drift:
+        """The drift with the mean losses before and after; `events` are read."""
         since_events = events - drift.began
         if self._losses.events <= since_events:
             return drift
-        before, after, error = self._losses.around(since_events)
-        return drift._replace(loss_before=before, loss_after=after, loss_error=error)
+        means = self._losses.around(since_events)
+        return drift._replace(
+            loss_before=means.before, loss_after=means.after, loss_error=means.error
+        )
 
     def _agreed(
         self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray
     ) -> int | None:
-        """Where in the batch enough detectors had noticed; `_votes` then holds what they said."""
-        for index, together in groupby(sorted(noticed), key=lambda one: one[0]):
-            event, time_s = first_event + index, float(times_s_B[index])
-            for _, place, change in together:
-                detector, signal = self._watches[place].name
-                size = (change.before, change.after, change.error)
-                began = event + 1 - change.events
+        """Index in the batch at which enough detectors had noticed, if any; `_votes` then holds
+        their changes. `noticed`: index, place of the detector, change."""
+        ordered = sorted(noticed, key=lambda one: one[:2])
+        for index, simultaneous in groupby(ordered, key=lambda one: one[0]):
+            event = first_event + index
+            for _, place, change in simultaneous:
+                config = self._detectors[place].config
                 self._votes[place] = Drift(
-                    event, signal, detector, *size, began, change.kind, time_s
+                    event=event,
+                    signal=config.signal,
+                    detector=config.detector,
+                    before=change.means.before,
+                    after=change.means.after,
+                    error=change.means.error,
+                    began=event + 1 - change.events,
+                    kind=change.kind,
+                    time_s=float(times_s_B[index]),
                 )
             oldest = event - self.config.within_events
             self._votes = {
@@ -285,11 +322,21 @@ class DriftMonitor:
         return None
 
 
+def _detector(config: DetectorConfig, drift: DriftConfig) -> MeasuredDetector:
+    """A detector at work. Those that are calibrated share the rate of false alarms."""
+    calibrated = sum(one.calibrated for one in drift.detectors)
+    expected_events = drift.expected_events_between_false_alarms * calibrated
+    if not config.calibrated or not expected_events:
+        return MeasuredDetector(config, drift.quiet_events)
+    return CalibratedDetector(config, drift.quiet_events, expected_events, drift.calibration_events)
+
+
 def _form() -> str:
-    """What a detector's state depends on, beside its configuration: River's version, and that of
-    `CalibratedDetector.state`."""
-    return f"{version('river')}/{STATE_VERSION}"
+    """The versions that a detector's state depends on, beside its configuration: River's, and that
+    of the state itself."""
+    return f"{version('river')}/{_STATE_VERSION}"
 
 
 def _key(config: DetectorConfig) -> str:
+    """The configuration as text, to recognise it in a snapshot."""
     return msgspec.json.encode(config, order="sorted").decode()

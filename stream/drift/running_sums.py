@@ -1,132 +1,171 @@
-"""How a signal has gone since a detector's last reset: sums of all its values, and the last of
-them.
+"""Running sums of a signal since a detector's last reset, and a ring of its last values.
 
-In: values, event by event; where a batch ends makes no difference. Out: the means before and after
-a change, and how far their difference can be trusted. Bounded: some 30 kilobytes however long the
-stream.
+In: values in the order of events; where a batch ends makes no difference. Out: the means before and
+after a change, and the standard error of their difference. Memory is bounded: some 30 kilobytes,
+however long the stream. This module does not decide where a change lies.
 """
 
 import math
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import kernel, types
 
 RECENT_EVENTS = 4_096
-"""How far back a change that has just been noticed may have begun."""
+"""Number of last values that are kept: the furthest a change that has just been noticed may lie
+back."""
 SPAN_EVENTS = 512
-"""How many neighbours are summed, to see how far sums of them vary."""
+"""Number of neighbouring values that make a span; the variance of spans' sums measures how bursty
+the signal is."""
 SPANS = RECENT_EVENTS // SPAN_EVENTS
-_PIECES = 16  # of a stretch, to see how far its mean can be trusted
+_PIECES = 16  # parts of a stretch whose means give the standard error of its mean
+
+
+class _Sums(NamedTuple):
+    """Sums of all values since the last `clear`."""
+
+    events: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+
+class MeansAround(NamedTuple):
+    """Means of a signal before and after a change."""
+
+    before: float
+    after: float
+    error: float
+    """Standard error of `after - before`."""
+
+
+class RunningSumsState(TypedDict):
+    """Everything that `RunningSums` remembers, for a snapshot."""
+
+    events: int
+    total: float
+    squares: float
+    recent: bytes
+    """The last values, float64, oldest first."""
+    span_events: int
+    spans: list[float]
+
+
+_SUMS_TYPE = types.BaseTuple.from_types((types.int64, types.float64, types.float64), _Sums)
 
 
 class RunningSums:
-    """Sums since the last `clear`, and the last values."""
+    """Number, sum and sum of squares of a signal's values, its last values, and sums of spans."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.clear()
         self.clear_spans()
 
     def clear(self) -> None:
         """Forget everything but the spans."""
-        self._sums_3 = np.zeros(3)  # events, values, squares
+        self._sums = _Sums()
         self._recent = np.empty(RECENT_EVENTS)  # a ring
-
-    def add(self, values_B: np.ndarray) -> None:
-        """Take in the next ones, float64 (B,)."""
-        tally_add(values_B, *self.arrays)
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `tally_add` writes to."""
-        return self._sums_3, self._recent, self._spans
 
     def clear_spans(self) -> None:
         """Begin the first of `SPANS` spans anew."""
-        self._spans = np.zeros(1 + SPANS)  # events, and the sum of each span
+        self._span_events = 0
+        self._spans_S = np.zeros(SPANS)
+
+    def add(self, values_B: np.ndarray) -> None:
+        """Take in the next values, float64 (B,), contiguous."""
+        self._sums = _add(values_B, self._sums, self._recent, self._span_events, self._spans_S)
+        self._span_events = min(self._span_events + len(values_B), SPANS * SPAN_EVENTS)
 
     @property
     def span_left_events(self) -> int:
-        """How many are missing in all spans; those beyond them are in none."""
-        return SPANS * SPAN_EVENTS - int(self._spans[0])
+        """Number of values until all spans are full; later values are in no span."""
+        return SPANS * SPAN_EVENTS - self._span_events
 
     def spans(self) -> np.ndarray:
-        """(SPANS,) sums."""
-        return self._spans[1:].copy()
+        """Sum of each span, float64 (SPANS,)."""
+        return self._spans_S.copy()
 
     @property
     def events(self) -> int:
-        """How many there have been."""
-        return int(self._sums_3[0])
+        """Number of values."""
+        return self._sums.events
 
     @property
     def total(self) -> float:
-        """Their sum."""
-        return float(self._sums_3[1])
+        """Sum of the values."""
+        return self._sums.total
 
     @property
     def deviation(self) -> float:
-        """Their standard deviation."""
-        events, total, squares = self._sums_3.tolist()
-        return math.sqrt(max(squares / events - (total / events) ** 2, 0.0))
+        """Standard deviation of the values."""
+        sums = self._sums
+        return math.sqrt(max(sums.squares / sums.events - (sums.total / sums.events) ** 2, 0.0))
 
     def last(self) -> np.ndarray:
-        """The last `RECENT_EVENTS` of them, or all."""
+        """The last `RECENT_EVENTS` values, or all, oldest first."""
         events = self.events
         if events < RECENT_EVENTS:
             return self._recent[:events].copy()
         return np.roll(self._recent, -events % RECENT_EVENTS)
 
-    def around(self, since_events: int) -> tuple[float, float, float]:
-        """Mean before the last `since_events` values (of which the last `RECENT_EVENTS` count),
-        mean of them, and the standard error of the difference."""
+    def around(self, since_events: int) -> MeansAround:
+        """Means before and within the last `since_events` values, of which at most the last
+        `RECENT_EVENTS` count."""
         since = self.last()[-since_events:]
         before_events = max(self.events - len(since), 1)
-        before = (self.total - float(since.sum())) / before_events
-        return (
-            before,
-            float(since.mean()),
-            math.hypot(_error(since), self.deviation / math.sqrt(before_events)),
+        return MeansAround(
+            before=(self.total - float(since.sum())) / before_events,
+            after=float(since.mean()),
+            error=math.hypot(_error(since), self.deviation / math.sqrt(before_events)),
         )
 
-    def state(self) -> list[Any]:
+    def state(self) -> RunningSumsState:
         """Everything, for a snapshot."""
-        return [self._sums_3.tolist(), self.last().tobytes(), self._spans.tolist()]
+        return {
+            "events": self._sums.events,
+            "total": self._sums.total,
+            "squares": self._sums.squares,
+            "recent": self.last().tobytes(),
+            "span_events": self._span_events,
+            "spans": self._spans_S.tolist(),
+        }
 
-    def restore(self, state: list[Any]) -> None:
+    def restore(self, state: RunningSumsState) -> None:
         """Undo `state`."""
-        self._sums_3, last, self._spans = (
-            np.array(state[0]),
-            np.frombuffer(state[1]),
-            np.array(state[2]),
-        )
+        self._sums = _Sums(state["events"], state["total"], state["squares"])
+        last = np.frombuffer(state["recent"])
         self._recent[(self.events - len(last) + np.arange(len(last))) % RECENT_EVENTS] = last
+        self._span_events = state["span_events"]
+        self._spans_S = np.array(state["spans"])
 
 
 def _error(values: np.ndarray) -> float:
-    """Standard error of a mean, from the means of pieces, since neighbours are alike."""
+    """Standard error of a mean, from the means of pieces, since neighbouring values are alike."""
     pieces = min(_PIECES, len(values))
     if pieces < 2:
         return 0.0
-    return float(
-        np.std([piece.mean() for piece in np.array_split(values, pieces)], ddof=1)
-        / math.sqrt(pieces)
-    )
+    means = [piece.mean() for piece in np.array_split(values, pieces)]
+    return float(np.std(means, ddof=1) / math.sqrt(pieces))
 
 
-@kernel("void(float64[::1], float64[::1], float64[::1], float64[::1])", brief=True)
-def tally_add(values_B, sums_3, recent, spans):
-    """Sums, one after the other; the ring of the last values; and the sums of spans."""
-    events, total, squares = sums_3
-    place, inside = int(events) % len(recent), int(spans[0])
+@kernel(
+    _SUMS_TYPE(types.float64[::1], _SUMS_TYPE, types.float64[::1], types.int64, types.float64[::1]),
+    brief=True,
+)
+def _add(
+    values_B: np.ndarray, sums: _Sums, recent: np.ndarray, inside: int, spans_S: np.ndarray
+) -> _Sums:
+    """The sums with these values, one after the other, which the ring and the spans take in too.
+    `inside`: number of values that the spans hold."""
+    total = sums.total
+    squares = sums.squares
+    place = sums.events % len(recent)
     for value in values_B:
         total += value
         squares += value * value
         recent[place] = value
         place = place + 1 if place + 1 < len(recent) else 0
         if inside < SPANS * SPAN_EVENTS:
-            spans[1 + inside // SPAN_EVENTS] += value
+            spans_S[inside // SPAN_EVENTS] += value
             inside += 1
-    sums_3[0], sums_3[1], sums_3[2] = events + len(values_B), total, squares
-    spans[0] = inside
+    return _Sums(sums.events + len(values_B), total, squares)

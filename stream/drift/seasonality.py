@@ -1,14 +1,16 @@
-"""How a signal goes with the hour of the day, so that daily cycles are known: seasonal adjustment.
+"""Seasonal adjustment: a signal's usual value at each hour of the day, removed from the signal.
 
-In: values with their event times, in order. Out: the values less what was usual at their hour.
-Bounded: sums of 24 hours.
+In: values with their event times, in order. Out: the values with the daily cycle removed, and their
+mean kept. Memory is bounded: sums of 24 hours. Weekly and yearly cycles are not modelled.
 """
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import kernel, types
 
 _DAY_S, _HOUR_S = 86_400.0, 3_600
 _HALF_LIFE_S = 7 * _DAY_S
@@ -16,131 +18,185 @@ _PRIOR_EVENTS = 500
 _LEAST_DAY_EVENTS = 2_400
 
 
-class Seasonality:
-    """How a signal goes with the hour of the day (UTC), so that daily cycles are known: seasonal
-    adjustment.
+class HourlySums(NamedTuple):
+    """Sums of a signal over each hour of the day (UTC), float64 (24,) each."""
 
-    A day is taken in when it is over, and with those after it if it had few events; so no drift
-    becomes usual while it is looked for. The usual course is trusted as far as it has foretold the
-    days since: noise and what happened once are not repeated.
+    events_H: np.ndarray
+    values_H: np.ndarray
+    squares_H: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> "HourlySums":
+        """Sums of no events."""
+        return cls(np.zeros(24), np.zeros(24), np.zeros(24))
+
+
+class Usual(NamedTuple):
+    """The usual course of a day, float64 (24,) each. A value is adjusted to
+    `target + (value - mean) * scale` of its hour."""
+
+    means_H: np.ndarray
+    targets_H: np.ndarray
+    scales_H: np.ndarray
+
+
+class _Forecast(NamedTuple):
+    """Quality of the hours' means as a forecast of later days; sums over events that fade."""
+
+    covariance: float
+    variance: float
+
+
+_ARRAY = types.float64[::1]
+SUMS_TYPE = types.BaseTuple.from_types((_ARRAY, _ARRAY, _ARRAY), HourlySums)
+USUAL_TYPE = types.BaseTuple.from_types((_ARRAY, _ARRAY, _ARRAY), Usual)
+_FORECAST_TYPE = types.BaseTuple.from_types((types.float64, types.float64), _Forecast)
+
+
+class Seasonality:
+    """The usual mean and spread of a signal at each hour of the day (UTC).
+
+    A day's sums are added to the known ones when the day is over, together with the following days
+    if it had few events; so no drift becomes usual while it is looked for. The daily cycle is
+    removed in proportion to how well it has forecast the days since: noise and single incidents are
+    not repeated, and so not removed.
     """
 
     def __init__(self, learned: bool):
-        """`learned`: the signal depends on what the model has learned, so its first day is left
-        out, and the course of the next not trusted before it is repeated."""
-        self._sums_23H = np.zeros(
-            (2, 3, 24)
-        )  # known, and of this day: events, values, squares; they fade with days
-        self._products_2 = (
-            np.array([0.0, 1e-12]) if learned else np.full(2, 1e-12)
-        )  # whose ratio is the trust
-        self._day_ends_s, self._left_out = math.nan, learned
-        self._set()
+        """`learned`: True for a signal that depends on the model's learning; its first day is left
+        out, and the second day's cycle is not removed before another day has repeated it."""
+        self._known = HourlySums.zeros()  # fade from day to day
+        self.today = HourlySums.zeros()
+        """Sums of the day that is not over yet; `by_hour` adds to them."""
+        self._forecast = _Forecast(0.0, 1e-12) if learned else _Forecast(1e-12, 1e-12)
+        self._day_ends_s = math.nan
+        self._left_out = learned
+        self._derive()
 
     @property
     def known(self) -> bool:
-        """Whether a day has been taken in, or events have no times."""
-        return self._taken_in or math.isnan(self._day_ends_s)
-
-    @property
-    def day_3H(self) -> np.ndarray:
-        """The sums of this day."""
-        return self._sums_23H[1]
+        """True once a day is over, and for events without times."""
+        return self._day_known or math.isnan(self._day_ends_s)
 
     def begin(self, times_s_B: np.ndarray) -> None:
-        """A batch of these times is next: take the day in that is over."""
+        """Announce the times of the next batch, float64 (B,), seconds; ends the day if it is
+        over."""
         first_s = float(times_s_B[0])
         if first_s >= self._day_ends_s and self._day_events >= _LEAST_DAY_EVENTS:
-            self._take_in(first_s)
+            self._end_day(first_s)
         elif math.isnan(self._day_ends_s) and (first_s or times_s_B[-1]):
             self._day_ends_s = first_s + _DAY_S
         self._day_events += len(times_s_B)
 
     def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:
-        """(B,) values less what was usual at their hour, in proportion to the usual spread. Those
-        of the first day stay as they are, and so do those of events without times."""
+        """Take in the next values, float64 (B,), and return them adjusted. Values of the first day
+        and values without times stay as they are."""
         self.begin(times_s_B)
         adjusted_B = np.empty_like(values_B)
-        _adjust(values_B, times_s_B, self.usual_3H, self.day_3H, adjusted_B)
+        _adjust(values_B, times_s_B, self.usual, self.today, adjusted_B)
         return adjusted_B
 
-    def state(self) -> np.ndarray:
-        return np.concatenate(
-            [self._sums_23H.ravel(), self._products_2, [self._day_ends_s, self._left_out]]
-        )
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays by name, for a snapshot."""
+        return {
+            "known": np.stack(self._known),
+            "today": np.stack(self.today),
+            "forecast": np.array(self._forecast),
+            "day_ends_s": np.array([self._day_ends_s]),
+            "left_out": np.array([self._left_out]),
+        }
 
-    def restore(self, state: np.ndarray) -> None:
-        self._sums_23H, self._products_2 = state[:-4].reshape(2, 3, 24).copy(), state[-4:-2].copy()
-        self._day_ends_s, self._left_out = float(state[-2]), bool(state[-1])
-        self._set()
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Undo `state`."""
+        self._known = HourlySums(*arrays["known"].copy())
+        self.today = HourlySums(*arrays["today"].copy())
+        self._forecast = _Forecast(*arrays["forecast"].tolist())
+        self._day_ends_s = float(arrays["day_ends_s"][0])
+        self._left_out = bool(arrays["left_out"][0])
+        self._derive()
 
-    def _take_in(self, now_s: float) -> None:
-        known_3H, day_3H = self._sums_23H
+    def _end_day(self, now_s: float) -> None:
         fade = 0.5 ** ((now_s - self._day_ends_s + _DAY_S) / _HALF_LIFE_S)
         if self.known and not self._left_out:
-            self._products_2 = fade * self._products_2 + _foretold(day_3H, self.usual_3H[0])
-        known_3H *= fade
-        if not self._left_out:
-            known_3H += day_3H
-        day_3H[:] = 0
-        self._day_ends_s, self._left_out = now_s + _DAY_S, False
-        self._set()
+            forecast = _forecast(self.today, self.usual.means_H)
+            self._forecast = _Forecast(
+                fade * self._forecast.covariance + forecast.covariance,
+                fade * self._forecast.variance + forecast.variance,
+            )
+        for known_H, today_H in zip(self._known, self.today, strict=True):
+            known_H *= fade
+            if not self._left_out:
+                known_H += today_H
+            today_H[:] = 0
+        self._day_ends_s = now_s + _DAY_S
+        self._left_out = False
+        self._derive()
 
-    def _set(self) -> None:
-        """What is usual at each hour: its mean, and what that is mapped to, which some unusual
-        hours do not change; and its spread, likewise."""
-        known_3H = self._sums_23H[0]
-        self._day_events = int(self._sums_23H[1, 0].sum())
-        self._taken_in = bool(known_3H[0].any())
-        self.usual_3H = _usual(
-            known_3H, min(max(self._products_2[0] / self._products_2[1], 0.0), 1.0)
-        )
-
-
-@kernel("float64[::1](float64[:,::1], float64[::1])", brief=True)
-def _foretold(day_3H, means_H):
-    """How far the hours' means foretold those of a day: their product and the former's square, each
-    less its own mean, summed over events."""
-    events = max(day_3H[0].sum(), 1.0)
-    mean, foretold = day_3H[1].sum() / events, (day_3H[0] * means_H).sum() / events
-    apart_H, means_H = day_3H[1] / np.maximum(day_3H[0], 1.0) - mean, means_H - foretold
-    return np.array([(day_3H[0] * apart_H * means_H).sum(), (day_3H[0] * means_H * means_H).sum()])
+    def _derive(self) -> None:
+        """Compute everything that follows from the sums. The target of an hour lies near the median
+        of the hours' means, which a few unusual hours do not change."""
+        self._day_events = int(self.today.events_H.sum())
+        self._day_known = bool(self._known.events_H.any())
+        trust = min(max(self._forecast.covariance / self._forecast.variance, 0.0), 1.0)
+        self.usual = _usual(self._known, trust)
+        """The usual course of a day, by the days that are over."""
 
 
-@kernel("float64[:,::1](float64[:,::1], float64)", brief=True)
-def _usual(known_3H, trust):
-    """Of each hour the mean, what that is mapped to, and what the spread is multiplied with. Hours
-    with few events are taken to be like the others."""
-    events = max(known_3H[0].sum(), 1.0)
-    mean, squares = known_3H[1].sum() / events, known_3H[2].sum() / events
-    events_H = known_3H[0] + _PRIOR_EVENTS
-    means_H = (known_3H[1] + _PRIOR_EVENTS * mean) / events_H
+@kernel(_FORECAST_TYPE(SUMS_TYPE, _ARRAY), brief=True)
+def _forecast(today: HourlySums, means_H: np.ndarray) -> _Forecast:
+    """How well the hours' means forecast a day's: their covariance, and the variance of the
+    forecast, summed over events."""
+    events_H = today.events_H
+    events = max(events_H.sum(), 1.0)
+    mean = today.values_H.sum() / events
+    forecast = (events_H * means_H).sum() / events
+    apart_H = today.values_H / np.maximum(events_H, 1.0) - mean
+    means_H = means_H - forecast
+    return _Forecast(
+        (events_H * apart_H * means_H).sum(),
+        (events_H * means_H * means_H).sum(),
+    )
+
+
+@kernel(USUAL_TYPE(SUMS_TYPE, types.float64), brief=True)
+def _usual(known: HourlySums, trust: float) -> Usual:
+    """The usual course of a day. An hour with few events is pulled towards the mean of all hours.
+    `trust`: share of the daily cycle that is removed, 0 to 1."""
+    events = max(known.events_H.sum(), 1.0)
+    mean = known.values_H.sum() / events
+    squares = known.squares_H.sum() / events
+    events_H = known.events_H + _PRIOR_EVENTS
+    means_H = (known.values_H + _PRIOR_EVENTS * mean) / events_H
     spreads_H = np.sqrt(
-        np.maximum((known_3H[2] + _PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0)
+        np.maximum((known.squares_H + _PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0)
     )
-    usual_3H = np.empty(known_3H.shape)
-    usual_3H[0], usual_3H[1], usual_3H[2] = (
-        means_H,
-        means_H + trust * (np.median(means_H) - means_H),
-        1.0,
-    )
+    scales_H = np.ones(len(means_H))
     if spreads_H.min() > 0:
-        usual_3H[2] += trust * (np.median(spreads_H) / spreads_H - 1)
-    return usual_3H
+        scales_H += trust * (np.median(spreads_H) / spreads_H - 1)
+    return Usual(means_H, means_H + trust * (np.median(means_H) - means_H), scales_H)
 
 
-@kernel("float64(float64, float64, float64[:,::1], float64[:,::1])", brief=True)
-def by_hour(value, time_s, usual_3H, day_3H):
-    """A value by what is usual at its hour; `day_3H` takes it in."""
+@kernel(types.float64(types.float64, types.float64, USUAL_TYPE, SUMS_TYPE), brief=True)
+def by_hour(value: float, time_s: float, usual: Usual, today: HourlySums) -> float:
+    """A value adjusted by the usual course of its hour; adds the value to `today`."""
     hour = int(math.floor(time_s)) // _HOUR_S % 24
-    day_3H[0, hour] += 1.0
-    day_3H[1, hour] += value
-    day_3H[2, hour] += value * value
-    return usual_3H[1, hour] + (value - usual_3H[0, hour]) * usual_3H[2, hour]
+    today.events_H[hour] += 1.0
+    today.values_H[hour] += value
+    today.squares_H[hour] += value * value
+    return usual.targets_H[hour] + (value - usual.means_H[hour]) * usual.scales_H[hour]
 
 
-@kernel("void(float64[::1], float64[:], float64[:,::1], float64[:,::1], float64[::1])", brief=True)
-def _adjust(values_B, times_s_B, usual_3H, day_3H, adjusted_B):
-    """Values by what is usual at their hour."""
+@kernel(
+    types.void(_ARRAY, types.float64[:], USUAL_TYPE, SUMS_TYPE, _ARRAY),
+    brief=True,
+)
+def _adjust(
+    values_B: np.ndarray,
+    times_s_B: np.ndarray,
+    usual: Usual,
+    today: HourlySums,
+    adjusted_B: np.ndarray,
+) -> None:
+    """Write `by_hour` of each value to `adjusted_B`."""
     for b in range(len(values_B)):
-        adjusted_B[b] = by_hour(values_B[b], times_s_B[b], usual_3H, day_3H)
+        adjusted_B[b] = by_hour(values_B[b], times_s_B[b], usual, today)

@@ -22,7 +22,8 @@ from niwaki.model.step import run_in_turn
 from niwaki.pruning.config import PruningConfig, policy_for
 from niwaki.pruning.policy import Move, Phase, PolicyState
 from niwaki.stream.drift.monitor import Drift, DriftConfig, DriftMonitor
-from niwaki.stream.drift.signals import Observations, Signals
+from niwaki.stream.drift.observations import Observations
+from niwaki.stream.drift.signals import Signals
 from niwaki.stream.training.second_thread import SecondThread
 from niwaki.stream.training.served_replica import Prepared, ServedReplica
 from niwaki.stream.training.stopwatch import Stopwatch
@@ -328,6 +329,7 @@ class Trainer:
         elif move is Move.REGROW:
             self.learner.regrow()
         if move in (Move.CUT, Move.REGROW):
-            self.monitor.reset(exchanged=True)  # the loss jumps with the network: that is no drift
+            # The loss jumps with the network, and that is no drift.
+            self.monitor.reset(network_replaced=True)
         if move in (Move.PRUNE, Move.CUT) and self.policy.answers_drift:
             self.signals.reset()

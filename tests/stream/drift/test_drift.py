@@ -297,7 +297,7 @@ def test_another_network_disturbs_only_detectors_that_read_its_predictions():
     target, values = DriftMonitor(DriftConfig(detectors=detectors, quiet_events=3_000)), signals()
     target.reset(hold_events=0)
     feed(target, values, stop=EVENTS // 2)
-    target.reset(exchanged=True)
+    target.reset(network_replaced=True)
     (drift, *_) = feed(target, values, start=EVENTS // 2)
     assert (drift.signal, drift.event < EVENTS // 2 + 300) == ("label", True)
     assert [one["watched_events"] for one in target.achieved()["detectors"]] == [

@@ -60,7 +60,7 @@ def test_bursts_of_alike_events_make_the_threshold_higher():
     assert other["threshold"] > 5 * one["threshold"]
 
 
-def test_fluctuations_that_last_longer_than_a_calibration_sees_make_the_threshold_higher_while_it_watches():
+def test_fluctuations_longer_than_a_calibration_sees_make_the_threshold_higher_while_it_watches():
     rng, target = np.random.default_rng(0), calibrated()
     lasting = np.repeat(
         0.05 * rng.standard_normal(200), 2_000

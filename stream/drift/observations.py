@@ -1,0 +1,78 @@
+"""The record that signals are computed from, and the interface of a signal's computation.
+
+In: events as the model read them, and the predictions made before it learned from them. Out:
+`Observations`, one row an event, and prediction errors. Nothing here knows a particular signal.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from niwaki.model.jit import kernel
+
+_NO_COLUMNS = np.empty((0, 0))
+
+
+class Observations(NamedTuple):
+    """Events, and the predictions made before the model learned from them."""
+
+    labels_B: np.ndarray
+    times_s_B: np.ndarray
+    experts_BE: np.ndarray
+    """Logits of the experts; `logits_B` is their mixture."""
+    logits_B: np.ndarray
+    losses_B: np.ndarray
+    """Log losses, nats."""
+    rows_BF: np.ndarray = _NO_COLUMNS
+    """Table rows of the categorical fields, as in `model.features.encoder.Features`; empty where no
+    signal reads columns."""
+    numerics_BN: np.ndarray = _NO_COLUMNS
+    """Numeric values, likewise."""
+
+    @classmethod
+    def concat(cls, parts: "Sequence[Observations]") -> "Observations":
+        """The events of `parts`, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are not empty, by name."""
+        return {name: array for name, array in self._asdict().items() if array.size}
+
+    def errors(self) -> np.ndarray:
+        """Predicted probabilities less labels, float64 (B,)."""
+        return _errors(self.logits_B, self.labels_B.astype(np.float64))
+
+    def predictions(self) -> np.ndarray:
+        """Predicted probabilities, float64 (B,)."""
+        return _errors(self.logits_B, np.zeros(len(self.logits_B)))
+
+
+class Computation(Protocol):
+    """One signal's way from observations to values, with its memory."""
+
+    def update(self, observed: Observations, errors_B: np.ndarray) -> np.ndarray | None:
+        """Values of the signal, float64 (B,), or None if it is not defined yet; called in the order
+        of events. `errors_B`: `observed.errors()`, computed once for all signals."""
+
+    def reset(self) -> None:
+        """A drift's turmoil is over; scales that were measured in it are to be measured anew."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that later values depend on, for a snapshot. A name continues the signal's:
+        "" or ":PART"."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Undo `state`."""
+
+
+@kernel("float64[::1](float32[:], float64[::1])", brief=True)
+def _errors(logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    """Predicted probabilities less labels."""
+    errors_B = np.empty(len(labels_B))
+    for b in range(len(labels_B)):
+        errors_B[b] = 1 / (1 + math.exp(-np.float64(logits_B[b]))) - labels_B[b]
+    return errors_B
