@@ -10,19 +10,23 @@ vectors in the interaction, E = K + 1 experts.
 """
 
 import io
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as fn
 
 from niwaki.model.deep.network import Network, Stack
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.mixture import LOGIT_RANGE
 from niwaki.model.published.checkpoint import tensors_only
 from niwaki.model.published.served import ServedModel
+from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import ServingError
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto, ValueInfoProto
 
 FORMATS = ("onnx", "torchscript", "safetensors")
 _OPSET = 17
@@ -30,18 +34,18 @@ _IR_VERSION = 8
 
 
 def published(config: StoreConfig, format: str) -> bytes:
-    """The network that is published now, as `export` writes it. Raises `ServingError` where nothing
-    is."""
+    """The network that is published now, exported as by `export`. Raises `ServingError` if nothing
+    is published."""
     with Scorer(CheckpointStore(config)) as scorer:
         scorer.refresh()
         return export(scorer.model, format)
 
 
 def export(model: ServedModel, format: str) -> bytes:
-    """The network of `model` in one of `FORMATS`. Raises `ServingError` without the package
-    `onnx`."""
+    """The network of `model` in one of `FORMATS`. Raises `RuleError` for another format, and
+    `ServingError` without the package `onnx`."""
     if format not in FORMATS:
-        raise ServingError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise RuleError("--format", f"must be one of {', '.join(FORMATS)}", format)
     if format == "onnx":
         return _onnx(model)
     if format == "torchscript":
@@ -52,8 +56,8 @@ def export(model: ServedModel, format: str) -> bytes:
 
 
 def inputs(model: ServedModel, batch: EventBatch) -> dict[str, np.ndarray]:
-    """What the exported network reads of `batch`, float32: vectors (B, F, D), numerics (B, M),
-    contributions (B, S, K)."""
+    """Inputs of the exported network, float32: vectors (B, F, D), numerics (B, M), contributions
+    (B, S, K)."""
     features = model.encoder.encode(batch)
     read = model.inputs(features)
     return {
@@ -102,15 +106,16 @@ class _Compact(torch.nn.Module):
     def _mlp(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
         names = self._network.layer_names(stack)
         for name in names:
-            x = fn.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+            weight_OI, bias_O = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+            x = torch.addmm(bias_O, x, weight_OI.T)
             x = x if name == names[-1] else x.relu()
         return x
 
 
 def _pair_places(network: Network) -> torch.Tensor:
     """int64: places of the products of all pairs of vectors in a flat V x V matrix."""
-    above, right = torch.triu_indices(network.vectors, network.vectors, offset=1)
-    return above * network.vectors + right
+    rows, columns = torch.triu_indices(network.vectors, network.vectors, offset=1).unbind()
+    return rows * network.vectors + columns
 
 
 def _torchscript(model: ServedModel) -> bytes:
@@ -122,96 +127,120 @@ def _torchscript(model: ServedModel) -> bytes:
     )
     buffer = io.BytesIO()
     with torch.inference_mode(False):
-        torch.jit.save(torch.jit.trace(_Compact(model), example, check_trace=False), buffer)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]  # torch has no types for it
+            _Compact(model), example, check_trace=False
+        )
+        torch.jit.save(traced, buffer)
     return buffer.getvalue()
 
 
 def _onnx(model: ServedModel) -> bytes:
     try:
-        from onnx import TensorProto, checker, helper, numpy_helper
+        from onnx import checker, helper
     except ImportError as error:
         raise ServingError(
             "an export to ONNX needs the extra `onnx`: pip install 'niwaki[onnx]'"
         ) from error
-    shape, mixture = model.shape, model.mixture_weights.astype(np.float32)
-    network, parameters = model.network.whole(model.parameters)
-    constants: dict[str, np.ndarray] = {name: t.numpy() for name, t in parameters.items()}
-    nodes = []
+    graph = _OnnxGraph(model)
+    exported = helper.make_model(
+        graph.complete(), opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="niwaki"
+    )
+    exported.ir_version = _IR_VERSION
+    checker.check_model(exported)
+    data: bytes = exported.SerializeToString()
+    return data
 
-    def node(kind: str, output: str, *names: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(kind, names, [output], **attributes))
-        return output
 
-    def constant(name: str, values: object, kind: type = np.int64) -> str:
-        constants[name] = np.asarray(values, kind)
-        return name
+class _OnnxGraph:
+    """The forward pass from `inputs` to probabilities, as nodes and constants of ONNX."""
 
-    def mlp(name: str, hidden: int, x: str) -> str:
-        for i in range(hidden + 1):
-            layer = f"{name}.{i}"
-            x = node("Gemm", f"{layer}.out", x, f"{layer}.weight", f"{layer}.bias", transB=1)
-            x = node("Relu", f"{layer}.relu", x) if i < hidden else x
+    def __init__(self, model: ServedModel):
+        self._network, parameters = model.network.whole(model.parameters)
+        self._mixture = model.mixture_weights.astype(np.float32)
+        self._nodes: list[NodeProto] = []
+        self._constants: dict[str, np.ndarray] = {
+            name: tensor.numpy() for name, tensor in parameters.items()
+        }
+
+    def complete(self) -> "GraphProto":
+        """The graph from its inputs to `probabilities`."""
+        from onnx import helper, numpy_helper
+
+        shape = self._network.shape
+        self._write_probabilities(self._correction())
+        return helper.make_graph(
+            self._nodes,
+            "niwaki",
+            [
+                _value("vectors", "B", shape.fields, shape.embedding_dim),
+                _value("numerics", "B", shape.numerics),
+                _value("contributions", "B", shape.slots, len(self._mixture) - 2),
+            ],
+            [_value("probabilities", "B")],
+            [
+                numpy_helper.from_array(np.asarray(values, order="C"), name)
+                for name, values in self._constants.items()
+            ],
+        )
+
+    def _correction(self) -> str:
+        """(B, 1): `niwaki.model.deep.inference.DeepInference.corrections`."""
+        network, node, constant = self._network, self._node, self._constant
+        width, count = network.shape.embedding_dim, network.shape.fields
+        vectors = "vectors"
+        if network.shape.bottom:
+            axis = constant("axis_1", [1])
+            one = node("Unsqueeze", "dense", self._mlp("bottom", "numerics"), axis)
+            vectors, count = node("Concat", "all_vectors", "vectors", one, axis=1), count + 1
+        flat = node("Reshape", "flat", vectors, constant("flat_shape", [-1, count * width]))
+        if network.shape.columns is not None:  # `inputs` gives zeros for the others
+            flat = node("Gather", "read", flat, constant("columns", network.read.numpy()), axis=1)
+        first = constant("first", 0)
+        parts = [flat, "numerics", node("Gather", "first_scale", "contributions", first, axis=2)]
+        if network.pair_count:
+            transposed = node("Transpose", "transposed", vectors, perm=[0, 2, 1])
+            dots = node("MatMul", "dots", vectors, transposed)
+            flat_shape = constant("dots_shape", [-1, count * count])
+            flat_dots = node("Reshape", "flat_dots", dots, flat_shape)
+            places = constant("pairs", _pair_places(network).numpy())
+            parts.append(node("Gather", "pair_dots", flat_dots, places, axis=1))
+        return self._mlp("top", node("Concat", "top_inputs", *parts, axis=1))
+
+    def _write_probabilities(self, correction: str) -> None:
+        """Experts, and their mixture, from the deep expert's correction."""
+        node, constant = self._node, self._constant
+        slots_axis = constant("slots_axis", [1])
+        linear = node("ReduceSum", "linear", "contributions", slots_axis, keepdims=0)
+        first = node("Gather", "first_linear", linear, constant("first_column", [0]), axis=1)
+        experts = node("Concat", "experts", linear, node("Add", "deep", first, correction), axis=1)
+        low = constant("low", -LOGIT_RANGE, np.float32)
+        high = constant("high", LOGIT_RANGE, np.float32)
+        clipped = node("Clip", "clipped", experts, low, high)
+        weights = constant("mixture", self._mixture[1:, None], np.float32)
+        bias = constant("bias", self._mixture[:1], np.float32)
+        logits = node("Gemm", "logits", clipped, weights, bias)
+        flat = node("Reshape", "flat_logits", logits, constant("flat_out", [-1]))
+        node("Sigmoid", "probabilities", flat)
+
+    def _mlp(self, stack: Stack, x: str) -> str:
+        names = self._network.layer_names(stack)
+        for name in names:
+            x = self._node("Gemm", f"{name}.out", x, f"{name}.weight", f"{name}.bias", transB=1)
+            x = x if name == names[-1] else self._node("Relu", f"{name}.relu", x)
         return x
 
-    vectors, count = "vectors", shape.fields
-    if shape.bottom:
-        one = node(
-            "Unsqueeze",
-            "dense",
-            mlp("bottom", len(shape.bottom), "numerics"),
-            constant("axis_1", [1]),
-        )
-        vectors, count = node("Concat", "all_vectors", "vectors", one, axis=1), count + 1
-    said = node("Gather", "said", "contributions", constant("first", 0), axis=2)
-    flat = node(
-        "Reshape", "flat", vectors, constant("flat_shape", [-1, count * shape.embedding_dim])
-    )
-    if shape.columns is not None:  # `inputs` gives zeros for the others
-        flat = node("Gather", "read", flat, constant("columns", network.read.numpy()), axis=1)
-    parts = [flat, "numerics", said]
-    if network.pair_count:
-        turned = node("Transpose", "turned", vectors, perm=[0, 2, 1])
-        dots = node("MatMul", "dots", vectors, turned)
-        flat_dots = node("Reshape", "flat_dots", dots, constant("dots_shape", [-1, count * count]))
-        places = constant("pairs", _pair_places(network).numpy())
-        parts.append(node("Gather", "pair_dots", flat_dots, places, axis=1))
-    correction = mlp("top", len(shape.top), node("Concat", "top_inputs", *parts, axis=1))
-    linear = node("ReduceSum", "linear", "contributions", constant("slots_axis", [1]), keepdims=0)
-    first = node("Gather", "first_linear", linear, constant("first_column", [0]), axis=1)
-    experts = node("Concat", "experts", linear, node("Add", "deep", first, correction), axis=1)
-    low, high = constant("low", -LOGIT_RANGE, np.float32), constant("high", LOGIT_RANGE, np.float32)
-    clipped = node("Clip", "clipped", experts, low, high)
-    weights, bias = (
-        constant("mixture", mixture[1:, None], np.float32),
-        constant("bias", mixture[:1], np.float32),
-    )
-    logits = node("Gemm", "logits", clipped, weights, bias)
-    node(
-        "Sigmoid",
-        "probabilities",
-        node("Reshape", "flat_logits", logits, constant("flat_out", [-1])),
-    )
+    def _node(self, kind: str, output: str, *names: str, **attributes: Any) -> str:
+        from onnx import helper
 
-    def value(name: str, *sizes: int | str) -> object:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        self._nodes.append(helper.make_node(kind, names, [output], **attributes))
+        return output
 
-    graph = helper.make_graph(
-        nodes,
-        "niwaki",
-        [
-            value("vectors", "B", shape.fields, shape.embedding_dim),
-            value("numerics", "B", shape.numerics),
-            value("contributions", "B", shape.slots, len(mixture) - 2),
-        ],
-        [value("probabilities", "B")],
-        [
-            numpy_helper.from_array(np.asarray(values, order="C"), name)
-            for name, values in constants.items()
-        ],
-    )
-    found = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], producer_name="niwaki"
-    )
-    found.ir_version = _IR_VERSION
-    checker.check_model(found)
-    return found.SerializeToString()
+    def _constant(self, name: str, values: object, kind: type = np.int64) -> str:
+        self._constants[name] = np.asarray(values, kind)
+        return name
+
+
+def _value(name: str, *sizes: int | str) -> "ValueInfoProto":
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)

@@ -62,7 +62,8 @@ class EmbeddingTables:
 
     def vectors(self, rows_BF: torch.Tensor, mask_FD: torch.Tensor | None = None) -> torch.Tensor:
         """(B, F, D): copies of events' rows. `mask_FD`: as in `rows`."""
-        return self.rows(rows_BF.flatten(), mask_FD).view(*rows_BF.shape, -1)
+        width = self.weight_RD.shape[1]
+        return self.rows(rows_BF.flatten(), mask_FD).view(*rows_BF.shape, width)
 
     def clear_columns(self, mask_FD: torch.Tensor | None) -> None:
         """Set the columns whose mask is 0 to zero. None: no column is masked."""

@@ -36,7 +36,7 @@ class DeepInference:
         """(B, I): inputs of the top MLP with undefined contents. The caller writes prepared
         numerics and contributions of slots to their places, `network.top_inputs`, and then calls
         `corrections`."""
-        return torch.empty(events, self.network.top_inputs.count)
+        return torch.empty(events, self.network.top_inputs.width)
 
     def corrections(
         self, x_BI: torch.Tensor, table_RD: np.ndarray, rows_BF: np.ndarray

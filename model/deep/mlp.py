@@ -20,11 +20,10 @@ from niwaki.model.deep.layers import (
     LearningDenseLayer,
     LearningLayer,
 )
-from niwaki.model.deep.network import Network
+from niwaki.model.deep.network import Network, Parameters, Stack
 from niwaki.model.deep.sparse import LearningSparseLayer, SparseLayer
 from niwaki.pruning.units import MaskGradient
 
-Parameters = Mapping[str, torch.Tensor]
 Masks = Mapping[str, torch.Tensor]
 """By group: float32 (units,), 0 or 1."""
 
@@ -92,7 +91,7 @@ class Mlp:
         }
 
 
-def layers_of(network: Network, stack: str, parameters: Parameters) -> list[Layer]:
+def layers_of(network: Network, stack: Stack, parameters: Parameters) -> list[Layer]:
     """The layers of one stack of a network, to predict with. `stack`: bottom or top."""
     layers: list[Layer] = []
     for name in network.layer_names(stack):
@@ -104,7 +103,7 @@ def layers_of(network: Network, stack: str, parameters: Parameters) -> list[Laye
     return layers
 
 
-def mlp_of(network: Network, stack: str, parameters: Parameters, gradients: Parameters) -> Mlp:
+def mlp_of(network: Network, stack: Stack, parameters: Parameters, gradients: Parameters) -> Mlp:
     """One stack of a network that learns, over parameters and gradients of the caller. `stack`:
     bottom or top."""
     blocks = {group.name: group for group in network.block_groups}

@@ -94,7 +94,7 @@ class TopInputs(NamedTuple):
         return cls(*map(slice, [0, *stops[:-1]], stops))
 
     @property
-    def count(self) -> int:
+    def width(self) -> int:
         """Number of inputs."""
         return int(self.dot_products.stop)
 
@@ -231,16 +231,15 @@ class Network:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter of whole layers."""
         shape = self.shape
+        widths: dict[Stack, tuple[int, ...]] = {
+            "bottom": (shape.numerics, *shape.bottom, shape.embedding_dim),
+            "top": (self.top_inputs.width, *shape.top, 1),
+        }
         shapes: dict[str, tuple[int, ...]] = {}
-        for stack, widths in (
-            ("bottom", (shape.numerics, *shape.bottom, shape.embedding_dim)),
-            ("top", (self.top_inputs.count, *shape.top, 1)),
-        ):
-            for name, (inputs, outputs) in zip(
-                self.layer_names(stack), itertools.pairwise(widths), strict=False
-            ):
-                shapes[f"{name}.weight"] = outputs, inputs
-                shapes[f"{name}.bias"] = (outputs,)
+        for stack, sizes in widths.items():
+            for i, name in enumerate(self.layer_names(stack)):
+                shapes[f"{name}.weight"] = sizes[i + 1], sizes[i]
+                shapes[f"{name}.bias"] = (sizes[i + 1],)
         return shapes
 
     def _neurons(self) -> tuple[UnitGroup, ...]:

@@ -122,7 +122,7 @@ class _Buffers:
         fields_read = _fields_read(network)
         columns = shape.fields * shape.embedding_dim
         entries = network.vectors * shape.embedding_dim
-        self.x_BI = torch.empty(events, inputs.count)
+        self.x_BI = torch.empty(events, inputs.width)
         """Inputs of the top MLP."""
         self.x: np.ndarray = self.x_BI.numpy()
         self.numerics: np.ndarray = self.x[:, inputs.numerics]

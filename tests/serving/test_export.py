@@ -9,7 +9,8 @@ from safetensors.numpy import load
 
 from niwaki.model.published.checkpoint import unpack
 from niwaki.model.published.served import ServedModel
-from niwaki.serving.errors import NotReady, ServingError
+from niwaki.pruning.errors import RuleError
+from niwaki.serving.errors import NotReady
 from niwaki.serving.network_export import export, inputs, published
 from niwaki.serving.store import CheckpointStore
 from tests.support.publisher import Publisher
@@ -77,7 +78,7 @@ def test_what_is_published_is_exported_deltas_included(redis_url, key_prefix):
             assert store.publish(*checkpoint)
         tensors = load(published(store.config, "safetensors"))
         with pytest.raises(
-            ServingError, match="must be one of onnx, torchscript, safetensors, got 'pickle'"
+            RuleError, match="--format: must be one of onnx, torchscript, safetensors, got 'pickle'"
         ):
             published(store.config, "pickle")
     assert np.array_equal(
