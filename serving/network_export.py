@@ -185,7 +185,8 @@ class _OnnxGraph:
 
     def _correction(self) -> str:
         """(B, 1): `niwaki.model.deep.inference.DeepInference.corrections`."""
-        network, node, constant = self._network, self._node, self._constant
+        network = self._network
+        node, constant = self._node, self._constant
         width, count = network.shape.embedding_dim, network.shape.fields
         vectors = "vectors"
         if network.shape.bottom:

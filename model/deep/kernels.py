@@ -88,7 +88,8 @@ def adam(
 ) -> None:
     """Step number `steps` of Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1, with its default
     constants) on `scale` times the sum of two gradients; `other_gradient_X` may be empty."""
-    one, beta1, beta2 = np.float32(1), np.float32(0.9), np.float32(0.999)
+    one = np.float32(1)
+    beta1, beta2 = np.float32(0.9), np.float32(0.999)
     step = np.float32(rate / (1 - 0.9**steps))
     root = np.float32(1 / math.sqrt(1 - 0.999**steps))
     epsilon, both = np.float32(1e-8), len(other_gradient_X) > 0

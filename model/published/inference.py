@@ -9,6 +9,7 @@ Shapes: B events, R rows, S slots, K time scales, E = K + 1 experts, D embedding
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,18 @@ from niwaki.model.linear.kernels import compiled_contributions
 from niwaki.model.linear.slots import Slots
 
 _PIECE_EVENTS = 512
+"""Events that are computed at a time."""
+
+
+class _Events(NamedTuple):
+    """The features of B events, numerics prepared, in the order in which the kernel of the linear
+    expert takes them."""
+
+    rows_BF: np.ndarray
+    pairs_BP: np.ndarray
+    scores_BM: np.ndarray
+    code_BN: np.ndarray
+    above_BN: np.ndarray
 
 
 class Inference:
@@ -40,12 +53,13 @@ class Inference:
     ) -> np.ndarray:
         """(B, E) float32 logits of the experts. `prior_SK`: 1 / prior variance of each slot."""
         prepared = prepare(features.numerics_BN, scale)
-        found = [part.numpy() for part in (features.rows_BF, features.pairs_BP, *prepared)]
+        parts = features.rows_BF, features.pairs_BP, *prepared
+        events = _Events(*(part.numpy() for part in parts))
         model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
-        experts_BE = np.empty((len(found[0]), prior_SK.shape[1] + 1), np.float32)
+        experts_BE = np.empty((len(events.rows_BF), prior_SK.shape[1] + 1), np.float32)
         for start in range(0, len(experts_BE), _PIECE_EVENTS):
             piece = slice(start, start + _PIECE_EVENTS)
-            self._write_logits(*model, [part[piece] for part in found], experts_BE[piece])
+            self._write_logits(*model, _Events(*(a[piece] for a in events)), experts_BE[piece])
         return experts_BE
 
     def _write_logits(
@@ -53,16 +67,15 @@ class Inference:
         evidence_R2K: np.ndarray,
         prior_SK: np.ndarray,
         embedding_RD: np.ndarray,
-        found: list[np.ndarray],
+        events: _Events,
         experts_BE: np.ndarray,
     ) -> None:
-        """`found`: rows of fields, rows of pairs, and prepared numerics of each event."""
-        rows_BF, _, scores_BM, *_ = found
+        """Write the logits of all experts to `experts_BE`."""
         inputs = self.network.top_inputs
         x_BI = self._deep.inputs(len(experts_BE))
         x, first = x_BI.numpy(), inputs.contributions.start
         write_contributions = compiled_contributions(prior_SK.shape[1])
-        write_contributions(evidence_R2K, prior_SK, *found, *self._places, x, first, experts_BE)
-        x[:, inputs.numerics] = scores_BM
-        corrections_B = self._deep.corrections(x_BI, embedding_RD, rows_BF)
+        write_contributions(evidence_R2K, prior_SK, *events, *self._places, x, first, experts_BE)
+        x[:, inputs.numerics] = events.scores_BM
+        corrections_B = self._deep.corrections(x_BI, embedding_RD, events.rows_BF)
         np.add(experts_BE[:, 0], corrections_B, out=experts_BE[:, -1])

@@ -1,4 +1,4 @@
-"""What is exported predicts what the scorer does."""
+"""An exported network predicts what the scorer does."""
 
 import io
 

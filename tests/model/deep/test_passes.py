@@ -1,5 +1,4 @@
-"""The hand-written passes against the network's definition and torch's own gradients, on any
-shape."""
+"""The passes against the network's definition and torch's own gradients, on any shape."""
 
 import torch
 from hypothesis import given, settings
@@ -51,7 +50,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, events, masked,
             )
 
 
-def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_halves_or_one():
+def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_micro_batches_or_one():
     shape = NetworkShape(
         fields=2, numerics=3, slots=4, embedding_dim=4, bottom=(5,), top=(8, 6), interaction="dot"
     )
@@ -66,14 +65,14 @@ def test_a_step_is_that_of_adam_on_the_mean_loss_over_both_halves_or_one():
             group["lr"] = rate
         for parameter in parameters.values():
             parameter.grad = torch.zeros_like(parameter)
-        for half, count in zip(branch.passes_by_micro_batch, events, strict=True):
+        for passes, count in zip(branch.passes_by_micro_batch, events, strict=True):
             if count:
                 given, errors_B = (
                     inputs_of(shape, count, generator),
                     torch.randn(count, generator=generator),
                 )
-                forward(half, given)
-                half.backward(errors_B)
+                forward(passes, given)
+                passes.backward(errors_B)
                 (correction(branch.network, parameters, *given) @ errors_B / sum(events)).backward()
         branch.step(rate, events)
         optimizer.step()

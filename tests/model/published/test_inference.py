@@ -1,4 +1,4 @@
-"""A published model predicts what the definition of its experts says, whatever it is made of."""
+"""A published model predicts as its experts are defined, on any network."""
 
 import numpy as np
 import pytest
