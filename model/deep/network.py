@@ -21,7 +21,7 @@ import msgspec
 import torch
 
 from niwaki.model.deep.pattern import Pattern
-from niwaki.pruning.blocks import BlockCost, BlockGroup
+from niwaki.pruning.blocks import Block, BlockCost, BlockGroup
 from niwaki.pruning.errors import RuleError
 from niwaki.pruning.units import Cost, Group, Slice, UnitCost, UnitGroup, uniform_widths
 
@@ -135,31 +135,10 @@ class Network:
         self.units: tuple[Group, ...]
         """All groups: those of the network, and the columns of the tables."""
         self.cost: Cost
-        dot_products = self.pair_count * shape.embedding_dim
         if shape.block:
-            self.block_groups = tuple(
-                BlockGroup(name.removesuffix(".weight"), name, (size[0], size[1]), shape.block)
-                for name, size in self.shapes.items()
-                if len(size) == 2
-            )
-            if self.kept:
-                self.patterns = {
-                    group.parameter: Pattern(group, self.kept[group.name])
-                    for group in self.block_groups
-                }
-                self.shapes |= {name: (len(pattern),) for name, pattern in self.patterns.items()}
-            weights = {g.name: math.prod(self.shapes[g.parameter]) for g in self.block_groups}
-            self.groups = self.units = self.block_groups
-            self.cost = BlockCost(self.block_groups, weights, dot_products)
+            self._use_blocks(shape.block)
         else:
-            neurons = self._neurons()
-            read = columns if shape.columns is None else len(shape.columns)
-            if read:
-                self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),))
-            units = (*neurons, self.columns) if self.columns else neurons
-            self.groups = neurons
-            self.units = units
-            self.cost = UnitCost(self.shapes, units, dot_products)
+            self._use_neurons()
 
     def layer_names(self, stack: Stack) -> list[str]:
         """Names of the layers of one MLP, from its inputs on; empty: there is no such MLP."""
@@ -242,10 +221,28 @@ class Network:
                 shapes[f"{name}.bias"] = (sizes[i + 1],)
         return shapes
 
-    def _neurons(self) -> tuple[UnitGroup, ...]:
-        """The neurons of each hidden layer: rows of a layer's own tensors, and columns of the next
-        layer's matrix."""
-        return tuple(
+    def _use_blocks(self, block: Block) -> None:
+        """Make blocks of each matrix the units."""
+        self.block_groups = tuple(
+            BlockGroup(name.removesuffix(".weight"), name, (size[0], size[1]), block)
+            for name, size in self.shapes.items()
+            if len(size) == 2
+        )
+        if self.kept:
+            self.patterns = {
+                group.parameter: Pattern(group, self.kept[group.name])
+                for group in self.block_groups
+            }
+            self.shapes |= {name: (len(pattern),) for name, pattern in self.patterns.items()}
+        weights = {g.name: math.prod(self.shapes[g.parameter]) for g in self.block_groups}
+        self.groups = self.units = self.block_groups
+        self.cost = BlockCost(self.block_groups, weights, self._dot_cost)
+
+    def _use_neurons(self) -> None:
+        """Make the neurons of each hidden layer the units, and the columns of the tables. A neuron
+        is a row of its layer's own tensors, and a column of the next layer's matrix."""
+        shape = self.shape
+        neurons = tuple(
             UnitGroup(
                 f"{stack}.{i}",
                 width,
@@ -255,9 +252,21 @@ class Network:
                     Slice(f"{stack}.{i + 1}.weight", 1),
                 ),
             )
-            for stack, hidden in (("bottom", self.shape.bottom), ("top", self.shape.top))
+            for stack, hidden in (("bottom", shape.bottom), ("top", shape.top))
             for i, width in enumerate(hidden)
         )
+        every = shape.fields * shape.embedding_dim
+        read = every if shape.columns is None else len(shape.columns)
+        if read:
+            self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),))
+        units = (*neurons, self.columns) if self.columns else neurons
+        self.groups, self.units = neurons, units
+        self.cost = UnitCost(self.shapes, units, self._dot_cost)
+
+    @property
+    def _dot_cost(self) -> int:
+        """Multiply-adds of the dot products, which no unit of the MLPs saves."""
+        return self.pair_count * self.shape.embedding_dim
 
     def _fan_in(self, name: str) -> float:
         """Inputs of an output of the matrix `name`, on average."""
