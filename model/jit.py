@@ -9,41 +9,47 @@ nothing between two calls, and checks nothing: rows must lie within their table.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
-from numba import types
 
 __all__ = ["inlined", "kernel", "types"]
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+types: Any = numba.types
+"""Numba's types, for signatures; the library has no annotations of its own for them."""
+
 
 def kernel(
-    signature: str | tuple, *, reorder: bool = False, brief: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    signature: Any, *, reorder: bool = False, brief: bool = False
+) -> Callable[[_Function], _Function]:
     """Compile a function for these types, now, or read it from what an earlier start has kept.
     `reorder`: sums may be taken in another order, always the same one, so that they fit vector
     instructions. `brief`: it takes some microseconds, and keeps the lock on the interpreter, since
     to hand that over and take it back takes longer."""
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = {
+    def compiled(function: _Function) -> _Function:
+        options: dict[str, Any] = {
             "nogil": not brief,
             "error_model": "numpy",
             "fastmath": {"reassoc"} if reorder else False,
         }
         try:
-            return numba.njit(signature, cache=True, **options)(function)
+            kept: _Function = numba.njit(signature, cache=True, **options)(function)
+            return kept
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return numba.njit(signature, **options)(
-                function
-            )  # nowhere to write to: compiled at each start
+            # There is nowhere to write to, so the function is compiled at each start.
+            unkept: _Function = numba.njit(signature, **options)(function)
+            return unkept
 
     return compiled
 
 
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+def inlined(function: _Function) -> _Function:
     """A part of several kernels, compiled into each: a number that one of them passes is known to
     the compiler."""
-    return numba.njit(inline="always", error_model="numpy")(function)
+    options: dict[str, Any] = {"inline": "always", "error_model": "numpy"}
+    part: _Function = numba.njit(**options)(function)
+    return part

@@ -1,21 +1,21 @@
-"""niwaki's learner as a classifier of River: its pipelines, evaluations and checks take it like one
-of their own.
+"""niwaki's learner as a classifier of River, for River's pipelines, evaluations and checks.
 
-In: dictionaries of features, or a DataFrame or Arrow table of them. Out: probabilities of False and
-True. Told no schema, it makes one of the columns that it meets in the first events, sorted by name,
-and learns those events again whenever there is a new one: so it is what it would be had it known
-the schema from the start. It prunes nothing and watches for nothing, which is what
-`stream.training.trainer` does.
+In: dictionaries of features, or a DataFrame or an Arrow table of them. Out: probabilities of False
+and True. Without a schema, the classifier makes one of the columns in the first events, sorted by
+name, and learns those events again whenever a new column appears; so it equals a classifier that
+knew the schema from the start. It neither prunes nor looks for drift, as
+`niwaki.stream.training.trainer` does.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from river import base
+from river.base.typing import ClfTarget
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import Schema, rows_to_batch
@@ -27,7 +27,7 @@ _UNKNOWN = 0.5
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a classifier's bytes say of it."""
+    """The header of a classifier's bytes."""
 
     schema: Schema | None
     model: LearnerConfig | None
@@ -38,8 +38,34 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     first: list[list[tuple[Row, float]]]
 
 
+class _SchemaLearner:
+    """A learner, and the schema of the events that it reads."""
+
+    def __init__(self, schema: Schema, config: LearnerConfig):
+        self.schema = schema
+        self.learner = Learner(schema, config)
+        times = () if schema.timestamp is None else (schema.timestamp,)
+        self._names = (*times, *schema.categorical, *schema.numeric)
+
+    def learn(self, batch: Sequence[tuple[Row, float]]) -> None:
+        """Learn a mini-batch of features and labels in one step."""
+        rows = [self._read(row) | {self.schema.label: y} for row, y in batch]
+        events = rows_to_batch(rows, self.schema, labelled=True)
+        self.learner.learn(self.learner.encoder.encode(events), events.labels_B)
+
+    def predict(self, rows: Sequence[Row]) -> np.ndarray:
+        """Probabilities of True, float64 (B,)."""
+        batch = rows_to_batch([self._read(row) for row in rows], self.schema)
+        logits_B = self.learner.predict(self.learner.encoder.encode(batch))
+        return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
+
+    def _read(self, row: Row) -> Row:
+        """The row's columns that the schema names."""
+        return {name: row[name] for name in self._names if name in row}
+
+
 class RiverClassifier(base.MiniBatchClassifier):
-    """Niwaki's dense learner, one step of learning for each event or mini-batch.
+    """Niwaki's dense learner, which takes one learning step for each event or mini-batch.
 
     >>> from river import evaluate, metrics
     >>> clicks = [({"user": f"u{i % 3}", "price": float(i % 5)}, i % 3 == 0) for i in range(600)]
@@ -53,53 +79,60 @@ class RiverClassifier(base.MiniBatchClassifier):
         model: LearnerConfig | None = None,
         growing_events: int = 1_000,
     ):
-        """`schema`: what to read of the features; other columns are not read. None: made of what is
-        seen.
+        """`schema`: columns to read, and their roles; other columns are not read. None: the schema
+        is made of the columns in the first `growing_events` events.
 
-        `model`: as in the `[model]` section; None: its defaults. `growing_events`: without a
-        schema, columns that first appear after so many events are not read, and those events are
-        kept until then; >= 1.
+        `model`: as in the `[model]` section; None: its defaults. `growing_events`: number of first
+        events whose columns make the schema, and which are kept until then; >= 1. Columns that
+        first appear later are not read. Raises `ValueError` for a smaller number.
         """
         if growing_events < 1:
             raise ValueError(f"growing_events must be >= 1, got {growing_events}")
-        self.schema, self.model, self.growing_events = schema, model, growing_events
-        self._begin(schema)
+        self.schema = schema
+        self.model = model
+        self.growing_events = growing_events
+        self._known = self._schema_learner(schema)
+        """The learner; None before any column is known."""
         self._events = 0
         self._first: list[list[tuple[Row, float]]] = []
 
-    def learn_one(self, x: Mapping[Any, Any], y: bool) -> None:
-        """Learn one event. `y`: a boolean, or a number in [0, 1]. Raises `FeatureError` for a value
-        that the column does not allow."""
+    def learn_one(self, x: Mapping[Any, Any], y: ClfTarget | float) -> None:
+        """Learn one event. `y`: a boolean, or a number in [0, 1].
+
+        Raises `FeatureError` for a value that the column does not allow.
+        """
         self._learn([(x, y)])
 
-    def predict_proba_one(self, x: Mapping[Any, Any], **kwargs: Any) -> dict[bool, float]:
+    def predict_proba_one(self, x: Mapping[Any, Any], **kwargs: Any) -> dict[ClfTarget, float]:
         """Probabilities of False and True."""
         (p,) = self._predict([x]).tolist()
         return {False: 1 - p, True: p}
 
     def learn_many(self, X: Any, y: Any) -> None:
-        """Learn a mini-batch, a pandas DataFrame or an Arrow table, in one step: not what as many
-        steps would do."""
+        """Learn a mini-batch, a pandas DataFrame or an Arrow table, in one step. The result differs
+        from that of one step an event."""
         labels = y.to_pylist() if isinstance(y, pa.Array | pa.ChunkedArray) else list(y)
         if len(labels):
             self._learn(list(zip(_rows(X), labels, strict=True)))
 
     def predict_proba_many(self, X: Any) -> Any:
-        """A DataFrame with the columns False and True, or, of an Arrow table, a table with "False"
-        and "True"."""
+        """Probabilities of a mini-batch: of a DataFrame, a DataFrame with the columns False and
+        True; of an Arrow table, a table with the columns "False" and "True"."""
         p_B = self._predict(_rows(X))
         if isinstance(X, pa.Table):
             return pa.table({"False": 1 - p_B, "True": p_B})
         return type(X)({False: 1 - p_B, True: p_B}, index=X.index)
 
     def to_bytes(self) -> bytes:
-        """All that it is, as a snapshot: nothing in it is executable."""
-        state, tensors = self._learner.state() if self._learner else (None, {})
+        """The classifier's parameters and everything that it has learned; nothing in the bytes is
+        executable."""
+        known = self._known
+        state, tensors = known.learner.state() if known else (None, {})
         header = _Header(
             schema=self.schema,
             model=self.model,
             growing_events=self.growing_events,
-            columns=self._columns,
+            columns=known.schema if known else None,
             learner=state,
             events=self._events,
             first=self._first,
@@ -108,8 +141,7 @@ class RiverClassifier(base.MiniBatchClassifier):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "RiverClassifier":
-        """Undo `to_bytes`. Raises `model.published.checkpoint.CheckpointError` for anything
-        else."""
+        """The classifier of `to_bytes`. Raises `model.errors.CheckpointError` for other bytes."""
         classifier = cls.__new__(cls)
         classifier.__setstate__({"snapshot": data})
         return classifier
@@ -120,27 +152,28 @@ class RiverClassifier(base.MiniBatchClassifier):
     def __setstate__(self, state: dict[str, bytes]) -> None:
         header, tensors = unpack_as(state["snapshot"], _Header)
         RiverClassifier.__init__(self, header.schema, header.model, header.growing_events)
-        self._begin(header.columns)
-        if header.learner:
-            self._learner.restore(header.learner, tensors)
-        self._events, self._first = header.events, header.first
+        self._known = self._schema_learner(header.columns)
+        if header.learner and self._known:
+            self._known.learner.restore(header.learner, tensors)
+        self._events = header.events
+        self._first = header.first
 
     @classmethod
     def _unit_test_skips(cls) -> set[str]:
         return {"check_learn_many_matches_learn_one"}  # one step a batch is another way to learn
 
-    def _begin(self, columns: Schema | None) -> None:
-        """Anew, with these columns."""
-        self._columns = columns
-        self._learner = Learner(columns, self.model or LearnerConfig()) if columns else None
+    def _schema_learner(self, schema: Schema | None) -> _SchemaLearner | None:
+        """A fresh learner for this schema; None without one."""
+        return _SchemaLearner(schema, self.model or LearnerConfig()) if schema else None
 
-    def _learn(self, events: Sequence[tuple[Mapping[Any, Any], Any]]) -> None:
+    def _learn(self, events: Iterable[tuple[Mapping[Any, Any], Any]]) -> None:
         batch = [(_plain(x), _value(y)) for x, y in events]
         growing = self.schema is None and self._events < self.growing_events
         if growing:
-            columns = _grown(self._columns, [row for row, _ in batch])
-            if columns != self._columns:
-                self._begin(columns)
+            before = self._known.schema if self._known else None
+            schema = _grown(before, [row for row, _ in batch])
+            if schema != before:
+                self._known = self._schema_learner(schema)
                 for earlier in self._first:
                     self._step(earlier)
         self._step(batch)
@@ -149,37 +182,31 @@ class RiverClassifier(base.MiniBatchClassifier):
             self._first = [*self._first, batch] if self._events < self.growing_events else []
 
     def _step(self, batch: Sequence[tuple[Row, float]]) -> None:
-        if self._learner is None:
-            return  # nothing but missing values so far
-        rows = [self._read(row) | {self._columns.label: y} for row, y in batch]
-        events = rows_to_batch(rows, self._columns, labelled=True)
-        self._learner.learn(self._learner.encoder.encode(events), events.labels_B)
+        """Learn a mini-batch, unless no column is known yet: then all its values are missing."""
+        if self._known:
+            self._known.learn(batch)
 
     def _predict(self, events: Sequence[Mapping[Any, Any]]) -> np.ndarray:
-        """(B,) float64 probabilities of True."""
-        if self._learner is None or not events:
+        """Probabilities of True, float64 (B,)."""
+        if self._known is None or not events:
             return np.full(len(events), _UNKNOWN)
-        batch = rows_to_batch([self._read(_plain(x)) for x in events], self._columns)
-        logits_B = self._learner.predict(self._learner.encoder.encode(batch))
-        return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
-
-    def _read(self, row: Row) -> Row:
-        """Of a row, what the schema names."""
-        columns = self._columns
-        names = (columns.timestamp, *columns.categorical, *columns.numeric)
-        return {name: row[name] for name in names if name in row}
+        return self._known.predict([_plain(x) for x in events])
 
 
 def _rows(X: Any) -> list[dict[Any, Any]]:
-    return X.to_pylist() if isinstance(X, pa.Table) else X.to_dict("records")
+    """The rows of an Arrow table or a DataFrame."""
+    rows: list[dict[Any, Any]] = X.to_pylist() if isinstance(X, pa.Table) else X.to_dict("records")
+    return rows
 
 
 def _plain(x: Mapping[Any, Any]) -> Row:
+    """The features with strings for names and plain values."""
     return {str(name): _value(value) for name, value in x.items()}
 
 
 def _value(value: Any) -> Any:
-    """As an event has it: no numpy, numbers for booleans, None for not a number."""
+    """The value as an event has it: numpy's scalars as Python's, booleans as numbers, NaN as
+    None."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -188,11 +215,13 @@ def _value(value: Any) -> Any:
 
 
 def _grown(columns: Schema | None, rows: Sequence[Row]) -> Schema | None:
-    """The schema with what `rows` bring: strings are categorical, numbers numeric; sorted, so order
-    means nothing."""
-    categorical, numeric = (
-        (set(columns.categorical), set(columns.numeric)) if columns else (set(), set())
-    )
+    """The schema with the columns of `rows` added: strings are categorical, numbers numeric. The
+    columns are sorted, so their order in the rows does not matter.
+
+    Raises `FeatureError` for a value of another type.
+    """
+    categorical = set(columns.categorical) if columns else set()
+    numeric = set(columns.numeric) if columns else set()
     for row in rows:
         for name, value in row.items():
             if value is None or name in categorical or name in numeric:

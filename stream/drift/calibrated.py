@@ -9,6 +9,7 @@ and are measured as long as the detector lives.
 """
 
 import logging
+from dataclasses import dataclass, field
 from statistics import median_low
 from typing import Any, NamedTuple
 
@@ -50,6 +51,24 @@ class _Parameters(NamedTuple):
     threshold: float
 
 
+@dataclass
+class _SinceReset:
+    """Progress since the last reset; a reset begins it anew."""
+
+    calm_left_events: int
+    """Events missing in the calm stretch."""
+    base_left_events: int
+    """Events missing in the stretch that gives mean and spread of now."""
+    calm: list[np.ndarray] = field(default_factory=list)
+    """Pieces of the calm stretch, float32."""
+    unsettled_in_events: int = 0
+    """Events that may be read before `settle` is due."""
+    previous_total: float | None = None
+    """Sum of the last stretch of spans, to compare the next one with."""
+    comparison: float | None = None
+    """Ratio found by the last comparison, which does not count yet."""
+
+
 class CalibratedDetector(MeasuredDetector):
     """A Page-Hinkley detector that is calibrated to a rate of false alarms on the stream itself."""
 
@@ -70,19 +89,21 @@ class CalibratedDetector(MeasuredDetector):
         self._heights: list[float] = []  # thresholds of the last calibrations, in deviations
         self._scale = 0.0  # standard deviation of the signal that the parameters are for
         self._fluctuations = _Fluctuations()
-        self._begin()
+        self._since_reset = _SinceReset(calibration_events, 0)
         super().__init__(config, quiet_events)
 
     def reset(self) -> None:
         """Begin anew, with the sensitivity of before."""
-        self._begin()
+        self._since_reset = _SinceReset(
+            self._calibration_events, 0 if self._parameters is None else _BASE_EVENTS
+        )
         super().reset()
 
     @property
     def watching(self) -> bool:
         """True if the detector is calibrated, knows the mean of now, and is past its quiet
         period."""
-        calibrated = self._parameters is not None and not self._base_left_events
+        calibrated = self._parameters is not None and not self._since_reset.base_left_events
         return calibrated and super().watching
 
     def settle(self) -> int | None:
@@ -90,21 +111,21 @@ class CalibratedDetector(MeasuredDetector):
 
         Returns the number of values that may be read until `settle` is due again.
         """
-        if self._unsettled_in_events > 0:
-            return self._unsettled_in_events
-        if self._calm and not self._calm_left_events:
-            self._calibrate(np.concatenate(self._calm).astype(np.float64))
-            self._calm = []
+        if self._since_reset.unsettled_in_events > 0:
+            return self._since_reset.unsettled_in_events
+        if self._since_reset.calm and not self._since_reset.calm_left_events:
+            self._calibrate(np.concatenate(self._since_reset.calm).astype(np.float64))
+            self._since_reset.calm = []
         if self.quiet_left_events:
             return self.quiet_left_events
         left_events = self._sums.span_left_events
         if not left_events:
             self._compare()
             left_events = RECENT_EVENTS
-        for left in (self._calm_left_events, self._base_left_events):
+        for left in (self._since_reset.calm_left_events, self._since_reset.base_left_events):
             if left:
                 left_events = min(left, left_events)
-        self._unsettled_in_events = left_events
+        self._since_reset.unsettled_in_events = left_events
         return left_events
 
     def achieved(self) -> dict[str, Any]:
@@ -121,11 +142,11 @@ class CalibratedDetector(MeasuredDetector):
             "heights": self._heights,
             "scale": self._scale,
             "fluctuations": self._fluctuations,
-            "previous_total": self._previous_total,
-            "comparison": self._comparison,
-            "calm": b"".join(part.tobytes() for part in self._calm),
-            "calm_left_events": self._calm_left_events,
-            "base_left_events": self._base_left_events,
+            "previous_total": self._since_reset.previous_total,
+            "comparison": self._since_reset.comparison,
+            "calm": b"".join(part.tobytes() for part in self._since_reset.calm),
+            "calm_left_events": self._since_reset.calm_left_events,
+            "base_left_events": self._since_reset.base_left_events,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -135,27 +156,18 @@ class CalibratedDetector(MeasuredDetector):
         self._scale = state["scale"]
         self._fluctuations = _Fluctuations(*state["fluctuations"])
         super().restore(state)
-        self._previous_total = state["previous_total"]
-        self._comparison = state["comparison"]
-        self._calm = [np.frombuffer(state["calm"], np.float32)] if state["calm"] else []
-        self._calm_left_events = state["calm_left_events"]
-        self._base_left_events = state["base_left_events"]
-
-    def _begin(self) -> None:
-        """Set what a reset begins anew, beside the detector and its sums."""
-        self._calm: list[np.ndarray] = []
-        self._calm_left_events = self._calibration_events
-        self._base_left_events = 0 if self._parameters is None else _BASE_EVENTS
-        self._previous_total: float | None = None
-        self._comparison: float | None = None
-        self._unsettled_in_events = 0
+        self._since_reset.previous_total = state["previous_total"]
+        self._since_reset.comparison = state["comparison"]
+        self._since_reset.calm = [np.frombuffer(state["calm"], np.float32)] if state["calm"] else []
+        self._since_reset.calm_left_events = state["calm_left_events"]
+        self._since_reset.base_left_events = state["base_left_events"]
 
     def _fresh_detector(self) -> PageHinkley:
         parameters = self._parameters
         return self.config.build_page_hinkley(parameters._asdict() if parameters else None)
 
     def _read(self, values_B: np.ndarray) -> list[tuple[int, Change]]:
-        self._unsettled_in_events -= len(values_B)
+        self._since_reset.unsettled_in_events -= len(values_B)
         if self.watching:
             return super()._read(values_B)
         self._sums.add(values_B)
@@ -165,13 +177,13 @@ class CalibratedDetector(MeasuredDetector):
     def _take_in(self, values_B: np.ndarray) -> None:
         """Add values to the calm stretch, and to the mean and spread of now, while these are
         incomplete."""
-        if self._calm_left_events:
-            self._calm.append(values_B.astype(np.float32))
-            self._calm_left_events -= len(values_B)
-        if self._base_left_events:
+        if self._since_reset.calm_left_events:
+            self._since_reset.calm.append(values_B.astype(np.float32))
+            self._since_reset.calm_left_events -= len(values_B)
+        if self._since_reset.base_left_events:
             self._detector.begin_with(values_B)
-            self._base_left_events -= len(values_B)
-            if not self._base_left_events and self._sums.deviation:
+            self._since_reset.base_left_events -= len(values_B)
+            if not self._since_reset.base_left_events and self._sums.deviation:
                 self._set_parameters(self._sums.deviation)
 
     def _compare(self) -> None:
@@ -186,15 +198,15 @@ class CalibratedDetector(MeasuredDetector):
         excess = faded.excess
         compared = faded.compared
         # The comparison before this one counts only now: a drift would have been noticed since.
-        if self._comparison is not None:
-            excess += self._comparison
+        if self._since_reset.comparison is not None:
+            excess += self._since_reset.comparison
             compared += 1
         total = float(spans_S.sum())
-        if squares and self._previous_total is not None:
-            ratio = (total - self._previous_total) ** 2 / (SPANS * squares / spans)
-            self._comparison = min(ratio, _GREATEST_EXCESS)
+        if squares and self._since_reset.previous_total is not None:
+            ratio = (total - self._since_reset.previous_total) ** 2 / (SPANS * squares / spans)
+            self._since_reset.comparison = min(ratio, _GREATEST_EXCESS)
         self._fluctuations = _Fluctuations(squares, spans, excess, compared)
-        self._previous_total = total
+        self._since_reset.previous_total = total
         self._sums.clear_spans()
         if self._scale:
             self._set_parameters(self._scale)
@@ -225,7 +237,8 @@ class CalibratedDetector(MeasuredDetector):
 
     def _slack(self, deviation: float) -> float:
         """The parameter `delta` for a signal of this standard deviation."""
-        return float(self.config.parameters.get("delta", SLACK * deviation))
+        delta = self.config.delta
+        return SLACK * deviation if delta is None else delta
 
     def _set_parameters(self, deviation: float) -> _Parameters:
         """Set the detector for a signal of this standard deviation, > 0; its sums go on."""

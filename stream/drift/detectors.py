@@ -8,7 +8,7 @@ parameter that River would accept, and then be silent or crash late, is refused 
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,13 +21,15 @@ from niwaki.stream.drift.signals import signal_named
 from niwaki.stream.errors import ConfigError
 
 _Built = TypeVar("_Built")
+_RiverDetector: TypeAlias = base.DriftDetector | base.BinaryDriftDetector
 _BINARY_SIGNALS = ("label",)
-_DETECTORS: dict[str, type[base.DriftDetector | base.BinaryDriftDetector]] = {
+_DETECTORS: Mapping[str, Callable[..., _RiverDetector]] = {
     name: kind
     for module in (drift.binary, drift)
     for name, kind in vars(module).items()
-    if inspect.isclass(kind) and issubclass(kind, base.DriftDetector | base.BinaryDriftDetector)
+    if inspect.isclass(kind) and issubclass(kind, _RiverDetector)
 } | {"PageHinkley": PageHinkley}
+_BINARY_DETECTORS = frozenset(vars(drift.binary)) & frozenset(_DETECTORS)
 
 
 class Detector(Protocol):
@@ -53,7 +55,7 @@ class Detector(Protocol):
 class RiverDetector:
     """A detector of River, behind the interface `Detector`."""
 
-    def __init__(self, detector: base.DriftDetector | base.BinaryDriftDetector):
+    def __init__(self, detector: _RiverDetector):
         self._detector = detector
 
     def read(self, values_B: np.ndarray, start: int = 0) -> int | None:
@@ -111,15 +113,14 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         _check_known("detector", "must be", self._class_name, _DETECTORS)
-        kind = _DETECTORS[self._class_name]
         signal_named(self.signal)
-        if not issubclass(kind, base.DriftDetector) and self.signal not in _BINARY_SIGNALS:
+        if self._class_name in _BINARY_DETECTORS and self.signal not in _BINARY_SIGNALS:
             rule = (
                 f"{self.detector} reads zeros and ones, so its signal must be"
                 f" {' or '.join(_BINARY_SIGNALS)}"
             )
             raise ConfigError("signal", rule, self.signal)
-        self._check_parameters(kind)
+        self._check_parameters()
         self.build()
 
     @property
@@ -131,6 +132,12 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def calibrated(self) -> bool:
         """True if the threshold is left to calibration, which exists for PageHinkley."""
         return self.detector == "PageHinkley" and "threshold" not in self.parameters
+
+    @property
+    def delta(self) -> float | None:
+        """The parameter `delta`, as a number; None where it is not configured."""
+        value = self.parameters.get("delta")
+        return float(value) if isinstance(value, int | float) else None
 
     def build(self) -> Detector:
         """A fresh detector with the parameters of this configuration.
@@ -165,12 +172,12 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             rule = f"{self.detector} refuses them ({error})"
             raise ConfigError("parameters", rule, self.parameters) from error
 
-    def _check_parameters(self, kind: type) -> None:
-        known = inspect.signature(kind).parameters
+    def _check_parameters(self) -> None:
+        known = inspect.signature(_DETECTORS[self._class_name]).parameters
         for name, value in self.parameters.items():
             rule = f"must be a parameter of {self.detector},"
             _check_known(f"parameters.{name}", rule, name, known)
-            broken = _broken_rule(kind, name, known[name].default, value)
+            broken = _broken_rule(self._class_name, name, known[name].default, value)
             if broken:
                 raise ConfigError(f"parameters.{name}", broken, value)
 
@@ -183,7 +190,7 @@ def _check_known(field: str, rule: str, name: str, known: Collection[str]) -> No
         raise ConfigError(field, f"{rule} one of {', '.join(sorted(known))}{hint}", name)
 
 
-def _broken_rule(kind: type, name: str, default: object, value: object) -> str | None:
+def _broken_rule(detector: str, name: str, default: object, value: object) -> str | None:
     """The rule that a parameter's value breaks, or None. River checks few; a detector with a wrong
     one is silent, or crashes late."""
     if isinstance(default, bool):
@@ -199,6 +206,6 @@ def _broken_rule(kind: type, name: str, default: object, value: object) -> str |
         holds = isinstance(value, int) and least <= value < 2**31
         return None if holds else f"must be an integer >= {least}"
     # A default below 1 belongs to a probability, a share or a fading factor.
-    if default < 1 and (kind, name) != (PageHinkley, "delta"):
+    if default < 1 and (detector, name) != ("PageHinkley", "delta"):
         return None if 0 < value < 1 else "must be above 0 and below 1"
     return None if value > 0 else "must be above 0"

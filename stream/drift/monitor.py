@@ -12,9 +12,9 @@ configuration of a detector.
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
-from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -297,10 +297,12 @@ class DriftMonitor:
     ) -> int | None:
         """Index in the batch at which enough detectors had noticed, if any; `_votes` then holds
         their changes. `noticed`: index, place of the detector, change."""
-        ordered = sorted(noticed, key=lambda one: one[:2])
-        for index, simultaneous in groupby(ordered, key=lambda one: one[0]):
+        by_index: dict[int, list[tuple[int, Change]]] = defaultdict(list)
+        for index, place, change in noticed:
+            by_index[index].append((place, change))
+        for index in sorted(by_index):
             event = first_event + index
-            for _, place, change in simultaneous:
+            for place, change in by_index[index]:
                 config = self._detectors[place].config
                 self._votes[place] = Drift(
                     event=event,

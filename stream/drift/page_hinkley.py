@@ -41,8 +41,8 @@ class _Rules(NamedTuple):
     least_events: float
 
 
-_SUMS_TYPE = types.BaseTuple.from_types((types.float64,) * len(_Sums._fields), _Sums)
-_RULES_TYPE = types.BaseTuple.from_types((types.float64,) * len(_Rules._fields), _Rules)
+_SUMS_TYPE = types.NamedUniTuple(types.float64, len(_Sums._fields), _Sums)
+_RULES_TYPE = types.NamedUniTuple(types.float64, len(_Rules._fields), _Rules)
 
 
 class PageHinkley(base.DriftDetector):

@@ -51,7 +51,7 @@ class RunningSumsState(TypedDict):
     spans: list[float]
 
 
-_SUMS_TYPE = types.BaseTuple.from_types((types.int64, types.float64, types.float64), _Sums)
+_SUMS_TYPE = types.NamedTuple((types.int64, types.float64, types.float64), _Sums)
 
 
 class RunningSums:

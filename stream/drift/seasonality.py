@@ -48,9 +48,9 @@ class _Forecast(NamedTuple):
 
 
 _ARRAY = types.float64[::1]
-SUMS_TYPE = types.BaseTuple.from_types((_ARRAY, _ARRAY, _ARRAY), HourlySums)
-USUAL_TYPE = types.BaseTuple.from_types((_ARRAY, _ARRAY, _ARRAY), Usual)
-_FORECAST_TYPE = types.BaseTuple.from_types((types.float64, types.float64), _Forecast)
+SUMS_TYPE = types.NamedUniTuple(_ARRAY, 3, HourlySums)
+USUAL_TYPE = types.NamedUniTuple(_ARRAY, 3, Usual)
+_FORECAST_TYPE = types.NamedUniTuple(types.float64, 2, _Forecast)
 
 
 class Seasonality:
@@ -183,7 +183,8 @@ def by_hour(value: float, time_s: float, usual: Usual, today: HourlySums) -> flo
     today.events_H[hour] += 1.0
     today.values_H[hour] += value
     today.squares_H[hour] += value * value
-    return usual.targets_H[hour] + (value - usual.means_H[hour]) * usual.scales_H[hour]
+    adjusted: float = usual.targets_H[hour] + (value - usual.means_H[hour]) * usual.scales_H[hour]
+    return adjusted
 
 
 @kernel(

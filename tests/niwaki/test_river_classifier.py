@@ -183,8 +183,8 @@ def test_a_mini_batch_is_one_step_of_the_learner():
     many.learn_many(table, pa.array([y for _, y in rows]))
     table_p = many.predict_proba_many(table)
     assert table_p["True"].to_pylist() == pytest.approx(probabilities(many, rows), rel=1e-5)
-    assert many._learner.events == 256
-    assert many._learner.dense.steps == 1
+    assert many._known.learner.events == 256
+    assert many._known.learner.dense.steps == 1
 
 
 def test_it_reads_data_frames():
