@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
-__all__ = ["inlined", "kernel", "types"]
+__all__ = ["inlined", "kernel", "structs", "types"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 types: Any = numba.types
@@ -45,6 +46,11 @@ def kernel(
             return unkept
 
     return compiled
+
+
+def structs(dtype: np.dtype[np.void]) -> Any:
+    """The type, for a signature, of a contiguous one-dimensional array of structs."""
+    return numba.from_dtype(dtype)[::1]
 
 
 def inlined(function: _Function) -> _Function:

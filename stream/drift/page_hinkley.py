@@ -7,42 +7,39 @@ takes back its state. It does not choose its thresholds (`niwaki.stream.drift.ca
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from river import base
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.jit import kernel, structs, types
 
 Direction = Literal["up", "down", "both"]
 """The changes of a mean that count: rises, falls, or both."""
 
 
-class _Sums(NamedTuple):
-    """Everything that the test remembers of the values."""
-
-    events: float = 0.0
-    mean: float = 0.0
-    increase: float = 0.0
-    """Cumulative sum of deviations from the mean, each less `delta`."""
-    decrease: float = 0.0
-    """Cumulative sum of deviations from the mean, each plus `delta`."""
-    lowest_increase: float = math.inf
-    highest_decrease: float = -1.0  # as in River, where the sum begins below any that can alarm
-
-
-class _Rules(NamedTuple):
-    """Parameters of the test, with the thresholds of the two sides."""
-
-    rise: float
-    fall: float
-    alpha: float
-    delta: float
-    least_events: float
-
-
-_SUMS_TYPE = types.NamedUniTuple(types.float64, len(_Sums._fields), _Sums)
-_RULES_TYPE = types.NamedUniTuple(types.float64, len(_Rules._fields), _Rules)
+_SUMS = np.dtype(
+    [
+        ("events", np.float64),
+        ("mean", np.float64),
+        ("increase", np.float64),  # cumulative sum of deviations from the mean, less delta each
+        ("decrease", np.float64),  # likewise, plus delta each
+        ("lowest_increase", np.float64),
+        ("highest_decrease", np.float64),
+    ]
+)
+"""Everything that the test remembers of the values."""
+_FRESH = (0.0, 0.0, 0.0, 0.0, np.inf, -1.0)
+_RULES = np.dtype(
+    [
+        ("rise", np.float64),  # threshold for rises; infinite where they do not count
+        ("fall", np.float64),
+        ("alpha", np.float64),
+        ("delta", np.float64),
+        ("least_events", np.float64),
+    ]
+)
+"""The parameters, as the kernel reads them."""
 
 
 class PageHinkley(base.DriftDetector):
@@ -81,11 +78,14 @@ class PageHinkley(base.DriftDetector):
         self.threshold = threshold
         self.alpha = alpha
         self.mode = mode
-        self.reset()
+        self._sums = np.array([_FRESH], _SUMS)
+        self._rules = np.zeros(1, _RULES)
+        self.set_thresholds(delta, threshold)
+        self._detected = False
 
     def reset(self) -> None:
         """Begin a new test, with the thresholds of now."""
-        self._sums = _Sums()
+        self._sums[0] = _FRESH
         self._detected = False
 
     @property
@@ -96,7 +96,7 @@ class PageHinkley(base.DriftDetector):
     @property
     def mean(self) -> float:
         """Mean of the values since the test began."""
-        return self._sums.mean
+        return float(self._sums["mean"][0])
 
     def update(self, x: int | float) -> None:
         """Read one value."""
@@ -111,25 +111,21 @@ class PageHinkley(base.DriftDetector):
             return None
         if self._detected:
             self.reset()
-        rules = _Rules(
-            rise=math.inf if self.mode == "down" else float(self.threshold),
-            fall=math.inf if self.mode == "up" else float(self.threshold),
-            alpha=float(self.alpha),
-            delta=float(self.delta),
-            least_events=float(self.min_instances),
-        )
-        found, self._sums = _read(values_B, start, self._sums, rules)
+        found = _read(values_B, start, self._sums, self._rules)
         self._detected = found >= 0
         return found if self._detected else None
 
     def begin_with(self, values_B: np.ndarray) -> None:
         """Take float64 values (B,) into the running mean, and compare none of them with it."""
-        self._sums = _add_to_mean(values_B, self._sums)
+        _add_to_mean(values_B, self._sums)
 
     def set_thresholds(self, delta: float, threshold: float) -> None:
         """Go on from the present sums with other values of `delta` and `threshold`."""
         self.delta = delta
         self.threshold = threshold
+        rise = math.inf if self.mode == "down" else threshold
+        fall = math.inf if self.mode == "up" else threshold
+        self._rules[0] = (rise, fall, self.alpha, delta, self.min_instances)
 
     def rose(self, events: int, total: float) -> bool | None:
         """True for `mode` up, False for down, None for both; the arguments are not used."""
@@ -137,60 +133,58 @@ class PageHinkley(base.DriftDetector):
 
     def state(self) -> dict[str, float | bool]:
         """Everything that later detections depend on, but the parameters; numbers by name."""
-        return {**self._sums._asdict(), "detected": self._detected}
+        sums = zip(_SUMS.fields or (), self._sums[0].tolist(), strict=True)
+        return {**dict(sums), "detected": self._detected}
 
     def restore(self, state: dict[str, float | bool]) -> None:
         """Undo `state`, in a detector with equal parameters."""
-        self._sums = _Sums(**{name: float(state[name]) for name in _Sums._fields})
+        for name in _SUMS.fields or ():
+            self._sums[name] = state[name]
         self._detected = bool(state["detected"])
 
 
 @kernel(
-    types.Tuple((types.int64, _SUMS_TYPE))(
-        types.float64[::1], types.int64, _SUMS_TYPE, _RULES_TYPE
-    ),
+    types.int64(types.float64[::1], types.int64, structs(_SUMS), structs(_RULES)),
     brief=True,
 )
-def _read(values_B: np.ndarray, start: int, sums: _Sums, rules: _Rules) -> tuple[int, _Sums]:
-    """Index of the value that completes a change, or -1, and the sums up to there. Operations and
+def _read(values_B: np.ndarray, start: int, sums: np.ndarray, rules: np.ndarray) -> int:
+    """Index of the value that completes a change, or -1; `sums` go on to there. Operations and
     their order are River's."""
-    events = sums.events
-    mean = sums.mean
-    increase = sums.increase
-    decrease = sums.decrease
-    lowest = sums.lowest_increase
-    highest = sums.highest_decrease
+    rule = rules[0]
+    before = sums[0]
+    events = before.events
+    mean = before.mean
+    increase = before.increase
+    decrease = before.decrease
+    lowest = before.lowest_increase
+    highest = before.highest_decrease
     found = -1
     for index in range(start, len(values_B)):
         events += 1.0
         mean += 1.0 / events * (values_B[index] - mean)
         deviation = values_B[index] - mean
-        increase = rules.alpha * increase + deviation - rules.delta
-        decrease = rules.alpha * decrease + deviation + rules.delta
+        increase = rule.alpha * increase + deviation - rule.delta
+        decrease = rule.alpha * decrease + deviation + rule.delta
         if increase < lowest:
             lowest = increase
         if decrease > highest:
             highest = decrease
-        changed = increase - lowest > rules.rise or highest - decrease > rules.fall
-        if changed and events >= rules.least_events:
+        changed = increase - lowest > rule.rise or highest - decrease > rule.fall
+        if changed and events >= rule.least_events:
             found = index
             break
-    return found, _Sums(events, mean, increase, decrease, lowest, highest)
+    before.events = events
+    before.mean = mean
+    before.increase = increase
+    before.decrease = decrease
+    before.lowest_increase = lowest
+    before.highest_decrease = highest
+    return found
 
 
-@kernel(_SUMS_TYPE(types.float64[::1], _SUMS_TYPE), brief=True)
-def _add_to_mean(values_B: np.ndarray, sums: _Sums) -> _Sums:
-    """The sums with these values in the mean alone."""
-    events = sums.events
-    mean = sums.mean
+@kernel(types.void(types.float64[::1], structs(_SUMS)), brief=True)
+def _add_to_mean(values_B: np.ndarray, sums: np.ndarray) -> None:
+    """Take the values into the mean alone."""
     for value in values_B:
-        events += 1.0
-        mean += 1.0 / events * (value - mean)
-    return _Sums(
-        events,
-        mean,
-        sums.increase,
-        sums.decrease,
-        sums.lowest_increase,
-        sums.highest_decrease,
-    )
+        sums[0].events += 1.0
+        sums[0].mean += 1.0 / sums[0].events * (value - sums[0].mean)

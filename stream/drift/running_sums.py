@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.jit import kernel, structs, types
 
 RECENT_EVENTS = 4_096
 """Number of last values that are kept: the furthest a change that has just been noticed may lie
@@ -20,14 +20,6 @@ SPAN_EVENTS = 512
 the signal is."""
 SPANS = RECENT_EVENTS // SPAN_EVENTS
 _PIECES = 16  # parts of a stretch whose means give the standard error of its mean
-
-
-class _Sums(NamedTuple):
-    """Sums of all values since the last `clear`."""
-
-    events: int = 0
-    total: float = 0.0
-    squares: float = 0.0
 
 
 class MeansAround(NamedTuple):
@@ -51,7 +43,7 @@ class RunningSumsState(TypedDict):
     spans: list[float]
 
 
-_SUMS_TYPE = types.NamedTuple((types.int64, types.float64, types.float64), _Sums)
+_SUMS = np.dtype([("events", np.int64), ("total", np.float64), ("squares", np.float64)])
 
 
 class RunningSums:
@@ -63,7 +55,7 @@ class RunningSums:
 
     def clear(self) -> None:
         """Forget everything but the spans."""
-        self._sums = _Sums()
+        self._sums = np.zeros(1, _SUMS)
         self._recent = np.empty(RECENT_EVENTS)  # a ring
 
     def clear_spans(self) -> None:
@@ -73,7 +65,7 @@ class RunningSums:
 
     def add(self, values_B: np.ndarray) -> None:
         """Take in the next values, float64 (B,), contiguous."""
-        self._sums = _add(values_B, self._sums, self._recent, self._span_events, self._spans_S)
+        _add(values_B, self._sums, self._recent, self._span_events, self._spans_S)
         self._span_events = min(self._span_events + len(values_B), SPANS * SPAN_EVENTS)
 
     @property
@@ -88,18 +80,18 @@ class RunningSums:
     @property
     def events(self) -> int:
         """Number of values."""
-        return self._sums.events
+        return int(self._sums["events"][0])
 
     @property
     def total(self) -> float:
         """Sum of the values."""
-        return self._sums.total
+        return float(self._sums["total"][0])
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the values."""
-        sums = self._sums
-        return math.sqrt(max(sums.squares / sums.events - (sums.total / sums.events) ** 2, 0.0))
+        squares = float(self._sums["squares"][0])
+        return math.sqrt(max(squares / self.events - (self.total / self.events) ** 2, 0.0))
 
     def last(self) -> np.ndarray:
         """The last `RECENT_EVENTS` values, or all, oldest first."""
@@ -122,9 +114,9 @@ class RunningSums:
     def state(self) -> RunningSumsState:
         """Everything, for a snapshot."""
         return {
-            "events": self._sums.events,
-            "total": self._sums.total,
-            "squares": self._sums.squares,
+            "events": self.events,
+            "total": self.total,
+            "squares": float(self._sums["squares"][0]),
             "recent": self.last().tobytes(),
             "span_events": self._span_events,
             "spans": self._spans_S.tolist(),
@@ -132,7 +124,7 @@ class RunningSums:
 
     def restore(self, state: RunningSumsState) -> None:
         """Undo `state`."""
-        self._sums = _Sums(state["events"], state["total"], state["squares"])
+        self._sums[0] = (state["events"], state["total"], state["squares"])
         last = np.frombuffer(state["recent"])
         self._recent[(self.events - len(last) + np.arange(len(last))) % RECENT_EVENTS] = last
         self._span_events = state["span_events"]
@@ -149,17 +141,19 @@ def _error(values: np.ndarray) -> float:
 
 
 @kernel(
-    _SUMS_TYPE(types.float64[::1], _SUMS_TYPE, types.float64[::1], types.int64, types.float64[::1]),
+    types.void(
+        types.float64[::1], structs(_SUMS), types.float64[::1], types.int64, types.float64[::1]
+    ),
     brief=True,
 )
 def _add(
-    values_B: np.ndarray, sums: _Sums, recent: np.ndarray, inside: int, spans_S: np.ndarray
-) -> _Sums:
-    """The sums with these values, one after the other, which the ring and the spans take in too.
-    `inside`: number of values that the spans hold."""
-    total = sums.total
-    squares = sums.squares
-    place = sums.events % len(recent)
+    values_B: np.ndarray, sums: np.ndarray, recent: np.ndarray, inside: int, spans_S: np.ndarray
+) -> None:
+    """Take the values, one after the other, into the sums, the ring and the spans. `inside`: number
+    of values that the spans hold."""
+    total = sums[0].total
+    squares = sums[0].squares
+    place = sums[0].events % len(recent)
     for value in values_B:
         total += value
         squares += value * value
@@ -168,4 +162,6 @@ def _add(
         if inside < SPANS * SPAN_EVENTS:
             spans_S[inside // SPAN_EVENTS] += value
             inside += 1
-    return _Sums(sums.events + len(values_B), total, squares)
+    sums[0].events += len(values_B)
+    sums[0].total = total
+    sums[0].squares = squares

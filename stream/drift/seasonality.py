@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured, unstructured_to_structured
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.jit import kernel, structs, types
 
 _DAY_S, _HOUR_S = 86_400.0, 3_600
 _HALF_LIFE_S = 7 * _DAY_S
@@ -18,26 +19,11 @@ _PRIOR_EVENTS = 500
 _LEAST_DAY_EVENTS = 2_400
 
 
-class HourlySums(NamedTuple):
-    """Sums of a signal over each hour of the day (UTC), float64 (24,) each."""
-
-    events_H: np.ndarray
-    values_H: np.ndarray
-    squares_H: np.ndarray
-
-    @classmethod
-    def zeros(cls) -> "HourlySums":
-        """Sums of no events."""
-        return cls(np.zeros(24), np.zeros(24), np.zeros(24))
-
-
-class Usual(NamedTuple):
-    """The usual course of a day, float64 (24,) each. A value is adjusted to
-    `target + (value - mean) * scale` of its hour."""
-
-    means_H: np.ndarray
-    targets_H: np.ndarray
-    scales_H: np.ndarray
+HOURLY_SUMS = np.dtype([("events", np.float64), ("values", np.float64), ("squares", np.float64)])
+"""Sums of a signal over one hour of the day (UTC)."""
+USUAL = np.dtype([("mean", np.float64), ("target", np.float64), ("scale", np.float64)])
+"""The usual course of one hour of the day; a value is adjusted to
+`target + (value - mean) * scale`."""
 
 
 class _Forecast(NamedTuple):
@@ -47,9 +33,6 @@ class _Forecast(NamedTuple):
     variance: float
 
 
-_ARRAY = types.float64[::1]
-SUMS_TYPE = types.NamedUniTuple(_ARRAY, 3, HourlySums)
-USUAL_TYPE = types.NamedUniTuple(_ARRAY, 3, Usual)
 _FORECAST_TYPE = types.NamedUniTuple(types.float64, 2, _Forecast)
 
 
@@ -65,8 +48,8 @@ class Seasonality:
     def __init__(self, learned: bool):
         """`learned`: True for a signal that depends on the model's learning; its first day is left
         out, and the second day's cycle is not removed before another day has repeated it."""
-        self._known = HourlySums.zeros()  # fade from day to day
-        self.today = HourlySums.zeros()
+        self._known_H = np.zeros(24, HOURLY_SUMS)  # fade from day to day
+        self.today_H = np.zeros(24, HOURLY_SUMS)
         """Sums of the day that is not over yet; `by_hour` adds to them."""
         self._forecast = _Forecast(0.0, 1e-12) if learned else _Forecast(1e-12, 1e-12)
         self._day_ends_s = math.nan
@@ -93,14 +76,14 @@ class Seasonality:
         and values without times stay as they are."""
         self.begin(times_s_B)
         adjusted_B = np.empty_like(values_B)
-        _adjust(values_B, times_s_B, self.usual, self.today, adjusted_B)
+        _adjust(values_B, times_s_B, self.usual_H, self.today_H, adjusted_B)
         return adjusted_B
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays by name, for a snapshot."""
         return {
-            "known": np.stack(self._known),
-            "today": np.stack(self.today),
+            "known": structured_to_unstructured(self._known_H, copy=True),
+            "today": structured_to_unstructured(self.today_H, copy=True),
             "forecast": np.array(self._forecast),
             "day_ends_s": np.array([self._day_ends_s]),
             "left_out": np.array([self._left_out]),
@@ -108,8 +91,8 @@ class Seasonality:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Undo `state`."""
-        self._known = HourlySums(*arrays["known"].copy())
-        self.today = HourlySums(*arrays["today"].copy())
+        self._known_H = unstructured_to_structured(arrays["known"].copy(), HOURLY_SUMS)
+        self.today_H = unstructured_to_structured(arrays["today"].copy(), HOURLY_SUMS)
         self._forecast = _Forecast(*arrays["forecast"].tolist())
         self._day_ends_s = float(arrays["day_ends_s"][0])
         self._left_out = bool(arrays["left_out"][0])
@@ -118,16 +101,16 @@ class Seasonality:
     def _end_day(self, now_s: float) -> None:
         fade = 0.5 ** ((now_s - self._day_ends_s + _DAY_S) / _HALF_LIFE_S)
         if self.known and not self._left_out:
-            forecast = _forecast(self.today, self.usual.means_H)
+            forecast = _forecast(self.today_H, np.ascontiguousarray(self.usual_H["mean"]))
             self._forecast = _Forecast(
                 fade * self._forecast.covariance + forecast.covariance,
                 fade * self._forecast.variance + forecast.variance,
             )
-        for known_H, today_H in zip(self._known, self.today, strict=True):
-            known_H *= fade
+        for name in HOURLY_SUMS.fields or ():
+            self._known_H[name] *= fade
             if not self._left_out:
-                known_H += today_H
-            today_H[:] = 0
+                self._known_H[name] += self.today_H[name]
+            self.today_H[name] = 0
         self._day_ends_s = now_s + _DAY_S
         self._left_out = False
         self._derive()
@@ -135,22 +118,23 @@ class Seasonality:
     def _derive(self) -> None:
         """Compute everything that follows from the sums. The target of an hour lies near the median
         of the hours' means, which a few unusual hours do not change."""
-        self._day_events = int(self.today.events_H.sum())
-        self._day_known = bool(self._known.events_H.any())
+        self._day_events = int(self.today_H["events"].sum())
+        self._day_known = bool(self._known_H["events"].any())
         trust = min(max(self._forecast.covariance / self._forecast.variance, 0.0), 1.0)
-        self.usual = _usual(self._known, trust)
+        self.usual_H = np.empty(24, USUAL)
         """The usual course of a day, by the days that are over."""
+        _usual(self._known_H, trust, self.usual_H)
 
 
-@kernel(_FORECAST_TYPE(SUMS_TYPE, _ARRAY), brief=True)
-def _forecast(today: HourlySums, means_H: np.ndarray) -> _Forecast:
+@kernel(_FORECAST_TYPE(structs(HOURLY_SUMS), types.float64[::1]), brief=True)
+def _forecast(today_H: np.ndarray, means_H: np.ndarray) -> _Forecast:
     """How well the hours' means forecast a day's: their covariance, and the variance of the
     forecast, summed over events."""
-    events_H = today.events_H
+    events_H = today_H["events"]
     events = max(events_H.sum(), 1.0)
-    mean = today.values_H.sum() / events
+    mean = today_H["values"].sum() / events
     forecast = (events_H * means_H).sum() / events
-    apart_H = today.values_H / np.maximum(events_H, 1.0) - mean
+    apart_H = today_H["values"] / np.maximum(events_H, 1.0) - mean
     means_H = means_H - forecast
     return _Forecast(
         (events_H * apart_H * means_H).sum(),
@@ -158,46 +142,60 @@ def _forecast(today: HourlySums, means_H: np.ndarray) -> _Forecast:
     )
 
 
-@kernel(USUAL_TYPE(SUMS_TYPE, types.float64), brief=True)
-def _usual(known: HourlySums, trust: float) -> Usual:
-    """The usual course of a day. An hour with few events is pulled towards the mean of all hours.
-    `trust`: share of the daily cycle that is removed, 0 to 1."""
-    events = max(known.events_H.sum(), 1.0)
-    mean = known.values_H.sum() / events
-    squares = known.squares_H.sum() / events
-    events_H = known.events_H + _PRIOR_EVENTS
-    means_H = (known.values_H + _PRIOR_EVENTS * mean) / events_H
+@kernel(types.void(structs(HOURLY_SUMS), types.float64, structs(USUAL)), brief=True)
+def _usual(known_H: np.ndarray, trust: float, usual_H: np.ndarray) -> None:
+    """Write the usual course of a day to `usual_H`. An hour with few events is pulled towards the
+    mean of all hours. `trust`: share of the daily cycle that is removed, 0 to 1."""
+    events = max(known_H["events"].sum(), 1.0)
+    mean = known_H["values"].sum() / events
+    squares = known_H["squares"].sum() / events
+    events_H = known_H["events"] + _PRIOR_EVENTS
+    means_H = (known_H["values"] + _PRIOR_EVENTS * mean) / events_H
     spreads_H = np.sqrt(
-        np.maximum((known.squares_H + _PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0)
+        np.maximum((known_H["squares"] + _PRIOR_EVENTS * squares) / events_H - means_H**2, 0.0)
     )
+    targets_H = means_H + trust * (np.median(means_H) - means_H)
     scales_H = np.ones(len(means_H))
     if spreads_H.min() > 0:
         scales_H += trust * (np.median(spreads_H) / spreads_H - 1)
-    return Usual(means_H, means_H + trust * (np.median(means_H) - means_H), scales_H)
+    for hour in range(len(means_H)):
+        usual_H[hour].mean = means_H[hour]
+        usual_H[hour].target = targets_H[hour]
+        usual_H[hour].scale = scales_H[hour]
 
 
-@kernel(types.float64(types.float64, types.float64, USUAL_TYPE, SUMS_TYPE), brief=True)
-def by_hour(value: float, time_s: float, usual: Usual, today: HourlySums) -> float:
-    """A value adjusted by the usual course of its hour; adds the value to `today`."""
+@kernel(
+    types.float64(types.float64, types.float64, structs(USUAL), structs(HOURLY_SUMS)), brief=True
+)
+def by_hour(value: float, time_s: float, usual_H: np.ndarray, today_H: np.ndarray) -> float:
+    """A value adjusted by the usual course of its hour; adds the value to `today_H`."""
     hour = int(math.floor(time_s)) // _HOUR_S % 24
-    today.events_H[hour] += 1.0
-    today.values_H[hour] += value
-    today.squares_H[hour] += value * value
-    adjusted: float = usual.targets_H[hour] + (value - usual.means_H[hour]) * usual.scales_H[hour]
+    today = today_H[hour]
+    today.events += 1.0
+    today.values += value
+    today.squares += value * value
+    usual = usual_H[hour]
+    adjusted: float = usual.target + (value - usual.mean) * usual.scale
     return adjusted
 
 
 @kernel(
-    types.void(_ARRAY, types.float64[:], USUAL_TYPE, SUMS_TYPE, _ARRAY),
+    types.void(
+        types.float64[::1],
+        types.float64[:],
+        structs(USUAL),
+        structs(HOURLY_SUMS),
+        types.float64[::1],
+    ),
     brief=True,
 )
 def _adjust(
     values_B: np.ndarray,
     times_s_B: np.ndarray,
-    usual: Usual,
-    today: HourlySums,
+    usual_H: np.ndarray,
+    today_H: np.ndarray,
     adjusted_B: np.ndarray,
 ) -> None:
     """Write `by_hour` of each value to `adjusted_B`."""
     for b in range(len(values_B)):
-        adjusted_B[b] = by_hour(values_B[b], times_s_B[b], usual, today)
+        adjusted_B[b] = by_hour(values_B[b], times_s_B[b], usual_H, today_H)

@@ -11,16 +11,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.jit import kernel, structs, types
 from niwaki.stream.drift.observations import Observations
-from niwaki.stream.drift.seasonality import (
-    SUMS_TYPE,
-    USUAL_TYPE,
-    HourlySums,
-    Seasonality,
-    Usual,
-    by_hour,
-)
+from niwaki.stream.drift.seasonality import HOURLY_SUMS, USUAL, Seasonality, by_hour
 
 _SPREAD_HALF_LIFE_EVENTS = 10_000.0
 _KEPT_EVENTS = 1_000.0  # weight that a reset leaves to the spread measured before
@@ -63,8 +56,8 @@ class Staleness:
             self._expert,
             times_s_B,
             spread,
-            season.usual,
-            season.today,
+            season.usual_H,
+            season.today_H,
             adjusted_B,
         )
         fade = 0.5 ** (len(errors_B) / _SPREAD_HALF_LIFE_EVENTS)
@@ -92,8 +85,8 @@ class Staleness:
         types.int64,
         types.float64[:],
         types.float64,
-        USUAL_TYPE,
-        SUMS_TYPE,
+        structs(USUAL),
+        structs(HOURLY_SUMS),
         types.float64[::1],
     ),
     brief=True,
@@ -104,8 +97,8 @@ def _staleness(
     expert: int,
     times_s_B: np.ndarray,
     spread: float,
-    usual: Usual,
-    today: HourlySums,
+    usual_H: np.ndarray,
+    today_H: np.ndarray,
     adjusted_B: np.ndarray,
 ) -> float:
     """Write the scaled and adjusted staleness to `adjusted_B`, if `spread` is above 0; returns the
@@ -116,5 +109,5 @@ def _staleness(
         squares += value * value
         if spread > 0:
             scaled = min(max(value / spread, -_OUTLIER), _OUTLIER)
-            adjusted_B[b] = by_hour(scaled, times_s_B[b], usual, today)
+            adjusted_B[b] = by_hour(scaled, times_s_B[b], usual_H, today_H)
     return squares
