@@ -111,21 +111,22 @@ class CalibratedDetector(MeasuredDetector):
 
         Returns the number of values that may be read until `settle` is due again.
         """
-        if self._since_reset.unsettled_in_events > 0:
-            return self._since_reset.unsettled_in_events
-        if self._since_reset.calm and not self._since_reset.calm_left_events:
-            self._calibrate(np.concatenate(self._since_reset.calm).astype(np.float64))
-            self._since_reset.calm = []
+        progress = self._since_reset
+        if progress.unsettled_in_events > 0:
+            return progress.unsettled_in_events
+        if progress.calm and not progress.calm_left_events:
+            self._calibrate(np.concatenate(progress.calm).astype(np.float64))
+            progress.calm = []
         if self.quiet_left_events:
             return self.quiet_left_events
         left_events = self._sums.span_left_events
         if not left_events:
             self._compare()
             left_events = RECENT_EVENTS
-        for left in (self._since_reset.calm_left_events, self._since_reset.base_left_events):
+        for left in (progress.calm_left_events, progress.base_left_events):
             if left:
                 left_events = min(left, left_events)
-        self._since_reset.unsettled_in_events = left_events
+        progress.unsettled_in_events = left_events
         return left_events
 
     def achieved(self) -> dict[str, Any]:
@@ -156,11 +157,13 @@ class CalibratedDetector(MeasuredDetector):
         self._scale = state["scale"]
         self._fluctuations = _Fluctuations(*state["fluctuations"])
         super().restore(state)
-        self._since_reset.previous_total = state["previous_total"]
-        self._since_reset.comparison = state["comparison"]
-        self._since_reset.calm = [np.frombuffer(state["calm"], np.float32)] if state["calm"] else []
-        self._since_reset.calm_left_events = state["calm_left_events"]
-        self._since_reset.base_left_events = state["base_left_events"]
+        self._since_reset = _SinceReset(
+            calm_left_events=state["calm_left_events"],
+            base_left_events=state["base_left_events"],
+            calm=[np.frombuffer(state["calm"], np.float32)] if state["calm"] else [],
+            previous_total=state["previous_total"],
+            comparison=state["comparison"],
+        )
 
     def _fresh_detector(self) -> PageHinkley:
         parameters = self._parameters

@@ -178,7 +178,8 @@ def signal_named(name: str) -> Signal:
 
     Raises `ConfigError` for any other name. The column is not checked; `Signals` does so.
     """
-    kind, _, column = name.partition(":")
+    kind = name.partition(":")[0]
+    column = name.partition(":")[2]
     signal = SIGNALS.get(kind)
     if signal and (bool(column) if signal.columns else name == kind):
         return signal

@@ -85,14 +85,14 @@ def test_a_drift_of_whatever_signal_says_what_it_did_to_the_log_loss(batch):
     losses, drifts = values["log_loss"], []
     for first in range(0, EVENTS, batch):
         cut = slice(first, first + batch)
-        told = {"label": values["label"][cut]}
-        drifts += target.update(told, first, np.zeros(len(told["label"])), losses[cut])
+        given = {"label": values["label"][cut]}
+        drifts += target.update(given, first, np.zeros(len(given["label"])), losses[cut])
     (drift,) = drifts
     since = slice(drift.began, drift.event + 1)
     assert drift.loss_before == pytest.approx(losses[: drift.began].mean())
     assert drift.loss_after == pytest.approx(losses[since].mean())
     assert 0 < drift.loss_error < drift.loss_after - drift.loss_before
-    assert feed(monitor(), values)[0].loss_before is None  # losses were not told
+    assert feed(monitor(), values)[0].loss_before is None  # no losses were given
 
 
 def test_a_falling_log_loss_is_learning_and_no_drift():
@@ -266,7 +266,8 @@ def test_votes_are_part_of_the_state():
     quick = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 5.0})
     slow = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 60.0})
     config = DriftConfig(detectors=(quick, slow), agree="all", quiet_events=1_000)
-    first, second, values = DriftMonitor(config), DriftMonitor(config), signals()
+    first, second = DriftMonitor(config), DriftMonitor(config)
+    values = signals()
     whole = feed(DriftMonitor(config), values)
     stop = whole[0].event + 1
     assert whole and feed(first, values, stop=stop) == []

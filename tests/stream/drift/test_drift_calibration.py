@@ -1,5 +1,4 @@
-"""Detectors that are set to the stream's own noise: how often they cry wolf, and what they say of a
-change."""
+"""Detectors calibrated to the stream's own noise: their false alarms, and the size of changes."""
 
 import math
 
@@ -18,7 +17,7 @@ def calibrated(**settings) -> DriftMonitor:
     return DriftMonitor(DriftConfig(**default | settings))
 
 
-def levels(target: DriftMonitor) -> list[dict[str, float]]:
+def parameters(target: DriftMonitor) -> list[dict[str, float]]:
     return [one["parameters"] for one in target.achieved()["detectors"]]
 
 
@@ -37,7 +36,8 @@ def read(target: DriftMonitor, values: np.ndarray, signal: str = "excess_loss") 
 
 @pytest.mark.parametrize("length", [1, 60])
 def test_calibrated_to_the_streams_own_noise_false_alarms_are_as_rare_as_asked(length):
-    expected, watched, drifts = 20_000, 0, 0
+    expected = 20_000
+    watched, drifts = 0, 0
     for first in (0, 8, 16):
         target = calibrated(expected_events_between_false_alarms=expected)
         for seed in range(first, first + 8):
@@ -56,7 +56,7 @@ def test_bursts_of_alike_events_make_the_threshold_higher():
     calm, noisy = calibrated(), calibrated()
     read(calm, bursts(20_001, 0, 1))
     read(noisy, bursts(20_001, 0, 60))
-    (one,), (other,) = levels(calm), levels(noisy)
+    (one,), (other,) = parameters(calm), parameters(noisy)
     assert other["threshold"] > 5 * one["threshold"]
 
 
@@ -68,18 +68,19 @@ def test_fluctuations_longer_than_a_calibration_sees_make_the_threshold_higher_w
     before, thresholds = None, []
     for start in range(0, 400_000, 20_000):
         read(target, bursts(20_000, start, 1) + lasting[start : start + 20_000])
-        thresholds.append(levels(target)[0].get("threshold"))
+        thresholds.append(parameters(target)[0].get("threshold"))
     before, after = thresholds[1], thresholds[-1]
     assert target.achieved()["drifts"] == 0 and 1.1 * before < after < 3 * before
 
 
 def test_a_drift_that_is_noticed_is_no_fluctuation():
-    calm, target, noise = calibrated(), calibrated(), bursts(60_000, 0, 1)
+    calm, target = calibrated(), calibrated()
+    noise = bursts(60_000, 0, 1)
     for monitor, height in ((calm, 0.0), (target, 1.0)):
         values = noise.copy()
         values[50_000:] += height
         assert len(read(monitor, values[:58_000])) == height
-    assert levels(target)[0]["threshold"] < 1.1 * levels(calm)[0]["threshold"]
+    assert parameters(target)[0]["threshold"] < 1.1 * parameters(calm)[0]["threshold"]
 
 
 def test_before_it_is_calibrated_a_detector_notices_nothing_and_then_soon():
@@ -96,9 +97,9 @@ def test_a_reset_keeps_what_was_learned_of_the_noise():
     target, values = calibrated(), bursts(40_000, 0, 1)
     values[30_000:] += 0.5
     read(target, values[:21_000])
-    before = levels(target)
+    before = parameters(target)
     target.reset()
-    assert levels(target) == before != [{}]
+    assert parameters(target) == before != [{}]
     assert read(target, values[21_000:31_000])
 
 
@@ -107,7 +108,7 @@ def test_explicit_parameters_are_not_calibrated():
         detectors=(DetectorConfig(signal="excess_loss", parameters={"threshold": 30.0}),)
     )
     read(target, bursts(30_000, 0, 1))
-    assert levels(target) == [{}]
+    assert parameters(target) == [{}]
     assert target.achieved()["watched_events"] == 30_000
 
 
@@ -159,20 +160,20 @@ def test_a_baseline_that_shifts_with_the_stream_is_no_drift(shape):
 def test_a_change_within_a_later_calm_stretch_makes_no_detector_deaf():
     target, noise = calibrated(), bursts(90_000, 0, 1)
     read(target, noise[:20_001])
-    before = levels(target)[0]["threshold"]
+    before = parameters(target)[0]["threshold"]
     noise[35_000:] += np.linspace(
         0, 0.6, 55_000
     )  # too slowly to be noticed at once, and it is calibrated on
     target.reset()
     read(target, noise[20_001:41_000])
-    assert levels(target)[0]["threshold"] < 1.3 * before
+    assert parameters(target)[0]["threshold"] < 1.3 * before
 
 
 def test_sensitivity_follows_the_spread_of_the_signal_after_a_reset():
     target, noise = calibrated(), bursts(60_000, 0, 1)
     read(target, noise[:20_001])
-    before = levels(target)[0]
+    before = parameters(target)[0]
     target.reset()
     read(target, 3 * noise[20_001:30_000])
-    assert levels(target)[0]["threshold"] == pytest.approx(3 * before["threshold"], rel=0.1)
-    assert levels(target)[0]["delta"] == pytest.approx(3 * before["delta"], rel=0.1)
+    assert parameters(target)[0]["threshold"] == pytest.approx(3 * before["threshold"], rel=0.1)
+    assert parameters(target)[0]["delta"] == pytest.approx(3 * before["delta"], rel=0.1)

@@ -17,10 +17,10 @@ def compute(
     logits = np.full(len(batch), -1.0, np.float32) if logits is None else logits
     losses = log_losses(logits, batch.labels_B)
     experts = np.stack([logits, logits / 2, logits], 1)
-    return signals.compute(seen(batch, experts, logits, losses))
+    return signals.compute(observed(batch, experts, logits, losses))
 
 
-def seen(batch: EventBatch, *predicted: np.ndarray) -> Observations:
+def observed(batch: EventBatch, *predicted: np.ndarray) -> Observations:
     features = ENCODER.encode(batch)
     return Observations(
         batch.labels_B,
@@ -66,7 +66,7 @@ def test_staleness_is_about_0_for_a_calibrated_model_and_above_it_where_the_slow
         experts, losses = np.stack([slow, fast, slow], 1)[at], np.zeros(20_000)
         values = [
             target.compute(
-                seen(
+                observed(
                     batch.slice(i, i + 500),
                     experts[i : i + 500],
                     slow[at][i : i + 500],
@@ -85,7 +85,7 @@ def test_before_experts_have_differed_there_is_no_staleness():
     batch = click_events(10)
     same = np.ones((10, 3), np.float32)
     target = signals("staleness")
-    assert [target.compute(seen(batch, same, same[:, 0], same[:, 0])) for _ in range(3)] == [
+    assert [target.compute(observed(batch, same, same[:, 0], same[:, 0])) for _ in range(3)] == [
         {},
         {},
         {},
@@ -93,7 +93,7 @@ def test_before_experts_have_differed_there_is_no_staleness():
 
 
 def adjusted(target: Signals, labels: np.ndarray, times_s: np.ndarray) -> np.ndarray:
-    """The adjusted label, NaN where it can't be told."""
+    """The adjusted label, NaN where it is not defined."""
     values = []
     for at in range(0, len(labels), 500):
         batch = with_times(labels[at : at + 500], times_s[at : at + 500])
@@ -124,7 +124,9 @@ def test_staleness_is_in_units_of_its_spread_without_outliers():
     batch = with_times(rng.random(4_000) < 1 / (1 + np.exp(-logits)), np.zeros(4_000))
     halves = (slice(0, 2_000), slice(2_000, 4_000))
     _, values = [
-        target.compute(seen(batch.slice(at.start, at.stop), experts[at], logits[at], logits[at]))
+        target.compute(
+            observed(batch.slice(at.start, at.stop), experts[at], logits[at], logits[at])
+        )
         for at in halves
     ]
     errors = (1 / (1 + np.exp(-logits.astype(np.float64))) - batch.labels_B)[2_000:]
@@ -147,7 +149,7 @@ def test_after_a_reset_staleness_is_soon_in_units_of_what_comes_then():
             target.reset()
         logits_BE = rng.normal(0, turmoil, (500, 3)).astype(np.float32)
         found = target.compute(
-            seen(batch, logits_BE, np.full(500, -1.0, np.float32), logits_BE[:, 0])
+            observed(batch, logits_BE, np.full(500, -1.0, np.float32), logits_BE[:, 0])
         )
         if turmoil == 1.0:
             spreads.append(found["staleness"].std())
@@ -157,7 +159,8 @@ def test_after_a_reset_staleness_is_soon_in_units_of_what_comes_then():
 
 def test_staleness_has_no_daily_cycle_once_that_has_been_foretold_and_keeps_what_is_new():
     """The truth goes up and down within the day, the prediction and the slow expert do not."""
-    rng, target, events = np.random.default_rng(0), signals("staleness"), 6 * 86_400
+    rng, target = np.random.default_rng(0), signals("staleness")
+    events = 6 * 86_400
     times_s = 1_700_006_400 + np.arange(events) * 1.0
     wave = np.sin(times_s * 2 * np.pi / 86_400).astype(np.float32)
     truth = -1 + 0.8 * wave
@@ -170,7 +173,7 @@ def test_staleness_has_no_daily_cycle_once_that_has_been_foretold_and_keeps_what
             slice(at, at + 1_200),
         )
         values.append(
-            target.compute(seen(batch, experts[cut], experts[cut, 0], experts[cut, 0])).get(
+            target.compute(observed(batch, experts[cut], experts[cut, 0], experts[cut, 0])).get(
                 "staleness"
             )
         )
@@ -240,7 +243,8 @@ def test_the_stability_of_a_column_is_about_0_until_its_values_change(column):
 @pytest.mark.parametrize("stop", [1_000, 3_000])
 def test_restored_signals_go_on_exactly(stop):
     names = ("unseen:item", "stability:item", "stability:price", "staleness", "recent_staleness")
-    first, second, batch = signals(*names), signals(*names), click_events(4_000)
+    first, second = signals(*names), signals(*names)
+    batch = click_events(4_000)
     compute(first, batch.slice(0, stop))
     second.restore({name: array.copy() for name, array in first.state().items()})
     rest = batch.slice(stop, 4_000)
@@ -278,11 +282,8 @@ def test_a_signal_that_cannot_be_is_refused(name, text):
 
 
 def test_restored_the_usual_course_of_the_day_is_known_at_once():
-    first, second, times_s = (
-        signals("adjusted_label"),
-        signals("adjusted_label"),
-        np.arange(4_000) * 30.0,
-    )
+    first, second = signals("adjusted_label"), signals("adjusted_label")
+    times_s = np.arange(4_000) * 30.0
     labels = times_s // 3600 % 24 < 12
     adjusted(first, labels, times_s)
     second.restore(first.state())
