@@ -11,7 +11,6 @@ at the same time, W vectors padded to a multiple of eight.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ _UNROLLED_VECTORS = 8
 
 
 @cache
-def compiled_dots(vectors: int, width: int) -> Callable[..., Any]:
+def compiled_dots(vectors: int, width: int) -> Callable[[np.ndarray, np.ndarray, int], None]:
     """The kernel of the products for so many vectors of so many floats."""
     columns, pairs = vectors * width, vectors * (vectors - 1) // 2
 
@@ -72,7 +71,9 @@ def compiled_dots(vectors: int, width: int) -> Callable[..., Any]:
 
 
 @cache
-def compiled_dot_gradients(vectors: int, width: int) -> Callable[..., Any]:
+def compiled_dot_gradients(
+    vectors: int, width: int
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], None]:
     """The kernel of the gradient in so many vectors of so many floats."""
     padded = -(-vectors // _UNROLLED_VECTORS) * _UNROLLED_VECTORS
 
