@@ -17,12 +17,11 @@ from river import base, drift
 from niwaki.pruning.errors import nearest
 from niwaki.stream.drift.page_hinkley import Direction, PageHinkley
 from niwaki.stream.drift.river_state import detector_state, restore_detector
-from niwaki.stream.drift.signals import signal_named
+from niwaki.stream.drift.signals import SIGNALS, signal_named
 from niwaki.stream.errors import ConfigError
 
 _Built = TypeVar("_Built")
 _RiverDetector: TypeAlias = base.DriftDetector | base.BinaryDriftDetector
-_BINARY_SIGNALS = ("label",)
 _DETECTORS: Mapping[str, Callable[..., _RiverDetector]] = {
     name: kind
     for module in (drift.binary, drift)
@@ -113,12 +112,10 @@ class DetectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         _check_known("detector", "must be", self._class_name, _DETECTORS)
-        signal_named(self.signal)
-        if self._class_name in _BINARY_DETECTORS and self.signal not in _BINARY_SIGNALS:
-            rule = (
-                f"{self.detector} reads zeros and ones, so its signal must be"
-                f" {' or '.join(_BINARY_SIGNALS)}"
-            )
+        signal = signal_named(self.signal)
+        if self._class_name in _BINARY_DETECTORS and not signal.binary:
+            binary = " or ".join(one.form for one in SIGNALS.values() if one.binary)
+            rule = f"{self.detector} reads zeros and ones, so its signal must be {binary}"
             raise ConfigError("signal", rule, self.signal)
         self._check_parameters()
         self.build()

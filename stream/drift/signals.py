@@ -33,6 +33,8 @@ class Signal(NamedTuple):
     """Changes of the mean that count, unless the detector's `direction` says otherwise."""
     of_the_network: bool = False
     """True if the signal jumps when another network begins to predict."""
+    binary: bool = False
+    """True for a signal that the detectors of `river.drift.binary` may read: zeros and ones."""
     columns: Callable[[Schema], tuple[str, ...]] | None = None
     """Columns that the signal can be computed of; None for a signal that reads no column."""
 
@@ -140,6 +142,7 @@ SIGNALS = {
             "label",
             "the label",
             _stateless(lambda observed, errors_B: observed.labels_B.astype(np.float64)),
+            binary=True,
         ),
         Signal(
             "adjusted_label",
