@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as fn
 from river import linear_model, preprocessing
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.numerics import Numerics, prepare
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
 
 EPSILON = 1e-6
 _ENCODED_EVENTS = 8_192

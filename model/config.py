@@ -1,15 +1,27 @@
 """The model and how it learns, as a user sets it, and the parts that follow from these settings
 alone."""
 
+from typing import Literal
+
 import msgspec
 
 from niwaki.model.deep.network import Network, NetworkShape
+from niwaki.model.experts import columns_of_experts
 from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.schema import Schema
 from niwaki.model.mixture import Mixture
 from niwaki.pruning.auxiliary import AuxiliaryConfig
+from niwaki.pruning.errors import RuleError
 
-_NOT_NEGATIVE = "embedding_dim pair_rows max_pairs network_rate shrinkage_rate mixture_half_life_events debt_rate".split()
+_NOT_NEGATIVE = (
+    "embedding_dim",
+    "pair_rows",
+    "max_pairs",
+    "network_rate",
+    "shrinkage_rate",
+    "mixture_half_life_events",
+    "debt_rate",
+)
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,7 +35,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     none."""
     top: tuple[int, ...] = (512, 256)
     """Hidden widths of the top MLP, at least one."""
-    interaction: str = "dot"
+    interaction: Literal["dot", "none"] = "dot"
     """dot: pairwise dot products of all vectors beside the vectors themselves. none: the vectors
     only."""
     table_rows: int = 262_144
@@ -69,20 +81,18 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def __post_init__(self) -> None:
         for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
             if not getattr(self, name) >= least:
-                raise ValueError(f"model.{name} must be >= {least}, got {getattr(self, name)}")
+                raise RuleError(name, f"must be >= {least}", getattr(self, name))
         for name in ("embedding_rate", "narrow_rate_ratio"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"model.{name} must be > 0, got {getattr(self, name)}")
+                raise RuleError(name, "must be > 0", getattr(self, name))
         if not self.top or min(self.top + self.bottom) < 1:
-            raise ValueError(
-                f"model.top needs at least one hidden width, all widths >= 1, got {list(self.top)}"
-            )
+            rule = "needs at least one hidden width, all widths >= 1"
+            raise RuleError("top", rule, list(self.top))
         if self.interaction not in ("dot", "none"):
-            raise ValueError(f"model.interaction must be dot or none, got {self.interaction!r}")
+            raise RuleError("interaction", "must be dot or none", self.interaction)
         if not self.half_lives_events or min(self.half_lives_events) <= 0:
-            raise ValueError(
-                f"model.half_lives_events must be > 0, at least one, got {list(self.half_lives_events)}"
-            )
+            rule = "must be > 0, at least one"
+            raise RuleError("half_lives_events", rule, list(self.half_lives_events))
 
     def encoder(self, schema: Schema) -> Encoder:
         """Maps events of `schema` to the rows of this model's tables."""
@@ -107,7 +117,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         )
 
     def mixture(self) -> Mixture:
-        """Of the linear expert's time scales and the deep expert."""
+        """The mixture of all experts, as it begins."""
         return Mixture.initial(
-            len(self.half_lives_events), self.mixture_half_life_events, self.debt_rate
+            columns_of_experts(len(self.half_lives_events)) - 1,
+            self.mixture_half_life_events,
+            self.debt_rate,
         )

@@ -7,7 +7,7 @@ class FeatureError(RuleError):
     """A row breaks a rule of the schema. Tell its sender, or dead-letter it, and go on."""
 
 
-class CheckpointError(NiwakiError, ValueError):
+class CheckpointError(RuleError):
     """These bytes are not a checkpoint that can be trusted. Refuse them, and keep the checkpoint
     that serves."""
 

@@ -1,14 +1,15 @@
-"""Slots and experts: the part of the forward pass that a learner and a scorer share.
+"""The experts side by side: the part of the forward pass that a learner and a scorer share, and the interface for a
+further expert.
 
-In: `Features`, and the parameters of the moment. Out: the logits of all experts: the linear one at
-each of its time scales, and the deep one, which corrects the first. What a learner computes here
-and what a scorer does is one code.
+In: `Features`, and the parameters of the moment. Out: one logit of each expert for each event. The linear expert has a
+column for each of its time scales; the further experts (`EXPERTS`) have one each; the deep one, which corrects the
+first column, is the last. The mixture (`model.mixture`) weighs the columns.
 
-Shapes: B events, S slots, K time scales, E = K + 1 experts; see `model.linear.expert` and
-`model.deep.network` for the others.
+Shapes: B events, S slots, K time scales, E columns of experts; M, N as in `model.features.numerics`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,13 +17,80 @@ import torch
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.features.encoder import Features
 from niwaki.model.features.numerics import Scale, prepare_numerics
+from niwaki.model.features.schema import Schema
 from niwaki.model.linear.kernels import compiled_logits, locate_slots
 from niwaki.model.linear.slots import Slots
 
+PREFIX = "expert."
+"""Prefix of the further experts' tensors in a checkpoint and in a snapshot."""
+
+
+class Expert(Protocol):
+    """A further expert beside the linear and the deep one: one column of logits, read by the mixture.
+
+    The learner asks it to `contribute` before it learns a batch. A published model holds a copy of its `state`. So an
+    expert is one class, and a line in `EXPERTS`.
+    """
+
+    @property
+    def name(self) -> str:
+        """A name of letters and underscores, part of its tensors' names."""
+
+    def contribute(self, features: Features) -> np.ndarray:
+        """(B,) float32 logits of B events. It changes nothing, and may be called by several threads."""
+
+    def learn(self, features: Features, labels_B: np.ndarray) -> None:
+        """Learn from B events in order; labels are 0..1."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that the expert has learned, by name: tensors of constant shapes, copies."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Continue where `state` was taken."""
+
+
+EXPERTS: tuple[Callable[[Schema], Expert], ...] = ()
+"""The further experts, in the order of their columns; each is made for a schema."""
+
+
+def further_experts(schema: Schema) -> list[Expert]:
+    """The further experts, as they begin."""
+    return [kind(schema) for kind in EXPERTS]
+
+
+def columns_of_experts(scales: int) -> int:
+    """The number of columns E where the linear expert has `scales` time scales."""
+    return scales + len(EXPERTS) + 1
+
+
+def tensors_of_experts(experts: Sequence[Expert]) -> dict[str, torch.Tensor]:
+    """The tensors of all `experts`, as a checkpoint and a snapshot name them."""
+    return {
+        f"{PREFIX}{expert.name}.{name}": tensor
+        for expert in experts
+        for name, tensor in expert.state().items()
+    }
+
+
+def restore_experts(experts: Sequence[Expert], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Let all `experts` continue from the tensors that `tensors_of_experts` named."""
+    for expert in experts:
+        prefix = f"{PREFIX}{expert.name}."
+        expert.restore(
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        )
+
+
+def write_contributions(
+    experts: Sequence[Expert], features: Features, scales: int, experts_BE: np.ndarray
+) -> None:
+    """Write the further experts' logits to their columns of `experts_BE`."""
+    for column, expert in enumerate(experts, scales):
+        experts_BE[:, column] = expert.contribute(features)
+
 
 class Assembled(NamedTuple):
-    """What the linear expert reads and says of B events, and what else the deep one reads:
-    buffers."""
+    """The inputs and the logits of the experts for B events, as buffers."""
 
     scores_BM: np.ndarray
     code_BN: np.ndarray
@@ -31,21 +99,23 @@ class Assembled(NamedTuple):
     rows_BS: np.ndarray
     """int64, the rows of the slots."""
     values_BS: np.ndarray
-    """float32, their values."""
-    said_BS: np.ndarray
-    """float32, what each slot adds to the linear expert's logit at the first time scale."""
+    """float32, the values of the slots."""
+    contributions_BS: np.ndarray
+    """float32, the contribution of each slot to the linear expert's logit at the first time scale."""
     experts_BE: np.ndarray
-    """float32, logits of the experts; of the linear one at each time scale, and room for the deep
-    one's."""
+    """float32, the logits of the experts."""
 
     @classmethod
-    def empty(cls, events: int, numerics: int, slots: int, scales: int) -> "Assembled":
-        """For so many events; what is in it means nothing."""
-        widths = 2 * numerics, numerics, numerics, slots, slots, slots, scales + 1
-        integers = (1, 3)
-        kinds = [np.int64 if place in integers else np.float32 for place in range(len(widths))]
+    def empty(cls, events: int, numerics: int, slots: int, experts: int) -> "Assembled":
+        """Buffers for `events` events and `experts` columns, with undefined contents."""
         return cls(
-            *(np.empty((events, width), kind) for width, kind in zip(widths, kinds, strict=True))
+            scores_BM=np.empty((events, 2 * numerics), np.float32),
+            code_BN=np.empty((events, numerics), np.int64),
+            above_BN=np.empty((events, numerics), np.float32),
+            rows_BS=np.empty((events, slots), np.int64),
+            values_BS=np.empty((events, slots), np.float32),
+            contributions_BS=np.empty((events, slots), np.float32),
+            experts_BE=np.empty((events, experts), np.float32),
         )
 
     def part(self, events: slice) -> "Assembled":
@@ -62,24 +132,27 @@ class Assembled(NamedTuple):
         evidence_R2K: np.ndarray,
         prior_SK: np.ndarray,
     ) -> None:
-        """All but the deep expert's logits. `scale`: see `model.features.numerics.Scale`.
-        `prior_SK`: 1 / prior variance of each slot."""
+        """Fill everything but the columns of the further experts and of the deep one.
+
+        `scale`: see `model.features.numerics.Scale`. `prior_SK`: 1 / prior variance of each slot.
+        """
         prepared = self[:3]
         prepare_numerics(numerics_BN, *scale, *prepared)
         locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
-        logits = compiled_logits(prior_SK.shape[1])
-        logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, self.said_BS, self.experts_BE)
+        write_logits = compiled_logits(prior_SK.shape[1])
+        outputs = self.contributions_BS, self.experts_BE
+        write_logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, *outputs)
 
 
 class Inputs(NamedTuple):
-    """What the experts read of B events."""
+    """The inputs of the experts for B events, without embeddings."""
 
     rows_BF: torch.Tensor
     numerics_BM: torch.Tensor
     slot_rows_BS: torch.Tensor
     slot_values_BS: torch.Tensor
-    said_BS: torch.Tensor
-    """What each slot adds to the linear expert's logit at the first time scale."""
+    contributions_BS: torch.Tensor
+    """The contribution of each slot to the linear expert's logit at the first time scale."""
     linear_BK: torch.Tensor
     """Logits of the linear expert at each time scale."""
 
@@ -91,21 +164,36 @@ def assemble(
     evidence_R2K: torch.Tensor,
     prior_SK: torch.Tensor,
 ) -> Inputs:
-    """Everything but the embeddings. `prior_SK`: 1 / prior variance of each slot."""
-    found = Assembled.empty(*features.numerics_BN.shape, *prior_SK.shape)
-    read = [tensor.numpy() for tensor in features[:3]]
-    model = [tensor.numpy() for tensor in (evidence_R2K, prior_SK)]
-    found.fill(slots, *read, tuple(tensor.numpy() for tensor in scale), *model)
-    scores_BM, _, _, *linear, experts_BE = map(torch.from_numpy, found)
-    return Inputs(features.rows_BF, scores_BM, *linear, experts_BE[:, :-1])
+    """The inputs of the experts. `prior_SK`: 1 / prior variance of each slot."""
+    events, numerics = features.numerics_BN.shape
+    scales = prior_SK.shape[1]
+    found = Assembled.empty(events, numerics, len(slots), scales)
+    found.fill(
+        slots,
+        features.rows_BF.numpy(),
+        features.pairs_BP.numpy(),
+        features.numerics_BN.numpy(),
+        (scale.moments_2N.numpy(), scale.knots_NQ.numpy()),
+        evidence_R2K.numpy(),
+        prior_SK.numpy(),
+    )
+    return Inputs(
+        rows_BF=features.rows_BF,
+        numerics_BM=torch.from_numpy(found.scores_BM),
+        slot_rows_BS=torch.from_numpy(found.rows_BS),
+        slot_values_BS=torch.from_numpy(found.values_BS),
+        contributions_BS=torch.from_numpy(found.contributions_BS),
+        linear_BK=torch.from_numpy(found.experts_BE),
+    )
 
 
 def deep_logits(deep: DeepInference, inputs: Inputs, vectors_BFD: torch.Tensor) -> torch.Tensor:
     """(B,): the first linear logit, plus the deep expert's correction of it. `vectors_BFD`: the
     embeddings of the events, contiguous, zero in columns that are cut."""
-    places, x_BI = deep.network.top_inputs, deep.inputs(len(vectors_BFD))
+    places = deep.network.top_inputs
+    x_BI = deep.inputs(len(vectors_BFD))
     x_BI[:, places.numerics] = inputs.numerics_BM
-    x_BI[:, places.contributions] = inputs.said_BS
+    x_BI[:, places.contributions] = inputs.contributions_BS
     table_RD = vectors_BFD.flatten(0, 1).numpy()
     rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
     return inputs.linear_BK[:, 0] + torch.from_numpy(deep.corrections(x_BI, table_RD, rows_BF))

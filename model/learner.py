@@ -1,56 +1,96 @@
-"""The streaming learner: predict, score, then learn, with a dense and a sparse branch over the same
-embedding tables.
+"""The streaming learner: predict, then learn, one batch after another.
 
-In: `Features` and labels of one batch after another. Out: the logits that the leading mixture had
-before it learned them, and on request what a scorer needs (`export`). It is told when to prune, cut
-and regrow; it never decides. The sparse branch leads from the first cut on: it learns at all times,
-and is what is published. The dense branch learns beside it only from a regrowth to the next cut; in
-between its weights lie dormant. Both send their gradients into the tables. The linear expert beside
-them is small, and never pruned.
+In: `HashedEvents` and labels of consecutive batches. Out: the logits that the served mixture had before it learned them,
+and on request the tensors that a scorer needs (`export`). It is given moves (prune, cut, regrow, rewire: see
+`model.branches`), and decides none. The linear expert, the embedding tables and the mixture are shared by all
+branches.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
+from niwaki.model.branches import Branches, BranchesState
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.embeddings import EmbeddingTables
 from niwaki.model.deep.inference import DeepInference
-from niwaki.model.deep.network import Network
 from niwaki.model.errors import LearnError
-from niwaki.model.experts import Inputs, assemble, deep_logits
+from niwaki.model.experts import (
+    Inputs,
+    assemble,
+    columns_of_experts,
+    deep_logits,
+    further_experts,
+    restore_experts,
+    tensors_of_experts,
+    write_contributions,
+)
 from niwaki.model.features.ages import Ages
-from niwaki.model.features.encoder import HashedEvents
+from niwaki.model.features.encoder import Features, HashedEvents
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.schema import Schema
-from niwaki.model.learner_state import LearnerState, named
 from niwaki.model.linear.evidence_check import EvidenceCheck
 from niwaki.model.linear.expert import BayesianLinear
 from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
-from niwaki.model.rows import DirtyRows, Export, gather
-from niwaki.model.step import MicroBatches, ParallelCall, run_in_turn
-from niwaki.pruning.compaction import compact, zero_outgoing
-from niwaki.pruning.masks import AUXILIARY, MaskKind, MaskSet
-from niwaki.pruning.policies import mask_kind
-from niwaki.pruning.policy import Comparison
-from niwaki.pruning.scores import exchange
+from niwaki.model.published import tensors as names
+from niwaki.model.published.checkpoint import ModelDescription
+from niwaki.model.published.tensors import Export
+from niwaki.model.rows import DirtyRows, gather
+from niwaki.model.step import (
+    PARALLEL_EVENTS,
+    Lap,
+    MicroBatches,
+    ModelView,
+    ParallelCall,
+    no_lap,
+    run_in_turn,
+)
 
 _RATE_EVENTS = 128
 _STEP_EVENTS = 256
-_COMPARED_EVENTS = np.repeat([5_000.0, 2_000.0], 2)
 
-__all__ = ["Export", "Learner", "LearnerConfig", "LearnerState"]
+
+class Learned(NamedTuple):
+    """The predictions for B events before they were learned."""
+
+    logits_B: np.ndarray
+    """float32, of the served mixture."""
+    experts_BE: np.ndarray
+    """float32, of the experts, of which `logits_B` are mixed."""
+    loss: float
+    """Mean log loss of the served branch's deep expert, nats; of the linear one where there is no network."""
+
+
+class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shares that are kept, (0, 1], once old evidence is found to mislead."""
+
+    evidence_ratio: float = 1.0
+    """Of the linear expert's evidence."""
+    gradients_ratio: float = 1.0
+    """Of the embedding tables' accumulated squared gradients."""
+
+
+class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The part of a learner's state that is not tensors."""
+
+    branches: BranchesState
+    learned_multiply_adds: float
+    evidence_check: tuple[float, ...]
+    discount: Discount
+    events: int
 
 
 class Learner:
-    """The linear expert, the embedding tables, a dense branch, a sparse one, and the masks that
-    lead from one to the other."""
+    """The linear expert, the further experts, the embedding tables, the branches of the deep expert, and the mixture
+    of all."""
 
     def __init__(
         self,
@@ -59,14 +99,21 @@ class Learner:
         narrow_ratio: float | None = None,
         prunes_tables: bool = False,
         block: tuple[int, int] | None = None,
+        *,
+        lap: Lap = no_lap,
+        run_parallel: ParallelCall = run_in_turn,
     ):
-        """`narrow_ratio`: begin with a narrow network that takes this share of the dense
-        multiply-adds, (0, 1], the same share of each layer, and the dense branch dormant.
-        `prunes_tables`: columns of tables are masked, too. `block`: outputs and inputs of the
-        blocks of weights that are the units, tables excepted; None: neurons are."""
-        self.schema, self.config = schema, config
+        """`narrow_ratio`, `prunes_tables`: see `Branches`. `block`: outputs and inputs of the blocks of weights that
+        are the units, tables excepted; None: neurons are.
+
+        `lap`: called when a stage of `learn` ends, for a stopwatch. `run_parallel`: calls the two halves of a step; it
+        makes no difference to what is learned.
+        """
+        self.schema = schema
+        self.config = config
         self.encoder = config.encoder(schema)
-        self.slots, self.ages = Slots(schema, self.encoder), Ages(schema, config.table_rows)
+        self.slots = Slots(schema, self.encoder)
+        self.ages = Ages(schema, config.table_rows)
         self.linear = BayesianLinear(
             self.slots.rows,
             self.slots.group_S,
@@ -74,6 +121,7 @@ class Learner:
             config.half_lives_events,
             config.shrinkage_rate,
         )
+        self.further = further_experts(schema)
         self.tables = EmbeddingTables(
             len(schema.fields), config.table_rows, config.embedding_dim, config.embedding_rate
         )
@@ -81,65 +129,44 @@ class Learner:
             len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes
         )
         network = config.network(schema, len(self.slots), block)
-        generator = torch.Generator().manual_seed(config.seed)
-        self.dense = Branch(network, network.initial(generator))
-        self.dense_live = True
-        self.sparse: Branch | None = None
-        self.kept: dict[str, torch.Tensor] = {}
-        self.masks: MaskSet | None = None
-        self.unpruned: Branch | None = None
-        """What the dense branch would be without its masks: a yardstick that leaves the tables
-        alone."""
+        self.branches = Branches(network, config, self.tables, narrow_ratio, prunes_tables)
         self.mixture = config.mixture()
-        """Mixes the experts of the lead as it is now, without any delay."""
-        self._prunes_columns = prunes_tables and network.columns is not None
-        self.dense_cost = network.cost.total({})
+        """Mixes the experts as they are now, without the delay of a publication."""
         self.learned_multiply_adds = 0.0
-        """Multiply-adds of all forward passes learned from so far; a backward pass is about twice
-        that in any network."""
-        self.experts_BE = np.empty((0, len(config.half_lives_events) + 1), np.float32)
-        """Logits that the experts of the lead had of the batch learned last, before it was
-        learned."""
+        """Multiply-adds of all forward passes learned from so far; a backward pass costs about twice that in any
+        network."""
         self.events = 0
-        self.lap: Callable[[str], object] = str  # which does nothing, and can be pickled
-        """Told of each part of `learn` when it is over, by whichever thread it was, for a
-        stopwatch."""
-        self.together: ParallelCall = run_in_turn
-        """Calls two functions, which may run at the same time; it makes no difference to what is
-        learned."""
-        self._losses = np.zeros(
-            4
-        )  # of the network that is being pruned and of the lead; of the former and `unpruned`
-        if narrow_ratio is not None:
-            self.kept = network.narrow(narrow_ratio, generator)
-            narrow = network.cut_to(self.kept)
-            self.sparse, self.dense_live = Branch(narrow, narrow.initial(generator)), False
-        self._followers: list[DirtyRows] = []
-        self._doubt, self._left = EvidenceCheck(), (1.0, 1.0)
+        """Events learned."""
+        self._scales = len(config.half_lives_events)
+        self._lap = lap
+        self._run_parallel = run_parallel
+        self._dirty_rows: list[DirtyRows] = []
+        self._evidence_check = EvidenceCheck()
+        self._discount = Discount()
 
-    @property
-    def lead(self) -> Branch:
-        """The branch that is published."""
-        return self.sparse or self.dense
-
-    @property
-    def comparison(self) -> Comparison:
-        """How the network that is being pruned has predicted lately, beside those that it has to
-        match."""
-        pairs = self._losses.reshape(2, 2).tolist()
-        return Comparison(
-            *(pruned / other - 1 if self.masks and other else None for pruned, other in pairs)
-        )
-
-    def follow(self) -> DirtyRows:
+    def track_dirty_rows(self) -> DirtyRows:
         """A log of every row learned from now on, for one reader."""
-        learned = (
-            len(self.tables.weight_RD)
-            if self.config.network_rate and self.config.embedding_dim
-            else 0
-        )
-        self._followers.append(DirtyRows(self.events, learned, self.ages.sizes))
-        return self._followers[-1]
+        learns_embeddings = self.config.network_rate and self.config.embedding_dim
+        rows = len(self.tables.weight_RD) if learns_embeddings else 0
+        self._dirty_rows.append(DirtyRows(self.events, rows, self.ages.sizes))
+        return self._dirty_rows[-1]
+
+    def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
+        """(B,) float32 logits of the served branch's mixture; nothing is learned. `weights`: of another mixture than
+        the learner's own."""
+        with torch.no_grad():
+            features = self.ages.complete(hashed)
+            inputs = self._assemble(features)
+            network, parameters = self.branches.published()
+            vectors_BFD = self.tables.vectors(inputs.rows_BF, network.column_mask_FD)
+            deep = DeepInference(network, parameters)
+            experts_BE = np.empty(
+                (len(features.rows_BF), columns_of_experts(self._scales)), np.float32
+            )
+            experts_BE[:, : self._scales] = inputs.linear_BK
+            write_contributions(self.further, features, self._scales, experts_BE)
+            experts_BE[:, -1] = deep_logits(deep, inputs, vectors_BFD)
+            return mix(self.mixture.weights if weights is None else weights, experts_BE)
 
     def learn(
         self,
@@ -147,18 +174,15 @@ class Learner:
         labels_B: np.ndarray,
         target_ratio: float = 1.0,
         table_ratio: float = 1.0,
-    ) -> np.ndarray:
-        """Learn one batch; returns (B,) float32 logits that the lead had before. `target_ratio`,
-        `table_ratio`: for the masks, while pruning. A long batch takes several steps: averaged over
-        more events, one says less.
+    ) -> Learned:
+        """Learn one batch; returns the predictions for it. `target_ratio`, `table_ratio`: for the masks, while pruning,
+        (0, 1]. A long batch takes several steps, since the average over more events carries less information.
 
-        Raises `LearnError` if the loss of a step is not finite; nothing has been changed by it
-        then.
+        Raises `LearnError` if the loss of a step is not finite; that step has changed nothing.
         """
         steps = -(-len(labels_B) // _STEP_EVENTS)
         if steps == 1:
-            logits_B, self.experts_BE = self._step(hashed, labels_B, target_ratio, table_ratio)
-            return logits_B
+            return self._step(hashed, labels_B, target_ratio, table_ratio)
         bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
         parts = [
             self._step(
@@ -169,302 +193,203 @@ class Learner:
             )
             for start, stop in itertools.pairwise(bounds)
         ]
-        logits, experts = zip(*parts, strict=True)
-        self.experts_BE = np.concatenate(experts)
-        return np.concatenate(logits)
-
-    def _step(
-        self, hashed: HashedEvents, labels_B: np.ndarray, *ratios: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of the lead (B,) and of the experts (B, E) before the step."""
-        events, features = len(labels_B), self.ages.complete(hashed)
-        masks = self.masks.masks() if self.masks else None
-        live = self._live() if self.config.network_rate else []
-        halves = MicroBatches(features, labels_B, self.slots, len(self.config.half_lives_events))
-        run = partial(
-            halves.run,
-            evidence_R2K=self.linear.evidence_R2K,
-            prior_SK=self.linear.prior_SK(),
-            scale=self.numerics.scale(),
-            table_RD=self.tables.weight_RD.numpy(),
-            branches={branch: masks if branch is self.dense else None for branch in live},
-            lead=self.lead,
-            onlooker=self.unpruned,
-            lap=self.lap,
+        losses = [part.loss * len(part.logits_B) for part in parts]
+        return Learned(
+            np.concatenate([part.logits_B for part in parts]),
+            np.concatenate([part.experts_BE for part in parts]),
+            sum(losses) / len(labels_B),
         )
-        self.together(partial(run, 0), partial(run, 1)) if halves.events[1] else run(0)
-        losses, experts_BE = halves.losses, halves.found.experts_BE
-        if not np.isfinite(losses).all():
-            raise LearnError(
-                f"the loss of events {self.events} to {self.events + events} is not finite"
-            )
-        logits_B = mix(self.mixture.weights, experts_BE)
-        misled = self._doubt.confirmed(experts_BE[:, :-1], labels_B)
-        self.together(
-            lambda: self._learn_deep(live, halves, misled),
-            lambda: self._learn_wide(halves, misled),
-        )
-        if masks and live:
-            self.masks.update(
-                self.dense.mask_gradients(halves.events), *ratios, self.dense.parameters
-            )
-            of = dict(zip(live, losses, strict=True))
-            latest = [
-                of.get(branch, 0.0)
-                for branch in (self.dense, self.sparse, self.dense, self.unpruned)
-            ]
-            self._losses += (np.array(latest) - self._losses) * np.minimum(
-                events / _COMPARED_EVENTS, 1.0
-            )
-        for table, rows_X in self.ages.see(features).items():
-            self._mark(table, rows_X)
-        self.events += events
-        return logits_B, experts_BE
 
-    def _learn_deep(self, live: list[Branch], halves: MicroBatches, misled: bool) -> None:
-        """One step of the networks and the embedding tables, and of what is small."""
-        events = sum(halves.events)
-        for branch in live:
-            ratio = self.config.narrow_rate_ratio if branch is self.sparse else 1.0
-            branch.step(
-                self.config.network_rate * math.sqrt(events / _RATE_EVENTS) * ratio, halves.events
-            )
-            self.learned_multiply_adds += events * branch.multiply_adds
-        self.lap("learn_network")
-        if misled:
-            self.tables.decay_accumulators(self._left[1])
-        if live and self.schema.fields and self.config.embedding_dim:
-            self.tables.update(*halves.gradients)
-        self.lap("learn_embeddings")
-        self.numerics.update(halves.features.numerics_BN)
-        self.mixture.update(halves.found.experts_BE, halves.labels_B)
-        self.lap("learn_rest")
-
-    def _learn_wide(self, halves: MicroBatches, misled: bool) -> None:
-        """One step of the linear expert. It touches nothing that `_learn_deep` does."""
-        rows = self.linear.learn(halves.found.rows_BS, halves.found.values_BS, halves.labels_B)
-        self._mark("linear", *((self.linear.forget(self._left[0]),) if misled else rows))
-        self.lap("learn_linear")
-
-    def _mark(self, table: str, *rows: torch.Tensor) -> None:
-        for follower in self._followers:
-            follower.mark(table, *rows)
-
-    def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
-        """(B,) float32 logits of the lead, nothing learned. `weights`: of a mixture other than the
-        lead's own."""
-        inputs = self._assemble(hashed)
-        network, parameters = self._published()
-        vectors_BFD = self.tables.vectors(inputs.rows_BF, network.column_mask_FD)
-        deep_B = deep_logits(DeepInference(network, parameters), inputs, vectors_BFD)
-        experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
-        return mix(self.mixture.weights if weights is None else weights, experts_BE)
-
-    def prune(self, kind: MaskKind = AUXILIARY, beside_unpruned: bool = False) -> None:
-        """Begin to learn masks on the dense branch. `beside_unpruned`: a copy of it learns on without them until the cut."""
-        network = self.dense.network
-        columns = network.columns if self._prunes_columns else None
-        self.masks = MaskSet(
-            kind, network.groups, network.cost, self.config.auxiliary, columns, self.tables
-        )
-        if beside_unpruned:
-            self.unpruned = self.dense.copy()
-        self._losses[:] = 0
-
-    def cut(self, stays_dense: bool = False) -> None:
-        """Cut the surviving units out of the dense branch: they become the sparse one, and the rest
-        lies dormant, unless the dense branch `stays_dense`."""
-        self.kept = self.masks.kept()
-        self.sparse = self.dense.narrowed(self.kept)
-        self.masks, self.unpruned, self.dense_live = None, None, stays_dense
-        if not stays_dense:
-            self.tables.clear_columns(self.sparse.network.column_mask_FD)
-
-    def regrow(self) -> None:
-        """Make the dense branch live again: what the sparse branch has, and every pruned unit as it
-        lay dormant, with the weights that it was cut with; the values of a column begin as zeros.
-        What is served is as before: the sparse branch."""
-        self._widen(self.dense.parameters)
-
-    def _widen(self, regrown: Mapping[str, torch.Tensor]) -> None:
-        """`regrown`: the dense network's parameters as pruned units come back to them."""
-        if self.sparse and not self.dense_live:
-            self.dense, self.dense_live = (
-                self.sparse.widened(self.dense.network, self.kept, regrown),
-                True,
-            )
-
-    def _fresh(self) -> dict[str, torch.Tensor]:
-        """The dense network's parameters, new, where pruned units have no say: their outgoing
-        weights are zero."""
-        # Seeded by the place in the stream: after a restart they are the very same.
-        generator = torch.Generator().manual_seed(self.config.seed * 2**32 + self.events)
-        fresh = self.dense.network.initial(generator)
-        zero_outgoing(
-            fresh, self.dense.network.groups, self.kept
-        )  # not columns, whose values are zero already
-        return fresh
-
-    def doubt_past(self, within_events: int, evidence_ratio: float, gradients_ratio: float) -> None:
-        """A drift was noticed: if what was learned before turns out to mislead within so many
-        events, keep only these shares, (0, 1], of the linear expert's evidence and of what the
-        embedding tables remember of past gradients."""
-        self._left = evidence_ratio, gradients_ratio
-        self._doubt.begin(within_events)
+    def check_evidence(
+        self, within_events: int, evidence_ratio: float, gradients_ratio: float
+    ) -> None:
+        """After a drift: if what was learned before turns out to mislead within so many events, keep only these
+        shares, (0, 1], of the linear expert's evidence and of the tables' accumulated squared gradients."""
+        self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
+        self._evidence_check.begin(within_events)
 
     def rewire(self, hashed: HashedEvents, labels_B: np.ndarray, ratio: float) -> None:
-        """Exchange `ratio` of the sparse branch's units for fresh ones, which begin without a say:
-        their outgoing weights are zero."""
-        groups, live = self.dense.network.groups, self.dense_live
-        self._widen(self._fresh())
-        inputs, embeddings = (
-            self._assemble(hashed),
-            (self.tables.weight_RD.numpy(), hashed.rows_BF.numpy()),
-        )
-        deep_B = inputs.linear_BK[:, 0] + self.dense.passes.forward(
-            *embeddings, inputs.numerics_BM, inputs.said_BS
-        )
-        self.dense.passes.backward(deep_B.sigmoid() - torch.from_numpy(labels_B))
-        weights, gradients = self.dense.parameters, self.dense.gradients
-        self.kept = {
-            g.name: exchange(g, self.kept[g.name], weights, gradients, ratio) for g in groups
+        """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see `Branches.rewire`."""
+        inputs = self._assemble(self.ages.complete(hashed))
+        self.branches.rewire(inputs, labels_B, ratio, self.events)
+
+    def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
+        """The tensors with which a scorer predicts as the served branch does now, mixed with `weights`. `rows`: only
+        these rows of each table, in any order (a delta); None: all that have been touched."""
+        rows = rows or {
+            names.EMBEDDING: self.tables.touched(),
+            names.LINEAR: self.linear.touched(),
         }
-        self.sparse, self.dense_live = self.dense.narrowed(self.kept), live
-
-    def export(self, weights: np.ndarray, rows: dict[str, torch.Tensor] | None = None) -> Export:
-        """What a scorer needs to predict as the lead does now, mixed with `weights`.
-
-        `rows`: only these rows of each table (a delta), in any order; None: all that have been
-        touched.
-        """
-        rows = rows or {"embedding": self.tables.touched(), "linear": self.linear.touched()}
         scale = self.numerics.scale()
-        network, parameters = self._published()
+        network, parameters = self.branches.published()
+        embedding_rows_U, linear_rows_U = rows[names.EMBEDDING], rows[names.LINEAR]
         tensors = self.ages.export(rows) | {
-            "embedding.rows": rows["embedding"],
-            "embedding.values": self.tables.rows(rows["embedding"], network.column_mask_FD),
-            "linear.rows": rows["linear"],
-            "linear.values": gather(self.linear.evidence_R2K, rows["linear"]),
-            "linear.prior": self.linear.prior_SK(),
-            "numerics.moments": scale.moments_2N,
-            "numerics.knots": scale.knots_NQ,
-            "mixture": torch.from_numpy(weights.copy()),
+            names.rows_of(names.EMBEDDING): embedding_rows_U,
+            names.values_of(names.EMBEDDING): self.tables.rows(
+                embedding_rows_U, network.column_mask_FD
+            ),
+            names.rows_of(names.LINEAR): linear_rows_U,
+            names.values_of(names.LINEAR): gather(self.linear.evidence_R2K, linear_rows_U),
+            names.LINEAR_PRIOR: self.linear.prior_SK(),
+            names.MOMENTS: scale.moments_2N,
+            names.KNOTS: scale.knots_NQ,
+            names.MIXTURE: torch.from_numpy(weights.copy()),
         }
-        return Export(network.shape, tensors | network.named(parameters))
-
-    def sparsity_by_layer(self) -> dict[str, float]:
-        """Share of units that the published network lacks, by group."""
-        groups = self.dense.network.units if self._prunes_columns else self.dense.network.groups
-        alive = self.network.alive()
-        return {group.name: 1 - alive[group.name] / group.size for group in groups}
-
-    @property
-    def network(self) -> Network:
-        """The published network: without what the masks of a first pruning have removed."""
-        lead = self.sparse or not self.masks
-        return self.lead.network if lead else self.dense.network.cut_to(self.masks.kept())
+        tensors |= tensors_of_experts(self.further) | names.network_tensors(network, parameters)
+        return Export(network.shape, tensors)
 
     @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one prediction with the published network."""
-        return self.network.cost.total({})
+        return self.branches.network.cost.total({})
 
     @property
     def table_ratio(self) -> float:
-        """Share of the bytes of all rows of the embedding tables that is published."""
-        rows_F, alive_FD = self.tables.touched_F, self.network.shape.alive_FD().numpy()
+        """Share of the bytes of all rows of the embedding tables that is published, 0..1."""
+        rows_F = self.tables.touched_F
+        alive_FD = self.branches.network.shape.alive_FD().numpy()
         return float(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * alive_FD.shape[1], 1)
 
     @property
     def dense_bytes(self) -> int:
-        """What touched rows and the dense network take as float32, bytes."""
-        floats = sum(tensor.numel() for tensor in self.dense.parameters.values())
+        """Bytes of the touched rows and of the dense network as float32."""
+        floats = sum(tensor.numel() for tensor in self.branches.dense.parameters.values())
         floats += self.tables.touched_rows * self.tables.weight_RD.shape[1]
         return 4 * (floats + self.linear.touched_rows * self.linear.evidence_R2K[0].numel())
 
+    def description(self) -> ModelDescription:
+        """The model as the header of a checkpoint describes it."""
+        return ModelDescription(
+            schema=self.schema,
+            table_rows=self.config.table_rows,
+            pair_rows=self.encoder.pair_rows,
+            half_lives_events=self.config.half_lives_events,
+            hash_seed=self.config.hash_seed,
+            dense_shape=self.branches.dense.network.shape,
+            multiply_adds=self.multiply_adds,
+            dense_multiply_adds=self.branches.dense_cost,
+            sparsity_by_layer=self.branches.sparsity_by_layer(),
+            events=self.events,
+            dense_bytes=self.dense_bytes,
+        )
+
     def state(self) -> tuple[LearnerState, dict[str, torch.Tensor]]:
         """Everything that learning depends on, for a snapshot."""
-        tensors = {f"embedding.{name}": tensor for name, tensor in self.tables.state().items()}
-        tensors |= {f"linear.{name}": tensor for name, tensor in self.linear.state().items()}
-        tensors |= {f"numerics.{name}": tensor for name, tensor in self.numerics.state().items()}
-        tensors |= {
-            f"mixture.{name}": torch.from_numpy(array)
-            for name, array in self.mixture.state().items()
-        }
-        for place, branch in (
-            ("dense", self.dense),
-            ("sparse", self.sparse),
-            ("unpruned", self.unpruned),
+        branches, tensors = self.branches.state()
+        mixture = {name: torch.from_numpy(array) for name, array in self.mixture.state().items()}
+        for prefix, part in (
+            ("embedding", self.tables.state()),
+            ("linear", self.linear.state()),
+            ("numerics", self.numerics.state()),
+            ("mixture", mixture),
         ):
-            if branch:
-                tensors |= {f"{place}.{name}": tensor for name, tensor in branch.state().items()}
-        tensors |= {f"kept.{name}": index for name, index in self.kept.items()} | self.ages.export(
-            {}
-        )
-        if self.masks:
-            tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.items()}
+        tensors |= self.ages.export({}) | tensors_of_experts(self.further)
         state = LearnerState(
-            dense_live=self.dense_live,
-            block=self.dense.network.shape.block,
-            sparse=self.sparse is not None,
-            masks=self.masks.kind.name if self.masks else None,
-            unpruned=self.unpruned is not None,
-            losses=tuple(self._losses.tolist()),
-            dense_steps=self.dense.steps,
-            sparse_steps=self.sparse.steps if self.sparse else 0.0,
-            mask_steps=self.masks.steps if self.masks else 0,
+            branches=branches,
             learned_multiply_adds=self.learned_multiply_adds,
-            doubt=tuple(self._doubt.counts.tolist()),
-            left=self._left,
+            evidence_check=tuple(self._evidence_check.counts.tolist()),
+            discount=self._discount,
             events=self.events,
         )
         return state, tensors
 
     def restore(self, state: LearnerState, tensors: dict[str, torch.Tensor]) -> None:
         """Continue exactly where `state` was taken. The schema and the config must be the same."""
-        self.tables.restore(named(tensors, "embedding."))
-        self.linear.restore(named(tensors, "linear."), state.events)
-        self.numerics.restore(named(tensors, "numerics."))
-        self.mixture.restore(
-            {name: tensor.numpy() for name, tensor in named(tensors, "mixture.").items()}
-        )
-        self.kept = named(tensors, "kept.")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.tables.restore(part("embedding."))
+        self.linear.restore(part("linear."), state.events)
+        self.numerics.restore(part("numerics."))
+        self.mixture.restore({name: t.numpy() for name, t in part("mixture.").items()})
         self.ages.restore(tensors)
-        network = self.dense.network
-
-        def branch(name: str, network: Network, steps: float) -> Branch:
-            return Branch.restored(network, named(tensors, f"{name}."), steps)
-
-        self.dense = branch("dense", network, state.dense_steps)
-        if state.sparse:
-            self.sparse = branch("sparse", network.cut_to(self.kept), state.sparse_steps)
-        if state.masks:
-            self.prune(mask_kind(state.masks))
-            self.masks.restore(named(tensors, "masks."), state.mask_steps)
-        if state.unpruned:
-            self.unpruned = branch(
-                "unpruned", network, state.dense_steps
-            )  # as many steps as the dense one
-        self._losses[:] = state.losses
-        self.events, self.dense_live = state.events, state.dense_live
+        restore_experts(self.further, tensors)
+        self.branches.restore(state.branches, tensors)
+        self.events = state.events
         self.learned_multiply_adds = state.learned_multiply_adds
-        self._doubt.counts[:], self._left = state.doubt, state.left
+        self._evidence_check.counts[:] = state.evidence_check
+        self._discount = state.discount
 
-    def _assemble(self, hashed: HashedEvents) -> Inputs:
-        features, linear = self.ages.complete(hashed), self.linear
-        return assemble(
-            self.slots, features, self.numerics.scale(), linear.evidence_R2K, linear.prior_SK()
+    def _step(
+        self, hashed: HashedEvents, labels_B: np.ndarray, target_ratio: float, table_ratio: float
+    ) -> Learned:
+        """Compute, then learn, at most `_STEP_EVENTS` events."""
+        features = self.ages.complete(hashed)
+        branches = self.branches
+        batches = MicroBatches(features, labels_B, self.slots, columns_of_experts(self._scales))
+        scale = self.numerics.scale()
+        view = ModelView(
+            evidence_R2K=self.linear.evidence_R2K.numpy(),
+            prior_SK=self.linear.prior_SK().numpy(),
+            scale=(scale.moments_2N.numpy(), scale.knots_NQ.numpy()),
+            embedding_RD=self.tables.weight_RD.numpy(),
+            masks_by_branch=branches.learning() if self.config.network_rate else {},
+            served_branch=branches.served_branch,
+            reference=branches.reference,
         )
+        experts_BE = batches.found.experts_BE
+        write_contributions(self.further, features, self._scales, experts_BE)
+        compute = partial(batches.compute, view=view, lap=self._lap)
+        if batches.events[1]:
+            self._run_parallel(partial(compute, 0), partial(compute, 1))
+        else:
+            compute(0)
+        losses = batches.losses
+        events = len(labels_B)
+        if not np.isfinite(losses).all():
+            last = self.events + events
+            raise LearnError(f"the loss of events {self.events} to {last} is not finite")
+        logits_B = mix(self.mixture.weights, experts_BE)
+        misled = self._evidence_check.confirmed(experts_BE[:, : self._scales], labels_B)
+        run_parallel = self._run_parallel if events >= PARALLEL_EVENTS else run_in_turn
+        run_parallel(
+            lambda: self._learn_deep(list(view.masks_by_branch), batches, misled),
+            lambda: self._learn_wide(batches, misled),
+        )
+        by_branch = dict(zip(view.masks_by_branch, losses.tolist(), strict=False))
+        branches.learn_masks(by_branch, batches.events, target_ratio, table_ratio)
+        for expert in self.further:
+            expert.learn(features, labels_B)
+        for table, rows_X in self.ages.see(features).items():
+            self._mark_dirty(table, rows_X)
+        self.events += events
+        loss = by_branch.get(view.served_branch, float(losses[0]))
+        return Learned(logits_B, experts_BE, loss)
 
-    def _live(self) -> list[Branch]:
-        return [
-            branch
-            for branch in (self.dense if self.dense_live else None, self.sparse, self.unpruned)
-            if branch
-        ]
+    def _learn_deep(self, learning: list[Branch], batches: MicroBatches, misled: bool) -> None:
+        """One step of the networks and the embedding tables, and of all that is small."""
+        events = sum(batches.events)
+        rate = self.config.network_rate * math.sqrt(events / _RATE_EVENTS)
+        for branch in learning:
+            branch.step(rate * self.branches.rate_ratio(branch), batches.events)
+            self.learned_multiply_adds += events * branch.multiply_adds
+        self._lap("learn_network")
+        if misled:
+            self.tables.decay_accumulators(self._discount.gradients_ratio)
+        if learning and self.schema.fields and self.config.embedding_dim:
+            self.tables.update(*batches.gradients)
+        self._lap("learn_embeddings")
+        self.numerics.update(batches.features.numerics_BN)
+        self.mixture.update(batches.found.experts_BE, batches.labels_B)
+        self._lap("learn_rest")
 
-    def _published(self) -> tuple[Network, dict[str, torch.Tensor]]:
-        """The published network and its weights."""
-        if (network := self.network) is self.lead.network:
-            return network, self.lead.parameters
-        return network, compact(self.dense.parameters, self.dense.network.units, self.masks.kept())
+    def _learn_wide(self, batches: MicroBatches, misled: bool) -> None:
+        """One step of the linear expert. It touches nothing that `_learn_deep` does."""
+        found = batches.found
+        rows = self.linear.learn(found.rows_BS, found.values_BS, batches.labels_B)
+        if misled:
+            self._mark_dirty("linear", self.linear.forget(self._discount.evidence_ratio))
+        else:
+            self._mark_dirty("linear", *rows)
+        self._lap("learn_linear")
+
+    def _mark_dirty(self, table: str, *rows: torch.Tensor) -> None:
+        for log in self._dirty_rows:
+            log.mark(table, *rows)
+
+    def _assemble(self, features: Features) -> Inputs:
+        scale = self.numerics.scale()
+        evidence_R2K, prior_SK = self.linear.evidence_R2K, self.linear.prior_SK()
+        return assemble(self.slots, features, scale, evidence_R2K, prior_SK)

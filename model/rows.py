@@ -10,25 +10,15 @@ Shapes: R rows of a table, U different rows.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from niwaki.model.deep.network import NetworkShape
 from niwaki.model.jit import kernel
 
 AHEAD_EVENTS = 8
 AHEAD_ROWS = 64
 CACHE_LINE_BYTES = 64
-
-
-class Export(NamedTuple):
-    """What a scorer needs: everything, or the rows changed since an earlier export, in whatever
-    order."""
-
-    shape: NetworkShape
-    tensors: dict[str, torch.Tensor]
 
 
 class DirtyRows:

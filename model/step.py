@@ -1,118 +1,139 @@
-"""What a step computes before anything is changed: both passes of the experts, over two halves of
-the events.
+"""The computing half of a learning step: forward and backward passes of all experts, before anything is changed.
 
-In: the experts as they are, and a batch. Out: what each expert says of each event, and all
-gradients. Halves read what they share and write each its own, so two threads may work on them at
-the same time: to the bit, that makes no difference. A small batch is not split: everything twice
-would take longer than two threads save. It starts no thread itself: whoever owns a second one hands
-over a `ParallelCall`.
+In: the model as it is, and a batch. Out: the logits of each expert, and all gradients. A batch is split into two
+micro-batches, which read the same model and write each their own arrays, so two threads may compute them at the same
+time: it makes no difference to any bit. A small batch is not split, since two of everything would cost more than a
+second thread saves. This module starts no thread: whoever owns one passes a `ParallelCall`.
 
-Shapes: as in `model.linear.slots`; V vectors of D floats.
+Shapes: as in `model.experts`; F fields, R rows, V vectors of D floats.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from niwaki.model.deep import kernels
 from niwaki.model.deep.branch import Branch
-from niwaki.model.deep.passes import Masks
+from niwaki.model.deep.mlp import Masks
 from niwaki.model.experts import Assembled
 from niwaki.model.features.encoder import Features
-from niwaki.model.features.numerics import Scale
 from niwaki.model.linear.slots import Slots
 
 WHOLE_EVENTS = 128
-"""A batch of no more is not split: its first half is all of it."""
+"""A batch of no more events is one micro-batch; the second one is empty then."""
+PARALLEL_EVENTS = 32
+"""A step of fewer events takes less time than handing a part of it to another thread."""
 
 ParallelCall = Callable[[Callable[[], Any], Callable[[], Any]], object]
-"""Calls both of two functions, perhaps at the same time, and returns when both are done."""
+"""Calls two functions, perhaps at the same time, and returns when both have returned."""
+Lap = Callable[[str], object]
+"""Called with a stage's name when that stage ends; may be called from a second thread."""
+
+
+def no_lap(stage: str) -> None:
+    """The `Lap` of a learner whose time is not measured."""
 
 
 def run_in_turn(first: Callable[[], Any], second: Callable[[], Any]) -> None:
-    """A `ParallelCall` on one thread."""
+    """The `ParallelCall` of a single thread."""
     first()
     second()
+
+
+class ModelView(NamedTuple):
+    """The parts of the model that both micro-batches read."""
+
+    evidence_R2K: np.ndarray
+    prior_SK: np.ndarray
+    scale: tuple[np.ndarray, np.ndarray]
+    """See `model.features.numerics.Scale`."""
+    embedding_RD: np.ndarray
+    masks_by_branch: Mapping[Branch, Masks | None]
+    """Every branch that learns, with its masks."""
+    served_branch: Branch
+    reference: Branch | None
+    """The branch whose gradients in the embeddings do not count."""
 
 
 class MicroBatches:
     """A batch on its way through the experts."""
 
-    def __init__(self, features: Features, labels_B: np.ndarray, slots: Slots, scales: int):
-        """`scales`: time scales of the linear expert."""
-        self.features, self.labels_B, self._slots = features, labels_B, slots
-        self.arrays = [tensor.numpy() for tensor in features[:3]]
-        """Rows of fields, rows of pairs, and numerics."""
-        numerics, events = features.numerics_BN.shape[1], len(labels_B)
-        self.found = Assembled.empty(events, numerics, len(slots), scales)
+    def __init__(self, features: Features, labels_B: np.ndarray, slots: Slots, experts: int):
+        """`experts`: columns E of the experts."""
+        events, numerics = features.numerics_BN.shape
+        self.features = features
+        self.labels_B = labels_B
+        self.found = Assembled.empty(events, numerics, len(slots), experts)
+        """The inputs and logits of all events; the columns of further experts are the caller's to fill."""
         first = events if events <= WHOLE_EVENTS else events // 2
-        self._slices = slice(0, first), slice(first, events)
         self.events = first, events - first
-        """Of each half."""
-        self._losses: list[list[float]] = [[], []]
+        """Events of each micro-batch."""
+        self._slots = slots
+        self._slices = slice(0, first), slice(first, events)
+        self._rows_BF = features.rows_BF.numpy()
+        self._pairs_BP = features.pairs_BP.numpy()
+        self._numerics_BN = features.numerics_BN.numpy()
+        self._losses: tuple[list[float], list[float]] = ([], [])
         self._gradients_BVD: list[torch.Tensor | None] = [None, None]
 
-    def run(
-        self,
-        half: int,
-        *,
-        evidence_R2K: torch.Tensor,
-        prior_SK: torch.Tensor,
-        scale: Scale,
-        table_RD: np.ndarray,
-        branches: Mapping[Branch, Masks | None],
-        lead: Branch,
-        onlooker: Branch | None,
-        lap: Callable[[str], object],
-    ) -> None:
-        """Half 0 or 1. `branches`: all that learn, with their masks. `onlooker`: the one whose
-        gradients in the vectors do not count."""
-        part = self._slices[half]
-        found, labels_B = self.found.part(part), self.labels_B[part]
-        read, experts_BE = [array[part] for array in self.arrays], found.experts_BE
-        arrays = [tensor.numpy() for tensor in (*scale, evidence_R2K, prior_SK)]
-        found.fill(self._slots, *read, tuple(arrays[:2]), *arrays[2:])
+    def compute(self, place: int, view: ModelView, lap: Lap) -> None:
+        """Forward and backward passes of micro-batch 0 or 1."""
+        part = self._slices[place]
+        found = self.found.part(part)
+        labels_B = self.labels_B[part]
+        rows_BF = self._rows_BF[part]
+        losses = self._losses[place]
+        experts_BE = found.experts_BE
+        found.fill(
+            self._slots,
+            rows_BF,
+            self._pairs_BP[part],
+            self._numerics_BN[part],
+            view.scale,
+            view.evidence_R2K,
+            view.prior_SK,
+        )
         lap("learn_linear")
         logits_B, errors_B = np.empty((2, len(labels_B)), np.float32)
-        losses = self._losses[half]
-        if not branches:
-            errors_B[:], experts_BE[:, -1] = 0, experts_BE[:, 0]
-            losses.append(
-                kernels.corrected_loss(experts_BE, errors_B, labels_B, logits_B, errors_B)
-            )
+        if not view.masks_by_branch:
+            errors_B[:] = 0
+            experts_BE[:, -1] = experts_BE[:, 0]
+            loss = kernels.corrected_loss(experts_BE, errors_B, labels_B, logits_B, errors_B)
+            losses.append(loss)
             return
-        numerics_BM, said_BS = torch.from_numpy(found.scores_BM), torch.from_numpy(found.said_BS)
-        for branch, masks in branches.items():
-            passes = branch.passes_by_micro_batch[half]
-            correction_B = passes.forward(table_RD, read[0], numerics_BM, said_BS, masks).numpy()
-            losses.append(
-                kernels.corrected_loss(experts_BE, correction_B, labels_B, logits_B, errors_B)
-            )
-            if branch is lead:
+        numerics_BM = torch.from_numpy(found.scores_BM)
+        contributions_BS = torch.from_numpy(found.contributions_BS)
+        for branch, masks in view.masks_by_branch.items():
+            passes = branch.passes_by_micro_batch[place]
+            inputs = view.embedding_RD, rows_BF, numerics_BM, contributions_BS
+            correction_B = passes.forward(*inputs, masks).numpy()
+            loss = kernels.corrected_loss(experts_BE, correction_B, labels_B, logits_B, errors_B)
+            losses.append(loss)
+            if branch is view.served_branch:
                 experts_BE[:, -1] = logits_B
-            gradient_BVD, before_BVD = (
-                passes.backward(torch.from_numpy(errors_B)),
-                self._gradients_BVD[half],
-            )
-            if branch is not onlooker:
-                self._gradients_BVD[half] = (
+            gradient_BVD = passes.backward(torch.from_numpy(errors_B))
+            if branch is not view.reference:
+                before_BVD = self._gradients_BVD[place]
+                self._gradients_BVD[place] = (
                     gradient_BVD if before_BVD is None else before_BVD.add_(gradient_BVD)
                 )
         lap("learn_network")
 
     @property
     def losses(self) -> np.ndarray:
-        """Mean log loss of each branch, or of the linear expert where there is none."""
-        return np.array([losses for losses in self._losses if losses]).sum(0) / sum(self.events)
+        """float64, the mean log loss of each branch, in their order; of the linear expert where there is none."""
+        sums = np.array([losses for losses in self._losses if losses]).sum(0)
+        mean: np.ndarray = sums / sum(self.events)
+        return mean
 
     @property
     def gradients(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each half that has events, rows (B, F), and the gradient of the summed loss in the
-        vectors of the interaction (B, V, D), those of the fields first."""
-        rows_BF = self.arrays[0]
-        parts = zip(self._slices, self._gradients_BVD, strict=True)
+        """For each micro-batch that has events, rows (B, F), and the gradient of the summed loss in the vectors of the
+        interaction (B, V, D), those of the fields first."""
         return [
-            (rows_BF[part], gradient.numpy()) for part, gradient in parts if gradient is not None
+            (self._rows_BF[part], gradient_BVD.numpy())
+            for part, gradient_BVD in zip(self._slices, self._gradients_BVD, strict=True)
+            if gradient_BVD is not None
         ]

@@ -17,9 +17,10 @@ import pyarrow as pa
 from river import base
 from river.base.typing import ClfTarget
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import Schema, rows_to_batch
-from niwaki.model.learner import Learner, LearnerConfig, LearnerState
+from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import pack_as, unpack_as
 
 Row = dict[str, str | int | float | None]

@@ -15,7 +15,7 @@ import torch
 
 from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
-from niwaki.model.published.served import ServedModel, Tables
+from niwaki.model.published.served import PublishedModel, Tables
 
 Checkpoint = tuple[Header, dict[str, torch.Tensor]]
 
@@ -24,16 +24,16 @@ class DoubleBuffer:
     """One thread makes and adopts; any thread may read `model`."""
 
     def __init__(self) -> None:
-        self.model: ServedModel | None = None
+        self.model: PublishedModel | None = None
         """The one that serves."""
         self._reserve: Tables | None = None
-        self._reader: weakref.ref[ServedModel] | None = None
+        self._reader: weakref.ref[PublishedModel] | None = None
         """The model that served from the reserve last."""
         self._lacks: list[Checkpoint] = []
         """What the reserve has not had yet; begins with a full checkpoint where there is no
         reserve."""
 
-    def make(self, path: list[Checkpoint]) -> ServedModel:
+    def make(self, path: list[Checkpoint]) -> PublishedModel:
         """The model after `path`: a full checkpoint and deltas, or only deltas to the one that
         serves.
 
@@ -44,17 +44,17 @@ class DoubleBuffer:
         if header.base:
             if self.model is None:
                 raise CheckpointError(
-                    f"checkpoint: version {header.version} is a delta, and nothing is held"
+                    f"version {header.version}", "is a delta, and nothing is held"
                 )
             deltas, before = path, self.model.header
         for delta, _ in deltas:
             delta.check_follows(before)
             before = delta
         if not header.base:
-            model = ServedModel.from_checkpoint(header, tensors)
+            model = PublishedModel.from_checkpoint(header, tensors)
             return model.successor(deltas, model.tables)
         if self._reserve is None or (self._reader and self._reader() is not None):
-            self._reserve, self._reader = self.model.empty_tables(), None
+            self._reserve, self._reader = self.model.frame.empty_tables(), None
             if not self._lacks or self._lacks[0][0].base:
                 self._lacks = [
                     (msgspec.structs.replace(self.model.header, base=0), self.model.tensors())
@@ -66,7 +66,7 @@ class DoubleBuffer:
         )  # lost if this fails, or comes to nothing: a fresh one is made then
         return self.model.successor(changes, tables)
 
-    def adopt(self, model: ServedModel, path: list[Checkpoint]) -> None:
+    def adopt(self, model: PublishedModel, path: list[Checkpoint]) -> None:
         """Serve from `model`, which `path` made."""
         before = self.model
         self.model = model

@@ -19,7 +19,7 @@ import numpy as np
 from niwaki.model.errors import CheckpointError
 from niwaki.model.features.schema import EventBatch, rows_to_batch
 from niwaki.model.published.checkpoint import unpack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel
 from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
 from niwaki.serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
 from niwaki.serving.store import CheckpointStore, Pointer, Watch
@@ -66,7 +66,7 @@ class Scorer:
         return cls(CheckpointStore.from_url(url, name)).follow()
 
     @property
-    def model(self) -> ServedModel:
+    def model(self) -> PublishedModel:
         """The model that serves now. Raises `NotReady` before the first checkpoint."""
         model = self._versions.model
         if model is None:
@@ -173,14 +173,14 @@ class Scorer:
         """What leads from the model that serves to `pointer`; empty where it is no longer kept."""
         if pointer.version <= self.version:
             if not self._begins_anew(pointer):
-                raise CheckpointError("not newer; has Redis lost its last writes?")
+                raise CheckpointError("version", "must be newer; has Redis lost its last writes?")
             log.warning(
                 "the store was emptied: going back from version %d to %d",
                 self.version,
                 pointer.version,
             )
         if pointer.kind not in ("full", "delta"):
-            raise CheckpointError(f"of a kind that this program does not know, {pointer.kind!r}")
+            raise CheckpointError("kind", "must be full or delta", pointer.kind)
         path = []
         for part in self.store.path(pointer, self._held):
             data = self.store.fetch(part)
@@ -188,7 +188,7 @@ class Scorer:
                 return []
             header, tensors = unpack(data)
             if header.version != part.version:
-                raise CheckpointError(f"its header says version {header.version}")
+                raise CheckpointError("header.version", f"must be {part.version}", header.version)
             path.append((header, tensors))
         return path
 
@@ -199,19 +199,19 @@ class Scorer:
         kept = {other.upload for other in self.store.versions()}
         return pointer.created_s > self.model.header.created_s and self._held not in kept
 
-    def _try_out(self, path: list[Checkpoint]) -> ServedModel:
+    def _try_out(self, path: list[Checkpoint]) -> PublishedModel:
         """The model after `path`, which has predicted once; so the first request finds it warm,
         too."""
         try:
             model = self._versions.make(path)
             probabilities_B = model.predict(rows_to_batch([{}, {}], model.header.schema))
         except (RuntimeError, IndexError, MemoryError) as error:
-            raise CheckpointError(f"nothing can be predicted with it: {error}") from error
+            raise CheckpointError("predictions", f"must be possible ({error})") from error
         if not np.isfinite(probabilities_B).all():
-            raise CheckpointError("its predictions are not finite")
+            raise CheckpointError("predictions", "must be finite")
         return model
 
-    def _swap(self, model: ServedModel, path: list[Checkpoint]) -> None:
+    def _swap(self, model: PublishedModel, path: list[Checkpoint]) -> None:
         now, shape = (
             model.header,
             self._versions.model.header.shape if self._versions.model else None,

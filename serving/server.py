@@ -34,7 +34,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel
 from niwaki.serving import openapi, wire
 from niwaki.serving.errors import NotReady, ServingError
 from niwaki.serving.scorer import Scorer
@@ -288,7 +288,7 @@ class _Endpoints:
             ) from error
         return bytes(body)
 
-    def _model(self) -> ServedModel:
+    def _model(self) -> PublishedModel:
         try:
             return self._scorer.model
         except NotReady as error:

@@ -259,7 +259,7 @@ class CheckpointStore:
                 kept = self._decode(self._client.hget(self._checkpoints, str(wanted.version)))
             if kept == wanted:
                 raise CheckpointError(
-                    f"checkpoint: bytes of version {wanted.version} are missing from {self.address}"
+                    f"bytes of version {wanted.version}", f"are missing from {self.address}"
                 )
             wanted = (
                 None if pointer else self.head()

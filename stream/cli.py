@@ -144,7 +144,7 @@ def train(config: ConfigOption = None) -> None:
 
     Example: niwaki train --config config/niwaki.toml
     """
-    from niwaki.stream.training.pipeline import open_pipeline
+    from niwaki.stream.app import open_pipeline
     from niwaki.stream.training.second_thread import tensor_threads
 
     settings = _load(config)
@@ -350,12 +350,8 @@ def backtest(
     with progress("backtest") as advance:
         result = run(
             file,
-            settings.events_schema(),
+            msgspec.structs.replace(settings.trainer(), model=model, pruning=pruning),
             policies=policies,
-            model=model,
-            pruning=pruning,
-            drift=settings.drift,
-            training=settings.training,
             publish_every=[
                 _checked("--publish-every", lambda each=each: _positive(each))
                 for each in publish_every.split(",")

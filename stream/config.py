@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import Schema
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.errors import RuleError
 from niwaki.serving.server import ServeConfig
@@ -29,7 +29,7 @@ from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.connection import KafkaConfig, is_topic
 from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.telemetry import TelemetryConfig
-from niwaki.stream.training.trainer import TrainingConfig
+from niwaki.stream.training.trainer import TrainerConfig, TrainingConfig
 
 PREFIX = "NIWAKI_"
 _WORDS = {
@@ -65,6 +65,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"must be the name of another topic than {' and '.join(others)}",
                 topic,
             )
+
+    def trainer(self) -> TrainerConfig:
+        """The part that a trainer is made of. Raises `ConfigError` without a schema."""
+        return TrainerConfig(
+            schema=self.events_schema(),
+            model=self.model,
+            pruning=self.pruning,
+            drift=self.drift,
+            training=self.training,
+        )
 
     def events_schema(self) -> Schema:
         """The schema, for those who read events."""

@@ -36,9 +36,9 @@ from benchmarks.drift.streams import (
     judge,
 )
 from benchmarks.frame import Findings, Rows, commit, main, seeds_of
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
@@ -47,7 +47,7 @@ from niwaki.stream.drift.signals import Signals
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
 COST_ROUNDS = 3
@@ -219,15 +219,23 @@ def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> d
     the machine does falls on a few of them; `share_mean` is that of all of it."""
     watched_s, loop_s = [0.0], [0.0]
     for _ in range(COST_ROUNDS):
-        trainer = Trainer(schema, LearnerConfig(), PruningConfig(), DriftConfig(), TrainingConfig())
-        publication = trainer.follow(TrainingConfig().publish_every_events)
+        trainer = Trainer(
+            TrainerConfig(
+                schema=schema,
+                model=LearnerConfig(),
+                pruning=PruningConfig(),
+                drift=DriftConfig(),
+                training=TrainingConfig(),
+            )
+        )
+        replica = trainer.add_replica(TrainingConfig().publish_every_events)
         watcher = Watcher(DriftConfig())  # all rounds notice the same
         for batch in rebatch(events, TrainingConfig().batch_events):
             started_s = time.perf_counter()
             step = trainer.step(batch)
-            published = publication.due(step.move)
+            published = replica.due(step.move)
             if published:
-                publication.refresh()
+                replica.refresh()
             if step.phase is Phase.SPARSE:
                 watched_s[-1] += step.seconds["watch"]
                 loop_s[-1] += time.perf_counter() - started_s

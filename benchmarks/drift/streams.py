@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Move
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
@@ -25,7 +25,7 @@ from niwaki.stream.drift.observations import Observations
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig, World
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 AT = 100_000
 AGAIN = 140_000
@@ -156,7 +156,15 @@ def new_trainer() -> Trainer:
     """One that is pruned after the warm-up and watches nothing."""
     nothing = DriftConfig(detectors=(DetectorConfig(detector="NoDrift", signal="log_loss"),))
     training = TrainingConfig(batch_events=BATCH)
-    return Trainer(SCHEMA, LearnerConfig(), PruningConfig(policy="static"), nothing, training)
+    return Trainer(
+        TrainerConfig(
+            schema=SCHEMA,
+            model=LearnerConfig(),
+            pruning=PruningConfig(policy="static"),
+            drift=nothing,
+            training=training,
+        )
+    )
 
 
 def learn(

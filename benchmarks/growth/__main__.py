@@ -24,9 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import Schema
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.stream.training.second_thread import SecondThread, tensor_threads
 
 BATCH_EVENTS, NUMERICS = 512, 13

@@ -34,11 +34,12 @@ from kafka import KafkaConsumer, TopicPartition
 from benchmarks.frame import Findings, at_least, main, spread
 from benchmarks.ingest.streams import Stream, streams
 from benchmarks.servers import some_kafka, some_redis
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
 from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
 from niwaki.stream.kafka.batcher import Intake
@@ -46,11 +47,12 @@ from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, PolledBatch
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.offline.backtest import rebatch
-from niwaki.stream.training.pipeline import Pipeline, new_reader
+from niwaki.stream.training.observers import StepCallback
+from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads
 from niwaki.stream.training.snapshot import Positions, SnapshotConfig
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Step, Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Step, Trainer, TrainerConfig, TrainingConfig
 
 TABLE_ROWS = 1_000_000
 EVENTS_PER_MESSAGE = 128
@@ -252,11 +254,13 @@ def sparse_trainer(schema: Schema, training: TrainingConfig, events: EventBatch)
         policy="static", warmup_events=half - training.batch_events, pruning_events=half
     )
     trainer = Trainer(
-        schema,
-        LearnerConfig(table_rows=TABLE_ROWS // len(schema.fields)),
-        pruning,
-        DriftConfig(),
-        training,
+        TrainerConfig(
+            schema=schema,
+            model=LearnerConfig(table_rows=TABLE_ROWS // len(schema.fields)),
+            pruning=pruning,
+            drift=DriftConfig(),
+            training=training,
+        )
     )
     for batch in rebatch([events], training.batch_events):
         trainer.step(batch)
@@ -285,7 +289,7 @@ class Loop:
             snapshot=SnapshotConfig(
                 directory=stack.enter_context(tempfile.TemporaryDirectory()), every_s=NEVER_S
             ),
-            on_step=self._look_at_the_clock,
+            observers=[StepCallback(self._look_at_the_clock)],
         )
         stack.enter_context(closing(self._pipeline.publisher))
 

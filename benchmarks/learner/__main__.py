@@ -46,8 +46,8 @@ from benchmarks.learner.tables import (
     summarise,
     tables,
 )
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
@@ -56,7 +56,7 @@ from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.files import is_recording
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 BATCH_EVENTS = 128
 QUICK_EVENTS = 6_000
@@ -157,20 +157,26 @@ def run_niwaki(
     model = LearnerConfig(**({"seed": seed} | dict(changes)))
     training = TrainingConfig(batch_events=batch_events)
     trainer = Trainer(
-        stream.schema, model, PruningConfig(policy="dense"), DriftConfig(detectors=()), training
+        TrainerConfig(
+            schema=stream.schema,
+            model=model,
+            pruning=PruningConfig(policy="dense"),
+            drift=DriftConfig(detectors=()),
+            training=training,
+        )
     )
-    publications = {delay: trainer.follow(delay) for delay in DELAYS[1:]}
+    publications = {delay: trainer.add_replica(delay) for delay in DELAYS[1:]}
     evaluations = {
         delay: _Kept() for delay in DELAYS if delay != BATCH_EVENTS or batch_events == BATCH_EVENTS
     }
     trainer.prequential = evaluations.get(BATCH_EVENTS, trainer.prequential)
-    for delay, publication in publications.items():
-        publication.evaluation = evaluations[delay]
+    for delay, replica in publications.items():
+        replica.evaluation = evaluations[delay]
     for batch in rebatch([stream.events], batch_events):
         step = trainer.step(batch)
-        for publication in publications.values():
-            if publication.due(step.move):
-                publication.refresh()
+        for replica in publications.values():
+            if replica.due(step.move):
+                replica.refresh()
     return {delay: np.concatenate(evaluation.logits) for delay, evaluation in evaluations.items()}
 
 

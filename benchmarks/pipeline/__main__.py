@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from benchmarks.frame import Findings, at_least, at_most, main, spread
 from benchmarks.servers import some_kafka, some_redis
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
 from niwaki.serving.store import CheckpointStore, StoreConfig
@@ -34,12 +34,13 @@ from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads
 from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.stopwatch import Stopwatch
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Step, Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Step, Trainer, TrainerConfig, TrainingConfig
 
 Seconds = dict[str, float]
 """By stage."""
@@ -102,7 +103,11 @@ def _trained(phase: str, training: TrainingConfig, warmup: Sequence[pa.Table]) -
     pruning = PruningConfig(
         policy=policy, warmup_events=half - training.batch_events, pruning_events=half
     )
-    trainer = Trainer(SCHEMA, LearnerConfig(), pruning, WATCHING, training)
+    trainer = Trainer(
+        TrainerConfig(
+            schema=SCHEMA, model=LearnerConfig(), pruning=pruning, drift=WATCHING, training=training
+        )
+    )
     for batch in rebatch(
         (table_to_batch(table, SCHEMA)[0] for table in warmup), training.batch_events
     ):
@@ -126,7 +131,7 @@ class Loop:
             snapshot=SnapshotConfig(
                 directory=stack.enter_context(tempfile.TemporaryDirectory(prefix="niwaki-"))
             ),
-            on_step=self._look_at_the_clock,
+            observers=[StepCallback(self._look_at_the_clock)],
         )
         self.pipeline.publisher.publish({})
 

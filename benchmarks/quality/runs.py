@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation, binary_entropy, log_losses
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.pruning import policies
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.config import PruningConfig
@@ -33,7 +34,13 @@ from niwaki.stream.synthetic.generator import (
     generate,
     true_probabilities,
 )
-from niwaki.stream.training.trainer import ServedReplica, Step, Trainer, TrainingConfig
+from niwaki.stream.training.trainer import (
+    ServedReplica,
+    Step,
+    Trainer,
+    TrainerConfig,
+    TrainingConfig,
+)
 
 SERVED = 1_000
 """Events between the publications that gaps and claims are of."""
@@ -186,7 +193,15 @@ def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Traine
     pruning = PruningConfig(
         policy=control.policy, budget=budget, warmup_events=warmup, **control.pruning
     )
-    trainer = Trainer(stream.schema, model, pruning, DriftConfig(), TrainingConfig())
+    trainer = Trainer(
+        TrainerConfig(
+            schema=stream.schema,
+            model=model,
+            pruning=pruning,
+            drift=DriftConfig(),
+            training=TrainingConfig(),
+        )
+    )
     if control.learner is not Learner:
         trainer.learner = control.learner(stream.schema, model)
     control.change(trainer)
@@ -200,15 +215,15 @@ class Run:
         self.trainer = trainer
         batches.attach(trainer)
         self.publications: dict[int, ServedReplica] = {
-            every: trainer.follow(every) for every in intervals
+            every: trainer.add_replica(every) for every in intervals
         }
 
     def step(self, batch: EventBatch) -> Step:
         """Predict, learn, and publish what is due."""
         step = self.trainer.step(batch)
-        for publication in self.publications.values():
-            if publication.due(step.move):
-                publication.refresh()
+        for replica in self.publications.values():
+            if replica.due(step.move):
+                replica.refresh()
         return step
 
     @property
@@ -219,8 +234,8 @@ class Run:
     def succeed(self, other: "Run") -> "Run":
         """Go on with the evaluations of the run before."""
         self.trainer.prequential = other.trainer.prequential
-        for every, publication in self.publications.items():
-            publication.evaluation = other.publications[every].evaluation
+        for every, replica in self.publications.items():
+            replica.evaluation = other.publications[every].evaluation
         return self
 
 
@@ -264,14 +279,14 @@ def run(stream: Stream, batches: Batches, policy: str, budget: float, seed: int)
         "after_drift": float(sums[inside].sum() / sizes[inside].sum() / entropy)
         if inside.any()
         else math.nan,
-        "sparsity": 1 - learner.multiply_adds / learner.dense_cost,
-        "by_layer": learner.sparsity_by_layer(),
+        "sparsity": 1 - learner.multiply_adds / learner.branches.dense_cost,
+        "by_layer": learner.branches.sparsity_by_layer(),
         "table_ratio": learner.table_ratio,
         "table_ratios": cuts,
         "embedding_bytes": round(
             4 * learner.tables.touched_rows * learner.config.embedding_dim * learner.table_ratio
         ),
-        "cost": learner.learned_multiply_adds / (trainer.events * learner.dense_cost),
+        "cost": learner.learned_multiply_adds / (trainer.events * learner.branches.dense_cost),
         "drifts_found": found,
         "forced": trainer.policy.state.forced,
         "course": [round(float(loss), 5) for loss in course],

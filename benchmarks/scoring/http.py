@@ -102,7 +102,7 @@ def http(quick: bool) -> Findings:
 def _server(learner: Learner, model: ServedModel, url: str) -> Iterator[int]:
     """`niwaki serve` in a process of its own; its port."""
     name = f"model-{secrets.token_hex(4)}"
-    dense = learner.dense.network
+    dense = learner.branches.dense.network
     header = Header(
         version=1,
         schema=SCHEMA,
@@ -114,8 +114,8 @@ def _server(learner: Learner, model: ServedModel, url: str) -> Iterator[int]:
         dense_shape=dense.shape,
         phase="sparse",
         policy="static",
-        multiply_adds=learner.dense_cost,
-        dense_multiply_adds=learner.dense_cost,
+        multiply_adds=learner.branches.dense_cost,
+        dense_multiply_adds=learner.branches.dense_cost,
         sparsity_by_layer={},
         events=learner.events,
         created_s=time.time(),

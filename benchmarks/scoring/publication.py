@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.frame import Findings, at_most, spread
 from benchmarks.servers import some_redis
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
 from niwaki.model.published.checkpoint import pack
 from niwaki.model.published.table_codes import Precision
 from niwaki.pruning.config import PruningConfig
@@ -29,7 +29,7 @@ from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
 from niwaki.stream.training.publisher import Publisher
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVERY_EVENTS = 1_000
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
@@ -71,7 +71,7 @@ class _Series:
 
     def __init__(self, trainer: Trainer, precision: Precision):
         self._trainer = trainer
-        self.publication = trainer.follow(EVERY_EVENTS, precision)
+        self.publication = trainer.add_replica(EVERY_EVENTS, precision)
         self._version = self._base = 0
         self._deltas: list[int] = []
 
@@ -80,7 +80,7 @@ class _Series:
         base = 0 if self.publication.full_due else self._base
         size_bytes = self._pack(base)
         self._version, self._base = self._version + 1, base or self._version + 1
-        if base and self._trainer.learner.sparse:
+        if base and self._trainer.learner.branches.sparse:
             self._deltas.append(size_bytes)
         self.publication.refresh()
 
@@ -90,7 +90,7 @@ class _Series:
         tables = (
             learner.tables.weight_RD,
             learner.linear.evidence_R2K,
-            *learner.dense.parameters.values(),
+            *learner.branches.dense.parameters.values(),
         )
         plain_bytes = 4 * sum(tensor.numel() for tensor in tables)
         ne, exact_ne = (
@@ -117,7 +117,7 @@ class _Series:
             "offsets": {},
             "created_s": 0.0,
         }
-        return len(pack(*self._trainer.checkpoint(self.publication, base=base, **about)))
+        return len(pack(*self.publication.checkpoint(self._trainer.status(), base=base, **about)))
 
 
 def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ def time_taken(quick: bool, recording: Path | None) -> Findings:
                 both_s = learn_and_publish(block, core_count), learn(block)
             else:
                 both_s = (learn(block), learn_and_publish(block, core_count))[::-1]
-            if publishing.learner.sparse:
+            if publishing.learner.branches.sparse:
                 place += 1
                 taken_s[core_count].append(both_s)
         _run_on(cores)
@@ -252,7 +252,15 @@ def _trainer(schema: Schema, seed: int, limit: int) -> Trainer:
     pruning = PruningConfig(
         policy="static", budget=0.1, warmup_events=warmup, pruning_events=growing
     )
-    return Trainer(schema, LearnerConfig(seed=seed), pruning, DriftConfig(), TrainingConfig())
+    return Trainer(
+        TrainerConfig(
+            schema=schema,
+            model=LearnerConfig(seed=seed),
+            pruning=pruning,
+            drift=DriftConfig(),
+            training=TrainingConfig(),
+        )
+    )
 
 
 def _taken(batches: Iterator[EventBatch], events: int) -> list[EventBatch]:

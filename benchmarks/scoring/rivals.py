@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import Network
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.numerics import CODES, KNOTS
 from niwaki.model.features.schema import EventBatch
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.model.mixture import LOGIT_RANGE
-from niwaki.model.published.served import ServedModel
-from niwaki.model.rows import Export
+from niwaki.model.published.served import ModelFrame, ServedModel
+from niwaki.model.published.tensors import Export
 from niwaki.serving.network_export import export
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
@@ -48,7 +49,7 @@ def compact(learner: Learner, sparsity: float) -> ServedModel:
     by the same factor.
 
     Which units they are does not change how long they take."""
-    network, weights = learner.dense.network, learner.dense.parameters
+    network, weights = learner.branches.dense.network, learner.branches.dense.parameters
     narrow = narrowed(network, sparsity) if sparsity else network
     kept = {
         n: weights[n][tuple(slice(0, size) for size in shape)].clone()
@@ -60,11 +61,11 @@ def compact(learner: Learner, sparsity: float) -> ServedModel:
 def masked(learner: Learner, sparsity: float) -> ServedModel:
     """The dense model, with zeros in the place of the weights of pruned units: what people do by
     mistake."""
-    narrow, weights = compact(learner, sparsity), learner.dense.parameters
+    narrow, weights = compact(learner, sparsity), learner.branches.dense.parameters
     zeros = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for name, tensor in narrow.parameters.items():
         zeros[name][tuple(slice(0, size) for size in tensor.shape)] = tensor
-    return served(learner, learner.dense.network, zeros)
+    return served(learner, learner.branches.dense.network, zeros)
 
 
 def narrowed(network: Network, sparsity: float) -> Network:
@@ -84,16 +85,10 @@ def served(learner: Learner, network: Network, weights: dict[str, torch.Tensor])
     """A scorer's model, with this network in the place of the learner's."""
     tensors = learner.export(learner.mixture.weights).tensors
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("network.")}
-    scales = len(learner.config.half_lives_events)
-    model = ServedModel(
-        SCHEMA, learner.encoder, embedding_dim=learner.config.embedding_dim, scales=scales
-    )
-    model.apply(
-        Export(
-            network.shape, tensors | {f"network.{name}": tensor for name, tensor in weights.items()}
-        )
-    )
-    return model
+    tensors |= {f"network.{name}": tensor for name, tensor in weights.items()}
+    dim, scales = learner.config.embedding_dim, len(learner.config.half_lives_events)
+    frame = ModelFrame(SCHEMA, learner.encoder, embedding_dim=dim, scales=scales)
+    return ServedModel(frame, frame.empty_tables(), Export(network.shape, tensors))
 
 
 def niwaki(model: ServedModel) -> Score:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import binary_entropy
-from niwaki.model.learner import LearnerConfig
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import Adaptive
 from niwaki.pruning.policy import Move, Phase
@@ -28,7 +28,7 @@ from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVENTS = 200_000
 AT = 100_000
@@ -63,25 +63,31 @@ def measure_one(share: float, seed: int, answer: str) -> dict[str, Any]:
     """One whole run."""
     config = SyntheticConfig(events=EVENTS, seed=seed, drifts=(f"abrupt:concept@{AT}:{share}",))
     trainer = Trainer(
-        SCHEMA, LearnerConfig(seed=seed), PruningConfig(), DriftConfig(), TrainingConfig()
+        TrainerConfig(
+            schema=SCHEMA,
+            model=LearnerConfig(seed=seed),
+            pruning=PruningConfig(),
+            drift=DriftConfig(),
+            training=TrainingConfig(),
+        )
     )
     trainer.policy = ANSWERS[answer](trainer.policy.config)
-    publication = trainer.follow(SERVED)
+    replica = trainer.add_replica(SERVED)
     found, losses = [], []
     for batch in rebatch((table_to_batch(table, SCHEMA)[0] for table in generate(config)), 128):
-        before = publication.evaluation.total.loss_sum
+        before = replica.evaluation.total.loss_sum
         step = trainer.step(batch)
         found += [drift.event for drift in step.drifts]
-        losses.append(publication.evaluation.total.loss_sum - before)
-        if publication.due(step.move):
-            publication.refresh()
+        losses.append(replica.evaluation.total.loss_sum - before)
+        if replica.due(step.move):
+            replica.refresh()
     after = slice(AT // 128, (AT + AFTER_EVENTS) // 128)
-    entropy = binary_entropy(publication.evaluation.total.base_rate)
+    entropy = binary_entropy(replica.evaluation.total.base_rate)
     return {
-        "served": publication.evaluation.total.normalized_entropy,
+        "served": replica.evaluation.total.normalized_entropy,
         "after_drift": float(np.sum(losses[after])) / (after.stop - after.start) / 128 / entropy,
         "cost": trainer.learner.learned_multiply_adds
-        / (trainer.events * trainer.learner.dense_cost),
+        / (trainer.events * trainer.learner.branches.dense_cost),
         "drifts": found,
     }
 

@@ -42,8 +42,9 @@ from benchmarks.training.systems import (
     ours,
     plain_loop,
 )
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.model.step import run_in_turn
 from niwaki.stream.training.second_thread import SecondThread
 
@@ -77,7 +78,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     size, best = QUICK if quick else FULL, best_product()
     torch.set_num_threads(1)
     size = size._replace(batches=tuple(options.batches or size.batches))
-    together = SecondThread(options.threads).together if options.threads > 1 else run_in_turn
+    together = SecondThread(options.threads).run_parallel if options.threads > 1 else run_in_turn
     before = size.warmup_events + size.pruning_events
     stream = recorded(before + (size.turn_events + size.round_events) * size.rounds)
     rows, ratios = [], {}
@@ -156,11 +157,11 @@ def _warm(
         if not sparsity:
             learn_all(pruned, batches)
             continue
-        pruned.prune()
+        pruned.branches.prune()
         for i, (features, labels_B) in enumerate(batches):
             done = min(1.0, (i + 1) / (0.75 * len(batches)))
             pruned.learn(features, labels_B, 1 - sparsity * (1 - (1 - done) ** 3))
-        pruned.cut()
+        pruned.branches.cut()
     return found
 
 

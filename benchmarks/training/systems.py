@@ -13,8 +13,9 @@ from river import linear_model
 
 from benchmarks.baselines import PlainDLRM, River, Stream, System, VowpalWabbit
 from benchmarks.training.events import SCHEMA
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.model.step import ParallelCall
 
 DEFAULTS = "niwaki, defaults"
@@ -67,13 +68,13 @@ class Runner(NamedTuple):
 
 
 def copy_of(learner: Learner) -> Learner:
-    copied = Learner(SCHEMA, learner.config, block=learner.dense.network.shape.block)
+    copied = Learner(SCHEMA, learner.config, block=learner.branches.dense.network.shape.block)
     copied.restore(*learner.state())
     return copied
 
 
 def learn_all(learner: Learner, batches: Sequence[Batch]) -> list[np.ndarray]:
-    return [learner.learn(features, labels_B) for features, labels_B in batches]
+    return [learner.learn(features, labels_B).logits_B for features, labels_B in batches]
 
 
 def batches_of(

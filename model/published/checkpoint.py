@@ -1,26 +1,23 @@
 """The sparse checkpoint: bytes <-> a typed header and named tensors.
 
-The last stop of learning, the first of serving. A full one stands alone; a delta holds what has
-changed since the version before it: the changed rows of the tables, and everything else as a whole.
-Layout, all integers little-endian:
+The last stop of learning, the first of serving. A full checkpoint stands alone; a delta holds what has changed since
+the version before it: the changed rows of the tables, and everything else as a whole. Layout, all integers
+little-endian:
 
-    8 bytes   magic  b"NIWAKI" + format version (uint16)
+    8 bytes   magic  b"NIWAKI" + format version (uint16), which is 1
     4 bytes   length of the header (uint32)
     header    JSON of `Header`
     tensors   safetensors
     32 bytes  sha256 of everything before it
 
-Nothing in it is executable. `unpack` refuses what is damaged, cut short or of a format that it does
-not know. How the rows of tables are written is in `model.published.table_codes`. Format 1 had no
-deltas, and row numbers of 64 bits; format 2 had plain row numbers. Both are still read. Format 4 is
-format 3 without the columns of the embedding tables that nothing reads, or with the blocks of
-weights that are left in the place of whole matrices; it is written where there are any, and format
-3 otherwise.
+Nothing in a checkpoint is executable. `unpack` refuses bytes that are damaged, cut short or of another format. The rows
+of tables are coded by `model.published.table_codes`. Columns of the embedding tables that the network does not read are
+left out, and so are weights of pruned blocks.
 """
 
 import hashlib
 import struct
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -40,15 +37,50 @@ from niwaki.model.published.table_codes import (
 )
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION, _PARTS_VERSION = 3, 4
-_READABLE = (1, 2, 3, 4)
+FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<6sHI")
 _DIGEST_BYTES = 32
+_FIXED = (
+    "schema",
+    "table_rows",
+    "pair_rows",
+    "half_lives_events",
+    "hash_seed",
+    "dense_shape",
+    "table_precision",
+)
+"""The fields of a header that a delta cannot change."""
 H = TypeVar("H", bound=msgspec.Struct)
 
 
+class ModelDescription(NamedTuple):
+    """The part of a header that a learner knows; see `Header` for the fields."""
+
+    schema: Schema
+    table_rows: int
+    pair_rows: int
+    half_lives_events: tuple[float, ...]
+    hash_seed: int
+    dense_shape: NetworkShape
+    multiply_adds: int
+    dense_multiply_adds: int
+    sparsity_by_layer: dict[str, float]
+    events: int
+    dense_bytes: int
+
+
+class TrainingStatus(NamedTuple):
+    """The part of a header that a trainer knows; see `Header` for the fields."""
+
+    phase: str
+    policy: str
+    budget: float
+    event_time_s: float = 0.0
+    evaluation: dict[str, float] = {}
+
+
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint says of itself."""
+    """The description of a checkpoint, readable without its tensors."""
 
     version: int
     """1, 2, 3, ...: greater than that of every checkpoint published before it."""
@@ -67,7 +99,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hash_seed: int
     """Seed of the hash from values to rows."""
     table_precision: Precision = "float32"
-    """How exactly the rows of tables are given."""
+    """Precision of the values in the rows of tables."""
     shape: NetworkShape
     """The widths of the network in this checkpoint (after compaction)."""
     dense_shape: NetworkShape
@@ -75,9 +107,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     phase: str
     """Phase of the trainer: dense, pruning or sparse."""
     policy: str
-    budget: float | None = None
+    budget: float
     """Share of the dense multiply-adds that a pruned network may take, 0..1: as set, or as chosen
-    last. None: not told, in checkpoints of before."""
+    last."""
     multiply_adds: int
     """Multiply-adds of one prediction with this network."""
     dense_multiply_adds: int
@@ -90,55 +122,70 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     event_time_s: float = 0.0
     """Event time of the last event learned, seconds since the epoch."""
     created_s: float = 0.0
-    """Wall-clock time at which it was made, seconds since the epoch."""
+    """Wall-clock time of its making, seconds since the epoch."""
     evaluation: dict[str, float] = {}
     """Evaluation over the last complete window."""
     dense_bytes: int
-    """What the dense model's tensors would take as float32, bytes."""
+    """Size of the dense model's tensors as float32, bytes."""
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelDescription,
+        status: TrainingStatus,
+        *,
+        shape: NetworkShape,
+        version: int,
+        parent: int,
+        base: int = 0,
+        offsets: dict[str, int] | None = None,
+        created_s: float = 0.0,
+        table_precision: Precision = "float32",
+    ) -> "Header":
+        """The header of a checkpoint of `model`, whose published network has `shape`. The other arguments: see the
+        fields."""
+        return cls(
+            **model._asdict(),
+            **status._asdict(),
+            shape=shape,
+            version=version,
+            parent=parent,
+            base=base,
+            offsets=offsets or {},
+            created_s=created_s,
+            table_precision=table_precision,
+        )
 
     @property
     def sparsity_ratio(self) -> float:
-        """Share of the dense multiply-adds that is gone, 0..1."""
+        """Share of the dense multiply-adds that is pruned, 0..1."""
         return 1 - self.multiply_adds / self.dense_multiply_adds
 
     def check_follows(self, before: "Header") -> None:
-        """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta
-        can't change."""
-        names = (
-            "schema",
-            "table_rows",
-            "pair_rows",
-            "half_lives_events",
-            "hash_seed",
-            "dense_shape",
-            "table_precision",
-        )
-        changed = [name for name in names if getattr(self, name) != getattr(before, name)]
+        """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta cannot change."""
+        field = f"delta {self.version}"
+        changed = [name for name in _FIXED if getattr(self, name) != getattr(before, name)]
         if self.shape.columns != before.shape.columns:
             changed.append("choice of columns")
-        if changed or self.parent != before.version or self.base != (before.base or before.version):
-            what = f"has another {' and '.join(changed)} than" if changed else "does not change"
-            raise CheckpointError(
-                f"checkpoint: delta {self.version} {what} version {before.version}"
-            )
+        if changed:
+            names = " and ".join(changed)
+            raise CheckpointError(field, f"has another {names} than version {before.version}")
+        if self.parent != before.version or self.base != (before.base or before.version):
+            raise CheckpointError(field, f"does not change version {before.version}")
 
 
 def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
-    """The bytes of a checkpoint, tables as exact as `header.table_precision` says."""
-    stored, shape = encode(tensors, header.table_precision), header.shape
-    if shape.columns is not None:
-        stored = drop_columns(stored, shape.alive_FD(), header.table_rows)
-    parts = shape.columns is not None or shape.block is not None
-    return pack_as(header, stored, _PARTS_VERSION if parts else FORMAT_VERSION)
+    """The bytes of a checkpoint, with the values of tables in `header.table_precision`."""
+    stored = encode(tensors, header.table_precision)
+    if header.shape.columns is not None:
+        stored = drop_columns(stored, header.shape.alive_FD(), header.table_rows)
+    return pack_as(header, stored)
 
 
-def pack_as(
-    header: msgspec.Struct, tensors: dict[str, torch.Tensor], version: int = FORMAT_VERSION
-) -> bytes:
-    """The same for a file with another typed header (a learner's snapshot): every tensor as it
-    is."""
+def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
+    """The bytes of a file of this layout with another typed header, such as a snapshot; every tensor as it is."""
     text = msgspec.json.encode(header)
-    parts = [_PREFIX.pack(MAGIC, version, len(text)), text, tensors_only(tensors)]
+    parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, tensors_only(tensors)]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -146,52 +193,50 @@ def pack_as(
 
 
 def tensors_only(tensors: dict[str, torch.Tensor]) -> bytes:
-    """safetensors, and nothing else."""
-    return save(
-        {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
-    )  # faster than from tensors
+    """The tensors as safetensors, and nothing else."""
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+    return save(arrays)  # faster than from tensors
 
 
 def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
-    """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was
-    packed."""
+    """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was packed."""
     header, stored = unpack_as(data, Header)
     try:
         if header.shape.columns is not None:
             stored = restore_columns(stored, header.shape.alive_FD(), header.table_rows)
         return header, decode(stored)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint: tables are unreadable: {error}") from error
+        raise CheckpointError("tables", f"must be readable ({error})") from error
 
 
 def unpack_as(data: bytes, header_type: type[H]) -> tuple[H, dict[str, torch.Tensor]]:
-    """Like `unpack`, for what `pack_as` made."""
+    """The header and tensors of a file that `pack_as` made. Raises `CheckpointError`."""
     header, at = _open(data, header_type)
     try:
         return header, load(bytes(data[at:-_DIGEST_BYTES]))
     except SafetensorError as error:
-        raise CheckpointError(f"checkpoint: tensors are unreadable: {error}") from error
+        raise CheckpointError("tensors", f"must be readable ({error})") from error
 
 
 def read_header(data: bytes) -> Header:
-    """The header in `data`, digest verified, tensors left alone. Raises `CheckpointError`."""
+    """The header in `data`, whose digest is verified and whose tensors are not read. Raises `CheckpointError`."""
     return _open(data, Header)[0]
 
 
-def _open(data: bytes, header_type: type) -> tuple[msgspec.Struct, int]:
+def _open(data: bytes, header_type: type[H]) -> tuple[H, int]:
+    """The header in `data`, and where the tensors begin."""
     if len(data) < _PREFIX.size + _DIGEST_BYTES:
-        raise CheckpointError(f"checkpoint: too short, {len(data)} bytes")
+        raise CheckpointError("checkpoint", "must not be cut short", f"{len(data)} bytes")
     magic, version, length = _PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise CheckpointError(f"checkpoint: not one, it begins with {bytes(magic)!r}")
-    if version not in _READABLE:
-        raise CheckpointError(
-            f"checkpoint: format version {version}, this program reads {_READABLE}"
-        )
+        raise CheckpointError("checkpoint", f"must begin with {MAGIC!r}", bytes(magic))
+    if version != FORMAT_VERSION:
+        rule = f"must be {FORMAT_VERSION} for this program"
+        raise CheckpointError("checkpoint format version", rule, version)
     if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
-        raise CheckpointError("checkpoint: damaged, its sha256 does not match")
+        raise CheckpointError("checkpoint", "is damaged: its sha256 does not match")
     end = _PREFIX.size + length
     try:
         return msgspec.json.decode(data[_PREFIX.size : end], type=header_type), end
     except (msgspec.DecodeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint: header is unreadable: {error}") from error
+        raise CheckpointError("header", f"must be readable ({error})") from error

@@ -50,13 +50,15 @@ class Inference:
         scale: Scale,
         tables: Mapping[str, torch.Tensor],
         prior_SK: torch.Tensor,
+        columns: int,
     ) -> np.ndarray:
-        """(B, E) float32 logits of the experts. `prior_SK`: 1 / prior variance of each slot."""
+        """(B, E) float32 logits of the experts; the columns of further experts are undefined.
+        `prior_SK`: 1 / prior variance of each slot. `columns`: E."""
         prepared = prepare(features.numerics_BN, scale)
         parts = features.rows_BF, features.pairs_BP, *prepared
         events = _Events(*(part.numpy() for part in parts))
         model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
-        experts_BE = np.empty((len(events.rows_BF), prior_SK.shape[1] + 1), np.float32)
+        experts_BE = np.empty((len(events.rows_BF), columns), np.float32)
         for start in range(0, len(experts_BE), _PIECE_EVENTS):
             piece = slice(start, start + _PIECE_EVENTS)
             self._write_logits(*model, _Events(*(a[piece] for a in events)), experts_BE[piece])

@@ -1,155 +1,149 @@
-"""Inference with a published model: the same features, tables and network code as the learner's, at
-the compact widths.
+"""Inference with a published model: the learner's features, tables and experts, at the compact widths.
 
-In: a checkpoint's header and tensors. Out: click probabilities. A scorer holds one of these at a
-time; a trainer follows its own publications with one, to know how good the served predictions are.
-It learns nothing.
+In: a checkpoint's header and tensors, or a learner's export. Out: click probabilities. A scorer holds one model at a
+time; a trainer follows its own publications with one, to measure the served predictions. A model learns nothing.
+
+Shapes: B events, E columns of experts; others as in `model.experts`.
 """
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
 from niwaki.model.deep.network import Network, NetworkShape, Parameters
 from niwaki.model.errors import CheckpointError
-from niwaki.model.experts import Inputs, assemble
+from niwaki.model.experts import (
+    Inputs,
+    assemble,
+    columns_of_experts,
+    further_experts,
+    restore_experts,
+    tensors_of_experts,
+    write_contributions,
+)
 from niwaki.model.features.ages import Ages
-from niwaki.model.features.encoder import Encoder, HashedEvents
+from niwaki.model.features.encoder import Encoder, Features, HashedEvents
 from niwaki.model.features.numerics import KNOTS, Scale
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.linear.expert import contributions
 from niwaki.model.linear.kernels import compiled_contributions
 from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
+from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header
 from niwaki.model.published.inference import Inference
-from niwaki.model.rows import Export, lazy_zeros, scatter
+from niwaki.model.published.tensors import Export
+from niwaki.model.rows import lazy_zeros, scatter
 
 Tables = dict[str, torch.Tensor]
 _ROW_TYPES = (torch.int32, torch.int64)
-_BLOCKS = ".blocks"
+
+
+class ModelFrame:
+    """The parts that every version of a model has in common: how events are encoded, and the shapes of its tables."""
+
+    def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
+        """`scales`: time scales of the linear expert."""
+        self.schema = schema
+        self.encoder = encoder
+        self.slots = Slots(schema, encoder)
+        self.ages = Ages(schema, encoder.rows)
+        self.scales = scales
+        compiled_contributions(scales)  # compiled now, not when the first event is to be scored
+        self._widths: dict[str, tuple[int, ...]] = {
+            names.EMBEDDING: (len(schema.fields) * encoder.rows, embedding_dim),
+            names.LINEAR: (self.slots.rows, 2, scales),
+        }
+
+    @classmethod
+    def of(cls, header: Header) -> "ModelFrame":
+        """The frame of the model that `header` describes."""
+        rows, pair_rows, seed = header.table_rows, header.pair_rows, header.hash_seed
+        encoder = Encoder(header.schema, rows=rows, pair_rows=pair_rows, seed=seed)
+        dim, scales = header.shape.embedding_dim, len(header.half_lives_events)
+        return cls(header.schema, encoder, embedding_dim=dim, scales=scales)
+
+    def empty_tables(self) -> Tables:
+        """Tables of this model's shapes, all zero."""
+        tables = {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
+        return tables | {name: self.ages.empty() for name in self.ages.sizes}
+
+    @property
+    def _table_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._widths | {name: (rows, 1) for name, rows in self.ages.sizes.items()}
+
+    def check(self, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Raise `CheckpointError` unless `tensors` are those that `header` promises."""
+        blocks = names.blocks_in(tensors)
+        _check_blocks(Network(header.shape), blocks)
+        numerics = len(header.schema.numerics)
+        shapes = names.network_shapes(Network(header.shape, blocks)) | {
+            names.LINEAR_PRIOR: (len(self.slots), self.scales),
+            names.MOMENTS: (2, numerics),
+            names.KNOTS: (numerics, KNOTS),
+            names.MIXTURE: (1 + columns_of_experts(self.scales),),
+        }
+        further = tensors_of_experts(further_experts(self.schema))
+        shapes |= {name: tuple(tensor.shape) for name, tensor in further.items()}
+        for table, (_, *widths) in self._table_shapes.items():
+            rows = names.rows_of(table)
+            shapes[rows] = (tensors[rows].numel() if rows in tensors else 0,)
+            shapes[names.values_of(table)] = (*shapes[rows], *widths)
+        for name, shape in shapes.items():
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                found = list(tensors[name].shape) if name in tensors else "nothing"
+                raise CheckpointError(f"tensor {name}", f"must be {list(shape)}", found)
+        for table, (size, *_) in self._table_shapes.items():
+            name = names.rows_of(table)
+            if not _within(tensors[name], size):
+                raise CheckpointError(f"tensor {name}", f"must be rows of a table of {size}")
+        if header.shape.slots != len(self.slots):
+            rule = f"must read {len(self.slots)} slots"
+            raise CheckpointError("header.shape.slots", rule, header.shape.slots)
 
 
 class ServedModel:
-    """A published model, ready to predict."""
+    """One version of a model, ready to predict."""
 
-    header: Header | None = None
-    """The checkpoint's, where it came from one."""
-    _inference: Inference | None = None
-
-    def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
-        """An empty model: nothing to predict with before the first `apply`. `scales`: time scales
-        of the linear expert."""
-        self.encoder, self._slots, self._ages = (
-            encoder,
-            Slots(schema, encoder),
-            Ages(schema, encoder.rows),
-        )
-        compiled_contributions(scales)  # compiled now, not when the first event is to be scored
-        self._widths = {
-            "embedding": (len(schema.fields) * encoder.rows, embedding_dim),
-            "linear": (self._slots.rows, 2, scales),
-        }
-        self.tables = self.empty_tables()
-
-    @classmethod
-    def from_checkpoint(cls, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":
-        """The model in a full checkpoint. Raises `CheckpointError` if the tensors are not those
-        that the header promises."""
-        if header.base:
-            raise CheckpointError(
-                f"checkpoint: version {header.version} is a delta, it needs version {header.parent}"
-            )
-        encoder = Encoder(
-            header.schema, rows=header.table_rows, pair_rows=header.pair_rows, seed=header.hash_seed
-        )
-        model = cls(
-            header.schema,
-            encoder,
-            embedding_dim=header.shape.embedding_dim,
-            scales=len(header.half_lives_events),
-        )
-        return model._take(header, tensors)
-
-    def successor(
-        self, changes: Iterable[tuple[Header, dict[str, torch.Tensor]]], tables: Tables
-    ) -> "ServedModel":
-        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this
-        one stays as it is.
-
-        `tables` must be as they were before the first of `changes`: empty ones for a full
-        checkpoint. They are written to, and are the new model's from then on. Raises
-        `CheckpointError` if tensors are not those that their header promises.
-        """
-        model = copy.copy(self)
-        model.tables = tables
-        for header, tensors in changes:
-            model._take(header, tensors)
-        return model
-
-    def empty_tables(self) -> Tables:
-        """Tables of this model's shape, all zero."""
-        tables = {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
-        return tables | {name: self._ages.empty() for name in self._ages.sizes}
-
-    def apply(self, export: Export) -> None:
-        """Take over an export: its rows replace ours, and the rest of it is what predicts from now
-        on."""
+    def __init__(
+        self,
+        frame: ModelFrame,
+        tables: Tables,
+        export: Export,
+        before: "ServedModel | None" = None,
+    ):
+        """The model after an export. Its rows are written to `tables`, which are this model's from then on. `before`:
+        the version before it, whose network is kept where its shape is the same."""
         tensors = export.tensors
-        for name, table in self.tables.items():
-            scatter(table, tensors[f"{name}.rows"].long(), tensors[f"{name}.values"])
-        in_tables = {f"{name}.{part}" for name in self.tables for part in ("rows", "values")}
+        self.frame = frame
+        self.tables = tables
+        for name, table in tables.items():
+            rows_U = tensors[names.rows_of(name)].long()
+            scatter(table, rows_U, tensors[names.values_of(name)])
+        in_tables = {part(name) for name in tables for part in (names.rows_of, names.values_of)}
         self.rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
-        self._prior_SK = tensors["linear.prior"]
-        self._scale = Scale(tensors["numerics.moments"], tensors["numerics.knots"])
-        self.mixture_weights = tensors["mixture"].numpy()
-        held = {
-            name.removeprefix("network."): t
-            for name, t in tensors.items()
-            if name.startswith("network.")
-        }
-        kept, parameters = (
-            _blocks(held),
-            {name: t for name, t in held.items() if not name.endswith(_BLOCKS)},
-        )
-        network = self._inference.network if self._inference else None
-        if network is None or network.shape != export.shape or not _same(network.kept, kept):
-            network = Network(export.shape, kept)
-        self._inference = Inference(self._slots, network, parameters)
+        """Every tensor but those of tables."""
+        self.mixture_weights: np.ndarray = tensors[names.MIXTURE].numpy()
+        """(1 + E,) float64, of a constant and of the experts."""
+        self.further = further_experts(frame.schema)
+        restore_experts(self.further, tensors)
+        self._prior_SK = tensors[names.LINEAR_PRIOR]
+        self._scale = Scale(tensors[names.MOMENTS], tensors[names.KNOTS])
+        blocks = names.blocks_in(tensors)
+        network = before.network if before else None
+        if network is None or network.shape != export.shape or not _same(network.kept, blocks):
+            network = Network(export.shape, blocks)
+        self._inference = Inference(frame.slots, network, names.parameters_in(tensors))
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """What a full checkpoint of this model holds; slow, it looks at every row."""
-        tensors = dict(self.rest)
-        for name, table in self.tables.items():
-            rows = table.flatten(1).any(1).nonzero().squeeze(1)
-            tensors |= {f"{name}.rows": rows, f"{name}.values": table[rows]}
-        return tensors
-
-    def experts(self, hashed: HashedEvents) -> np.ndarray:
-        """(B, E) float32 logits of the experts."""
-        features = self._ages.complete(hashed, self.tables.get("age"))
-        return self._inference.experts(features, self._scale, self.tables, self._prior_SK)
-
-    def inputs(self, hashed: HashedEvents) -> Inputs:
-        """What the network reads of B events: everything but embeddings."""
-        features = self._ages.complete(hashed, self.tables.get("age"))
-        return assemble(self._slots, features, self._scale, self.tables["linear"], self._prior_SK)
-
-    def vectors(self, hashed: HashedEvents) -> torch.Tensor:
-        """(B, F, D): the embeddings of B events."""
-        return self.tables["embedding"][hashed.rows_BF]
-
-    def contributions(self, inputs: Inputs) -> torch.Tensor:
-        """(B, S, K): what each slot adds to the linear expert's logit at each time scale."""
-        return contributions(
-            self.tables["linear"], self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS
-        )
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of events."""
+        return self.frame.encoder
 
     @property
     def network(self) -> Network:
-        """What is made of the parameters."""
+        """The compact network."""
         return self._inference.network
 
     @property
@@ -162,6 +156,39 @@ class ServedModel:
         """The network's weights by name."""
         return self._inference.parameters
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of a full checkpoint of this model. Slow: it reads every row."""
+        tensors = dict(self.rest)
+        for name, table in self.tables.items():
+            rows_U = table.flatten(1).any(1).nonzero().squeeze(1)
+            tensors |= {names.rows_of(name): rows_U, names.values_of(name): table[rows_U]}
+        return tensors
+
+    def experts(self, hashed: HashedEvents) -> np.ndarray:
+        """(B, E) float32 logits of the experts."""
+        features = self._complete(hashed)
+        columns = columns_of_experts(self.frame.scales)
+        experts_BE = self._inference.experts(
+            features, self._scale, self.tables, self._prior_SK, columns
+        )
+        write_contributions(self.further, features, self.frame.scales, experts_BE)
+        return experts_BE
+
+    def inputs(self, hashed: HashedEvents) -> Inputs:
+        """The inputs of the network for B events, without embeddings."""
+        features = self._complete(hashed)
+        linear = self.tables[names.LINEAR]
+        return assemble(self.frame.slots, features, self._scale, linear, self._prior_SK)
+
+    def vectors(self, hashed: HashedEvents) -> torch.Tensor:
+        """(B, F, D): the embeddings of B events."""
+        return self.tables[names.EMBEDDING][hashed.rows_BF]
+
+    def contributions(self, inputs: Inputs) -> torch.Tensor:
+        """(B, S, K): the contribution of each slot to the linear expert's logit at each time scale."""
+        linear = self.tables[names.LINEAR]
+        return contributions(linear, self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS)
+
     def logits(self, experts_BE: np.ndarray) -> np.ndarray:
         """(B,) float32 logits, mixed from those of the experts."""
         return mix(self.mixture_weights, experts_BE)
@@ -172,79 +199,72 @@ class ServedModel:
 
     @staticmethod
     def probabilities(logits_B: np.ndarray) -> np.ndarray:
-        """(B,) float32."""
-        return torch.from_numpy(logits_B).sigmoid().numpy()
+        """(B,) float32 probabilities of logits."""
+        probabilities_B: np.ndarray = torch.from_numpy(logits_B).sigmoid().numpy()
+        return probabilities_B
 
-    def _take(self, header: Header, tensors: dict[str, torch.Tensor]) -> "ServedModel":
-        self._check(header, tensors)
-        self.apply(Export(header.shape, tensors))
+    def _complete(self, hashed: HashedEvents) -> Features:
+        return self.frame.ages.complete(hashed, self.tables.get(names.AGE))
+
+
+class PublishedModel(ServedModel):
+    """A model that came from a checkpoint."""
+
+    def __init__(
+        self,
+        frame: ModelFrame,
+        tables: Tables,
+        header: Header,
+        tensors: dict[str, torch.Tensor],
+        before: ServedModel | None = None,
+    ):
+        """The model after one checkpoint; see `ServedModel`. Raises `CheckpointError`, before anything is written,
+        unless `tensors` are those that `header` promises."""
+        frame.check(header, tensors)
+        super().__init__(frame, tables, Export(header.shape, tensors), before)
         self.header = header
-        return self
 
-    def _check(self, header: Header, tensors: dict[str, torch.Tensor]) -> None:
-        scales, numerics = len(header.half_lives_events), len(header.schema.numerics)
-        kept = _blocks({name.removeprefix("network."): t for name, t in tensors.items()})
-        self._check_blocks(Network(header.shape), kept)
-        shapes = {
-            f"network.{name}": shape for name, shape in Network(header.shape, kept).shapes.items()
-        }
-        shapes |= {
-            "linear.prior": (len(self._slots), scales),
-            "numerics.moments": (2, numerics),
-            "numerics.knots": (numerics, KNOTS),
-            "mixture": (scales + 2,),
-        }
-        for name, table in self.tables.items():
-            shapes[f"{name}.rows"] = (
-                tensors[f"{name}.rows"].numel() if f"{name}.rows" in tensors else 0,
-            )
-            shapes[f"{name}.values"] = (*shapes[f"{name}.rows"], *table.shape[1:])
-        for name, shape in shapes.items():
-            if name not in tensors or tuple(tensors[name].shape) != shape:
-                raise CheckpointError(f"checkpoint: tensor {name} must be {list(shape)}")
-        for name, table in self.tables.items():
-            rows = tensors[f"{name}.rows"]
-            if rows.dtype not in _ROW_TYPES or (
-                len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(table)
-            ):
-                raise CheckpointError(
-                    f"checkpoint: {name}.rows must be rows of a table of {len(table)}"
-                )
-        if header.shape.slots != len(self._slots):
-            raise CheckpointError(
-                f"checkpoint: the network reads {header.shape.slots} slots, not {len(self._slots)}"
-            )
+    @classmethod
+    def from_checkpoint(cls, header: Header, tensors: dict[str, torch.Tensor]) -> "PublishedModel":
+        """The model in a full checkpoint. Raises `CheckpointError`."""
+        if header.base:
+            rule = f"is a delta, it needs version {header.parent}"
+            raise CheckpointError(f"version {header.version}", rule)
+        frame = ModelFrame.of(header)
+        return cls(frame, frame.empty_tables(), header, tensors)
 
-    def _check_blocks(self, network: Network, kept: Tables) -> None:
-        sizes = {group.name: group.size for group in network.groups} if network.shape.block else {}
-        if kept and set(kept) != set(sizes):
-            raise CheckpointError(
-                f"checkpoint: blocks must be those of {sorted(sizes)}, got {sorted(kept)}"
-            )
-        for name, blocks in kept.items():
-            ascend = (
-                blocks.dtype == torch.int64
-                and blocks.dim() == 1
-                and bool((blocks.diff() > 0).all())
-            )
-            if not ascend or (
-                len(blocks) and not 0 <= int(blocks[0]) <= int(blocks[-1]) < sizes[name]
-            ):
-                raise CheckpointError(
-                    f"checkpoint: network.{name}{_BLOCKS} must be blocks of a grid of {sizes[name]}"
-                )
+    def successor(
+        self, changes: Iterable[tuple[Header, dict[str, torch.Tensor]]], tables: Tables
+    ) -> "PublishedModel":
+        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this one stays as it is.
+
+        `tables` must be as they were before the first of `changes`: empty ones for a full checkpoint. They are written
+        to, and are the new model's from then on. Raises `CheckpointError`.
+        """
+        model = self
+        for header, tensors in changes:
+            model = PublishedModel(self.frame, tables, header, tensors, model)
+        return model
 
 
-def _blocks(tensors: Tables) -> Tables:
-    """The blocks that there are, by group."""
-    return {
-        name.removesuffix(_BLOCKS): tensor
-        for name, tensor in tensors.items()
-        if name.endswith(_BLOCKS)
-    }
+def _check_blocks(network: Network, blocks: Mapping[str, torch.Tensor]) -> None:
+    sizes = {group.name: group.size for group in network.groups} if network.shape.block else {}
+    if blocks and set(blocks) != set(sizes):
+        raise CheckpointError("blocks", f"must be those of {sorted(sizes)}", sorted(blocks))
+    for group, blocks_N in blocks.items():
+        ascending = blocks_N.dim() == 1 and bool((blocks_N.diff() > 0).all())
+        if blocks_N.dtype != torch.int64 or not ascending or not _within(blocks_N, sizes[group]):
+            rule = f"must be blocks of a grid of {sizes[group]}"
+            raise CheckpointError(f"tensor {names.blocks_of(group)}", rule)
 
 
-def _same(one: Tables, other: Tables) -> bool:
-    return one.keys() == other.keys() and all(
-        torch.equal(tensor, other[name]) for name, tensor in one.items()
-    )
+def _within(rows_U: torch.Tensor, size: int) -> bool:
+    """True for integers of 0 .. `size` - 1."""
+    if rows_U.dtype not in _ROW_TYPES:
+        return False
+    return not len(rows_U) or 0 <= int(rows_U.min()) <= int(rows_U.max()) < size
+
+
+def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    equal = all(torch.equal(tensor, other[name]) for name, tensor in one.items() if name in other)
+    return one.keys() == other.keys() and equal

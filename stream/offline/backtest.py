@@ -14,14 +14,11 @@ import msgspec
 import numpy as np
 
 from niwaki.model.evaluation import Evaluation
-from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
-from niwaki.pruning.config import PruningConfig
-from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.model.features.schema import EventBatch
 from niwaki.stream.offline.history import History
 from niwaki.stream.recordings.recording import read_recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig
 
 
 def rebatch(
@@ -59,43 +56,40 @@ def constant_ne(labels: Iterable[np.ndarray]) -> tuple[int, float]:
 
 def backtest_policy(
     batches: Iterable[EventBatch],
-    schema: Schema,
+    config: TrainerConfig,
     *,
-    model: LearnerConfig,
-    pruning: PruningConfig,
-    drift: DriftConfig,
-    training: TrainingConfig,
     publish_every: Sequence[int],
     on_events: Callable[[int], None] = lambda events: None,
 ) -> tuple[dict[str, Any], History]:
     """Run one policy over `batches`. The first of `publish_every` is the interval that the other
     served measures are of."""
-    trainer = Trainer(schema, model, pruning, drift, training)
-    publications = {every: trainer.follow(every) for every in publish_every}
-    served = publications[publish_every[0]]
+    trainer = Trainer(config)
+    replicas = {every: trainer.add_replica(every) for every in publish_every}
+    served = replicas[publish_every[0]]
     history = History(trainer, served)
     started_s, watch = time.perf_counter(), Stopwatch()
     for batch in batches:
         watch.lap("read")
         step = trainer.step(batch)
         watch.add(step.seconds)
-        for publication in publications.values():
-            if publication.due(step.move):
-                publication.refresh()
+        for replica in replicas.values():
+            if replica.due(step.move):
+                replica.refresh()
         watch.lap("publish")
-        history.record(step)
+        history.stepped(step)
         on_events(len(batch))
     elapsed_s = time.perf_counter() - started_s
     return {
         "ne": trainer.prequential.total.normalized_entropy,
         "served_ne": {
-            str(every): p.evaluation.total.normalized_entropy for every, p in publications.items()
+            str(every): replica.evaluation.total.normalized_entropy
+            for every, replica in replicas.items()
         },
         "auc": served.evaluation.total.auc,
         "calibration": served.evaluation.total.calibration,
         "sparsity_ratio": served.sparsity_ratio,
         "train_cost_ratio": trainer.learner.learned_multiply_adds
-        / (trainer.events * trainer.learner.dense_cost),
+        / (trainer.events * trainer.learner.branches.dense_cost),
         "events_per_s": trainer.events / elapsed_s,
         "drifts": [drift["event"] for drift in history.drifts],
         "prunings": [pruning["event"] for pruning in history.prunings],
@@ -106,13 +100,9 @@ def backtest_policy(
 
 def backtest(
     file: Path,
-    schema: Schema,
+    config: TrainerConfig,
     *,
     policies: Sequence[str],
-    model: LearnerConfig,
-    pruning: PruningConfig,
-    drift: DriftConfig,
-    training: TrainingConfig,
     publish_every: Sequence[int],
     limit_events: int | None = None,
     on_events: Callable[[int], None] = lambda events: None,
@@ -121,19 +111,17 @@ def backtest(
     trainer would."""
 
     def batches() -> Iterator[EventBatch]:
-        chunks = (chunk for chunk, _ in read_recording(file, schema))
-        return rebatch(chunks, training.batch_events, limit_events)
+        chunks = (chunk for chunk, _ in read_recording(file, config.schema))
+        return rebatch(chunks, config.training.batch_events, limit_events)
 
     events, constant = constant_ne(batch.labels_B for batch in batches())
     results = {}
     for policy in policies:
         results[policy], _ = backtest_policy(
             batches(),
-            schema,
-            model=model,
-            pruning=msgspec.structs.replace(pruning, policy=policy),
-            drift=drift,
-            training=training,
+            msgspec.structs.replace(
+                config, pruning=msgspec.structs.replace(config.pruning, policy=policy)
+            ),
             publish_every=publish_every,
             on_events=on_events,
         )

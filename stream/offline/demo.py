@@ -24,6 +24,7 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import StoreConfig
+from niwaki.stream.app import open_pipeline
 from niwaki.stream.config import Config
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.offline.history import History
@@ -32,9 +33,9 @@ from niwaki.stream.offline.report import Measured, report_data
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.generator import SyntheticConfig, read_drift_points, write_stream
-from niwaki.stream.training.pipeline import Pipeline, open_pipeline
+from niwaki.stream.training.observers import StepCallback
+from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.snapshot import SnapshotConfig
-from niwaki.stream.training.trainer import Step
 
 _NEVER_S = 1e9
 _WINDOW_EVENTS = 5_000  # short enough to see a drift and the recovery from it
@@ -106,12 +107,11 @@ def demonstrate(
         )
         ensure_topic(kafka, kafka.topic)
 
-        def observe(step: Step) -> None:
-            history.record(step)
-            on_events(step.events)
-
-        pipeline = stack.enter_context(open_pipeline(config, observe))
-        history = History(pipeline.trainer, pipeline.publication)
+        pipeline = stack.enter_context(
+            open_pipeline(config, [StepCallback(lambda step: on_events(step.events))])
+        )
+        history = History(pipeline.trainer, pipeline.replica)
+        pipeline.observers.append(history)
         scorer = stack.enter_context(Scorer.from_redis(config.redis.url, config.redis.name))
         replay = stack.enter_context(_replaying(stream, schema, kafka, out))
         pipeline.resume()
@@ -125,7 +125,7 @@ def demonstrate(
                 f"the scorer did not take over version {pipeline.version} within {_SWAP_S:.0f} s"
             )
         title = f"niwaki on {stream.title}"
-        data = report_data(title, pipeline.trainer, pipeline.publication, history, stream.drifts)
+        data = report_data(title, pipeline.trainer, pipeline.replica, history, stream.drifts)
         last = _last_events(stream, schema)
         scored = (
             f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
@@ -178,7 +178,7 @@ def _difference(scorer: Scorer, pipeline: Pipeline, events: EventBatch) -> float
     """Greatest difference between the scorer's probabilities and those of the trainer's leading
     branch."""
     learner = pipeline.trainer.learner
-    logits = learner.predict(learner.encoder.encode(events), pipeline.publication.mixture.weights)
+    logits = learner.predict(learner.encoder.encode(events), pipeline.replica.mixture.weights)
     return float(
         np.abs(scorer.score_batch(events) - torch.from_numpy(logits).sigmoid().numpy()).max()
     )

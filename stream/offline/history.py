@@ -8,16 +8,18 @@ events: no clock is read.
 from typing import Any
 
 from niwaki.pruning.policy import Move
+from niwaki.stream.training.observers import Observer
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Step, Trainer
 
 
-class History:
+class History(Observer):
     """Collects rows as a trainer goes; give it every step, right after the publications that were
     due."""
 
-    def __init__(self, trainer: Trainer, publication: ServedReplica):
-        self._trainer, self._publication = trainer, publication
+    def __init__(self, trainer: Trainer, replica: ServedReplica):
+        self._trainer = trainer
+        self._replica = replica
         self._windows = 0
         self.windows: list[dict[str, Any]] = []
         """By evaluation window: the event that it ends with, its measures, and the network as it
@@ -30,14 +32,14 @@ class History:
         """By newly pruned network: the event at which it was cut, the budget, what it kept, and how
         many so far took over though they predicted worse, since the wait was at its bound."""
 
-    def record(self, step: Step) -> None:
+    def stepped(self, step: Step) -> None:
         """Take in one step."""
         trainer, learner = self._trainer, self._trainer.learner
         self.drifts += [drift._asdict() for drift in step.drifts]
         if step.move not in (Move.STAY, Move.REWIRE):
             self.phases.append({"event": trainer.events, "phase": step.phase.value})
         if step.move is Move.CUT:
-            kept = {name: len(index) for name, index in learner.kept.items()}
+            kept = {name: len(index) for name, index in learner.branches.kept.items()}
             row = {"event": trainer.events, "kept": kept, "multiply_adds": learner.multiply_adds}
             self.prunings.append(
                 row | {"budget": trainer.policy.budget, "forced": trainer.policy.state.forced}
@@ -49,8 +51,8 @@ class History:
                     "event": trainer.events,
                     "phase": step.phase.value,
                     "prequential": trainer.prequential.last,
-                    "served": self._publication.evaluation.last,
-                    "sparsity_by_layer": learner.sparsity_by_layer(),
-                    "sparsity_ratio": 1 - learner.multiply_adds / learner.dense_cost,
+                    "served": self._replica.evaluation.last,
+                    "sparsity_by_layer": learner.branches.sparsity_by_layer(),
+                    "sparsity_ratio": 1 - learner.multiply_adds / learner.branches.dense_cost,
                 }
             )

@@ -53,15 +53,17 @@ def report_data(
     """Everything in a report that depends on seed and events alone, as JSON has it: not a number is
     None."""
     learner = trainer.learner
-    dense, sparsity = learner.dense.network, learner.sparsity_by_layer()
-    network_bytes, dense_network_bytes = (_bytes(network) for network in (learner.network, dense))
+    dense, sparsity = learner.branches.dense.network, learner.branches.sparsity_by_layer()
+    network_bytes, dense_network_bytes = (
+        _bytes(network) for network in (learner.branches.network, dense)
+    )
     data = {
         "title": title,
         "events": trainer.events,
-        "policy": trainer.policy.config.policy,
+        "policy": trainer.config.pruning.policy,
         "budget": trainer.policy.budget,
         "budget_chosen": trainer.policy.config.budget == "auto",
-        "window_events": trainer.config.window_events,
+        "window_events": trainer.config.training.window_events,
         "prequential": _measures(trainer.prequential.total),
         "served": _measures(publication.evaluation.total),
         "publications": publication.count,
@@ -69,7 +71,7 @@ def report_data(
         "served_sparsity_ratio": publication.sparsity_ratio,
         "sparsity_by_layer": sparsity,
         "multiply_adds": learner.multiply_adds,
-        "dense_multiply_adds": learner.dense_cost,
+        "dense_multiply_adds": learner.branches.dense_cost,
         "network_bytes": network_bytes,
         "dense_network_bytes": dense_network_bytes,
         "table_bytes": learner.dense_bytes - dense_network_bytes,

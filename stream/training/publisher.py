@@ -1,49 +1,51 @@
-"""What has been learned goes to the store, a version at every interval, while learning goes on.
+"""Publication: learned versions go to the store, one at every interval, while learning goes on.
 
-In: a trainer, and one series of its publications. Out: checkpoints in the store, in order. The loop
-only copies what has changed; a thread packs, hashes and writes it, one version at a time. While the
-store takes what it is given, a version counts as served from the event on at which it was copied,
-so what is reported depends on events alone. What the store did not take costs freshness, never
-events: it is in the next version, which is a full one, since nobody knows what has arrived. That
-one is waited for, and counts as served only once it is taken.
+In: a replica of one series of publications. Out: checkpoints in the store, in order. The loop only copies what has
+changed; a thread packs, hashes and writes it, one version at a time. While the store takes what it is given, a version
+counts as served from the event on at which it was copied, so what is reported depends on events alone. A version that
+the store did not take costs freshness, never events: its changes are in the next version, which is a full one, since
+nobody knows what has arrived. That one is waited for, and counts as served only once it is taken.
 """
 
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
-from niwaki.model.published.checkpoint import Header, pack
+from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
+from niwaki.pruning.policy import Move
 from niwaki.serving.errors import StoreUnavailable
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.training.served_replica import Prepared, ServedReplica
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Step, Trainer
 
 log = logging.getLogger("niwaki")
 
 _RETRY_S = 1.0
 
 
-class Publisher:
-    """Publishes one series of a trainer's versions. For one thread, the loop's."""
+class _Upload(NamedTuple):
+    """A version on its way to the store."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        publication: ServedReplica,
-        store: CheckpointStore,
-        telemetry: Telemetry,
-    ):
-        self.publication = publication
+    header: Header
+    sent_bytes: Future[int]
+
+
+class Publisher:
+    """Publishes the versions of one replica. For one thread, the loop's."""
+
+    def __init__(self, replica: ServedReplica, store: CheckpointStore, telemetry: Telemetry):
+        self.replica = replica
         self.version = 0
         """The last version that the store is known to have taken."""
-        self._trainer, self._store, self._telemetry = trainer, store, telemetry
+        self._store = store
+        self._telemetry = telemetry
         self._thread = ThreadPoolExecutor(1, "niwaki-publish")
-        self._on_its_way: tuple[Header, Future[int]] | None = None
+        self._upload: _Upload | None = None
         self._base = 0
         """The last version published in full."""
         self._trusted = False
-        """Whether the store took the last version."""
+        """True while the store has taken the last version."""
         self._retry_s = _RETRY_S
         self._not_before_s = 0.0
 
@@ -52,60 +54,65 @@ class Publisher:
         pointer = self._store.head()
         self.version = max(version, pointer.version if pointer else 0)
 
-    def publish_if_due(self, step: Step, offsets: dict[int, int]) -> bool:
-        """After each batch; True where it was time to, and not too soon after a failure. `offsets`:
-        see `publish`."""
-        if not self.publication.due(step.move):
+    def publish_if_due(self, move: Move, status: TrainingStatus, offsets: dict[int, int]) -> bool:
+        """Publish after a step that ended with `move`, if a publication is due and not too soon after a failure; True
+        if so. The others: see `publish`."""
+        if not self.replica.due(move):
             return False
         self.settle()
         if time.monotonic() < self._not_before_s:
             return False
-        self.publish(offsets)
+        self.publish(status, offsets)
         return True
 
-    def publish(self, offsets: dict[int, int]) -> None:
-        """Begin to hand the store a new version, a delta where it has what that changes. `offsets`:
-        by partition, the next message that is not in it."""
+    def publish(self, status: TrainingStatus, offsets: dict[int, int]) -> None:
+        """Begin to hand the store a new version, a delta where it has what that changes. `offsets`: by partition, the
+        next message that is not in the version."""
         self.settle()
-        header, prepared = self._trainer.prepare(
-            self.publication,
+        prepared = self.replica.prepare(
+            status,
             version=self.version + 1,
             parent=self.version,
-            base=0 if self.publication.full_due else self._base,
+            base=0 if self.replica.full_due else self._base,
             offsets={str(partition): offset for partition, offset in offsets.items()},
             created_s=time.time(),
         )
-        self._on_its_way = header, self._thread.submit(self._send, header, prepared)
+        self._upload = _Upload(prepared.header, self._thread.submit(self._send, prepared))
         if self._trusted or self.settle():
-            self.publication.refresh()
+            self.replica.refresh()
 
     def settle(self, *, wait: bool = True) -> bool:
-        """Learn what became of the version that is on its way; True if it was taken. `wait`: until
-        it is known.
+        """Learn what became of the version that is on its way; True if the store took it. `wait`: until it is known.
 
         Raises `StoreRefused`.
         """
-        if self._on_its_way is None or not (wait or self._on_its_way[1].done()):
+        upload = self._upload
+        if upload is None or not (wait or upload.sent_bytes.done()):
             return False
-        (header, sent), self._on_its_way = self._on_its_way, None
-        self._trusted, version, telemetry = False, header.version, self._telemetry
+        self._upload = None
+        self._trusted = False
+        header, telemetry = upload.header, self._telemetry
+        version = header.version
         try:
-            if not (size_bytes := sent.result()):
+            size_bytes = upload.sent_bytes.result()
+            if not size_bytes:
                 pointer = self._store.head()
                 log.warning(
-                    "version %d does not follow on what is published; going on in full from there",
+                    "version %d does not follow on the published one; going on in full from there",
                     version,
                 )
                 self.version = max(version, pointer.version if pointer else 0)
-                self.publication.want_full()
+                self.replica.want_full()
                 return False
         except StoreUnavailable as error:
-            self.publication.want_full()
+            self.replica.want_full()
             telemetry.publication_failed()
             self._not_before_s = time.monotonic() + self._retry_s
             log.warning("version %d was not published: %s", version, error)
             return False
-        self._trusted, self.version, self._base = True, version, header.base or version
+        self._trusted = True
+        self.version = version
+        self._base = header.base or version
         telemetry.published(
             version, size_bytes, dense_bytes=header.dense_bytes, created_s=header.created_s
         )
@@ -120,8 +127,7 @@ class Publisher:
         """Wait for the version that is on its way, whatever becomes of it."""
         self._thread.shutdown()
 
-    def _send(self, header: Header, prepared: Prepared) -> int:
-        """Bytes that the store took; 0: what it holds is not what this version changes, or not
-        older."""
-        data = pack(header, prepared.tensors())
-        return len(data) if self._store.publish(header, data) else 0
+    def _send(self, prepared: Prepared) -> int:
+        """Bytes that the store took; 0: the store holds another version than this one changes, or a newer one."""
+        data = pack(prepared.header, prepared.tensors())
+        return len(data) if self._store.publish(prepared.header, data) else 0

@@ -1,4 +1,4 @@
-"""A second thread that learns beside the first: what `model.step` calls a `ParallelCall`.
+"""A second thread that learns beside the first: the `ParallelCall` of `model.step` on two cores.
 
 In: two functions that touch nothing in common. Kernels and tensor operations hold no lock on the
 interpreter, so on two cores they run at the same time.
@@ -30,7 +30,7 @@ class SecondThread:
         Thread(target=_work, args=arguments, name="niwaki-second", daemon=True).start()
         weakref.finalize(self, self._asked.put, None)
 
-    def together(self, first: Callable[[], Any], second: Callable[[], Any]) -> None:
+    def run_parallel(self, first: Callable[[], Any], second: Callable[[], Any]) -> None:
         """Call both, `second` on the second thread; return when both are done. Raises what they
         raise, the first one's before the other's."""
         self._asked.put(second)

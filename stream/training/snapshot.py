@@ -11,15 +11,16 @@ from pathlib import Path
 import msgspec
 import torch
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import CheckpointError
 from niwaki.model.features.schema import Schema
-from niwaki.model.learner import LearnerConfig
 from niwaki.model.published.checkpoint import pack_as, unpack_as
+from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer, TrainerState
 
-_PUBLICATION = "publication."
+_REPLICA = "replica."
 
 
 class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +34,7 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         if not self.every_s > 0:
-            raise ValueError(f"snapshot.every_s must be greater than 0, got {self.every_s}")
+            raise RuleError("every_s", "must be greater than 0", self.every_s)
 
 
 class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -61,7 +62,7 @@ class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def save_snapshot(
     config: SnapshotConfig,
     trainer: Trainer,
-    publication: ServedReplica,
+    replica: ServedReplica,
     topic: str,
     positions: Positions,
     version: int,
@@ -69,8 +70,7 @@ def save_snapshot(
     """Write the snapshot; returns its path. Either it is there in full, or the one before is."""
     state, tensors = trainer.state()
     tensors |= {
-        f"{_PUBLICATION}{name}": torch.from_numpy(array)
-        for name, array in publication.state().items()
+        f"{_REPLICA}{name}": torch.from_numpy(array) for name, array in replica.state().items()
     }
     learner = trainer.learner
     header = SnapshotHeader(
@@ -98,9 +98,9 @@ def save_snapshot(
 
 
 def load_snapshot(
-    config: SnapshotConfig, trainer: Trainer, publication: ServedReplica, topic: str
+    config: SnapshotConfig, trainer: Trainer, replica: ServedReplica, topic: str
 ) -> SnapshotHeader | None:
-    """Bring `trainer` and its `publication` to where the snapshot was taken; None if there is none.
+    """Bring `trainer` and its `replica` to where the snapshot was taken; None if there is none.
     Raises `ConfigError` if it belongs to another schema, model or topic, or is damaged: going on
     without it would forget or repeat events, so a person must decide."""
     path = Path(config.directory) / "snapshot.niwaki"
@@ -118,7 +118,11 @@ def load_snapshot(
     for section, then, now in (
         ("schema", header.schema, learner.schema),
         ("model", header.model, learner.config),
-        ("pruning.unit", header.trainer.learner.block, learner.dense.network.shape.block),
+        (
+            "pruning.unit",
+            header.trainer.learner.branches.block,
+            learner.branches.dense.network.shape.block,
+        ),
         ("kafka.topic", header.topic, topic),
     ):
         if then != now:
@@ -127,9 +131,7 @@ def load_snapshot(
             )
     trainer.restore(header.trainer, tensors)
     published = {
-        name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(_PUBLICATION)
+        name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(_REPLICA)
     }
-    publication.restore(
-        {name.removeprefix(_PUBLICATION): array for name, array in published.items()}
-    )
+    replica.restore({name.removeprefix(_REPLICA): array for name, array in published.items()})
     return header

@@ -26,11 +26,15 @@ STAGES = {
 
 
 class Stopwatch:
-    """Starts when it is made."""
+    """Sums the time of stages, from lap to lap; it starts when it is made."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, for the calling thread; the sums so far are left to whoever holds them."""
         self.seconds: dict[str, float] = {}
-        """By stage, the sum of its laps."""
+        """By stage, the sum of its laps, seconds."""
         self._thread = threading.get_ident()
         self._before_s = time.perf_counter()
 

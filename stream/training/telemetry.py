@@ -21,6 +21,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from niwaki.pruning.errors import RuleError
 from niwaki.pruning.policy import Phase
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.stopwatch import STAGES
@@ -44,7 +45,7 @@ class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
-            raise ValueError(f"telemetry.port must be in 0..65535, got {self.port}")
+            raise RuleError("port", "must be in 0..65535", self.port)
 
 
 class Telemetry:

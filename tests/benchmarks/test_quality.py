@@ -119,17 +119,19 @@ def test_a_learner_whose_units_come_back_otherwise_predicts_as_before_and_learns
     learner = trainer.learner
     for batch in batches.batches[:20]:
         trainer.step(batch)
-    learner.prune()
+    learner.branches.prune()
     features, labels = (
         trainer.learner.encoder.encode(batches.batches[20]),
         batches.batches[20].labels_B,
     )
     learner.learn(features, labels, 0.1)
-    learner.cut()
+    learner.branches.cut()
     before = learner.predict(features)
-    learner.regrow()
+    learner.branches.regrow()
     np.testing.assert_array_equal(learner.predict(features), before)
-    assert np.isfinite(learner.learn(features, labels)).all() and learner.dense_live
+    assert (
+        np.isfinite(learner.learn(features, labels).logits_B).all() and learner.branches.dense_live
+    )
 
 
 def test_who_begins_anew_at_the_drift_knows_nothing_after_it_and_everything_before():

@@ -40,7 +40,7 @@ def test_all_sides_predict_the_same_probabilities(learner, sparsity):
 
 @pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95])
 def test_a_narrowed_network_is_within_its_budget_and_not_far_below(learner, sparsity):
-    network = learner.dense.network
+    network = learner.branches.dense.network
     share = rivals.narrowed(network, sparsity).cost.total({}) / network.cost.total({})
     assert 0.7 * (1 - sparsity) < share <= 1 - sparsity
 

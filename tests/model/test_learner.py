@@ -6,11 +6,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import LearnError
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.numerics import KNOTS, Numerics, prepare
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.stream.offline.backtest import rebatch
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 from tests.support.trainers import learn_all, run, small_trainer
@@ -54,40 +55,44 @@ def test_the_same_seed_and_events_give_the_same_model_bit_for_bit():
 def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_survivors():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))
-    learner.prune()
+    learner.branches.prune()
     learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
     features = learner.encoder.encode(click_events(100, seed=2))
     before = learner.predict(features)
-    moments = learner.dense.tensors().second_moments["top.1.weight"].clone()
-    learner.cut()
+    moments = learner.branches.dense.tensors().second_moments["top.1.weight"].clone()
+    learner.branches.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
-    expected = moments[learner.kept["top.1"]][:, learner.kept["top.0"]]
-    assert torch.equal(learner.sparse.tensors().second_moments["top.1.weight"], expected)
-    assert learner.multiply_adds <= 0.3 * learner.dense_cost
+    expected = moments[learner.branches.kept["top.1"]][:, learner.branches.kept["top.0"]]
+    assert torch.equal(learner.branches.sparse.tensors().second_moments["top.1.weight"], expected)
+    assert learner.multiply_adds <= 0.3 * learner.branches.dense_cost
 
 
 def test_regrown_units_come_from_the_dormant_store_without_moments_and_what_is_served_does_not_change():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))
-    learner.prune()
+    learner.branches.prune()
     learn_all(learner, click_events(1000, seed=1), target_ratio=0.3)
-    learner.cut()
-    as_cut = learner.dense.parameters["top.1.weight"].clone()
+    learner.branches.cut()
+    as_cut = learner.branches.dense.parameters["top.1.weight"].clone()
     learn_all(learner, click_events(1000, seed=2))
     features = learner.encoder.encode(click_events(100, seed=3))
     before = learner.predict(features)
-    learner.regrow()
+    learner.branches.regrow()
     np.testing.assert_array_equal(learner.predict(features), before)
-    kept = torch.zeros(learner.dense.network.shapes["top.1.weight"], dtype=torch.bool)
-    kept[torch.meshgrid(learner.kept["top.1"], learner.kept["top.0"], indexing="ij")] = True
+    kept = torch.zeros(learner.branches.dense.network.shapes["top.1.weight"], dtype=torch.bool)
+    kept[
+        torch.meshgrid(
+            learner.branches.kept["top.1"], learner.branches.kept["top.0"], indexing="ij"
+        )
+    ] = True
     weights, moments = (
-        learner.dense.parameters["top.1.weight"],
-        learner.dense.tensors().first_moments["top.1.weight"],
+        learner.branches.dense.parameters["top.1.weight"],
+        learner.branches.dense.tensors().first_moments["top.1.weight"],
     )
     assert torch.equal(weights[~kept], as_cut[~kept]) and weights.all() and not moments[~kept].any()
-    assert torch.equal(weights[kept], learner.sparse.parameters["top.1.weight"].flatten())
+    assert torch.equal(weights[kept], learner.branches.sparse.parameters["top.1.weight"].flatten())
     assert torch.equal(
-        moments[kept], learner.sparse.tensors().first_moments["top.1.weight"].flatten()
+        moments[kept], learner.branches.sparse.tensors().first_moments["top.1.weight"].flatten()
     )
 
 
@@ -114,9 +119,9 @@ def test_after_a_drift_evidence_is_given_up_where_it_misleads_and_not_where_only
     change,
 ):
     learner = Learner(SCHEMA, SMALL)
-    changes = learner.follow()
+    changes = learner.track_dirty_rows()
     learn_all(learner, click_events(4000))
-    learner.doubt_past(2000, 0.25, 0.1)
+    learner.check_evidence(2000, 0.25, 0.1)
     forgotten = []
     forget = learner.linear.forget
     learner.linear.forget = lambda ratio: forgotten.append(learner.events) or forget(ratio)
@@ -148,14 +153,14 @@ def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dro
     learner = Learner(SCHEMA, SMALL, narrow_ratio=0.3)
     batch = click_events(2000)
     learn_all(learner, batch)
-    before, kept = learner.sparse.network.shape, learner.kept
+    before, kept = learner.branches.sparse.network.shape, learner.branches.kept
     features = learner.encoder.encode(batch.slice(0, 64))
     predicted = learner.predict(features)
     learner.rewire(features, batch.labels_B[:64], 0.0)
     np.testing.assert_allclose(learner.predict(features), predicted, atol=1e-6)
     learner.rewire(features, batch.labels_B[:64], 0.3)
-    assert learner.sparse.network.shape == before and not learner.dense_live
-    assert any(not torch.equal(kept[name], learner.kept[name]) for name in kept)
+    assert learner.branches.sparse.network.shape == before and not learner.branches.dense_live
+    assert any(not torch.equal(kept[name], learner.branches.kept[name]) for name in kept)
 
 
 def test_a_loss_that_is_not_finite_stops_the_learner_before_anything_changes():
@@ -173,8 +178,8 @@ def test_missing_and_unseen_values_give_finite_predictions():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(1000))
     features = learner.encoder.encode(click_events(10, seed=5))
-    nothing = torch.full_like(features.numerics_BN, float("nan"))
-    unseen = features._replace(rows_BF=features.rows_BF * 0, numerics_BN=nothing)
+    nothing = torch.full_like(features.raw_numerics_BN, float("nan"))
+    unseen = features._replace(rows_BF=features.rows_BF * 0, raw_numerics_BN=nothing)
     assert np.isfinite(learner.predict(unseen)).all()
 
 
@@ -183,7 +188,7 @@ def test_missing_and_unseen_values_give_finite_predictions():
     [("table_rows", 1), ("embedding_rate", 0.0), ("top", ()), ("interaction", "x")],
 )
 def test_a_model_setting_out_of_range_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"model.{field}"):
+    with pytest.raises(ValueError, match=f"{field}"):
         LearnerConfig(**{field: value})
 
 
@@ -264,5 +269,5 @@ def test_a_long_batch_is_learned_in_steps_as_short_batches_would_be():
     assert long.events == short.events and torch.equal(
         long.learner.linear.log_s_GK, short.learner.linear.log_s_GK
     )
-    for name, tensor in short.learner.dense.parameters.items():
-        assert torch.equal(long.learner.dense.parameters[name], tensor), name
+    for name, tensor in short.learner.branches.dense.parameters.items():
+        assert torch.equal(long.learner.branches.dense.parameters[name], tensor), name

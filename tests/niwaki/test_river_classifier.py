@@ -18,7 +18,7 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.backtest import backtest, backtest_policy, rebatch
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.recording import propose_schema
-from niwaki.stream.training.trainer import TrainingConfig
+from niwaki.stream.training.trainer import TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 
@@ -66,11 +66,13 @@ def test_progressive_validation_gives_the_log_loss_of_a_backtest_one_event_at_a_
     ).get()
     _, history = backtest_policy(
         rebatch([click_events(250)], 1),
-        SCHEMA,
-        model=SMALL,
-        pruning=PruningConfig(policy="dense"),
-        drift=DriftConfig(),
-        training=TrainingConfig(batch_events=1, window_events=250),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=SMALL,
+            pruning=PruningConfig(policy="dense"),
+            drift=DriftConfig(),
+            training=TrainingConfig(batch_events=1, window_events=250),
+        ),
         publish_every=[1000],
     )
     assert score == pytest.approx(history.windows[-1]["prequential"]["log_loss"], rel=1e-9)
@@ -91,12 +93,14 @@ def test_progressive_validation_on_a_recording_gives_the_log_loss_of_a_backtest_
     ).get()
     found = backtest(
         path,
-        schema,
+        TrainerConfig(
+            schema=schema,
+            model=SMALL,
+            pruning=PruningConfig(),
+            drift=DriftConfig(),
+            training=TrainingConfig(batch_events=1),
+        ),
         policies=["dense"],
-        model=SMALL,
-        pruning=PruningConfig(),
-        drift=DriftConfig(),
-        training=TrainingConfig(batch_events=1),
         publish_every=[1000],
         limit_events=count,
     )
@@ -184,7 +188,7 @@ def test_a_mini_batch_is_one_step_of_the_learner():
     table_p = many.predict_proba_many(table)
     assert table_p["True"].to_pylist() == pytest.approx(probabilities(many, rows), rel=1e-5)
     assert many._known.learner.events == 256
-    assert many._known.learner.dense.steps == 1
+    assert many._known.learner.branches.dense.steps == 1
 
 
 def test_it_reads_data_frames():

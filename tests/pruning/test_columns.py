@@ -13,7 +13,7 @@ from niwaki.model.errors import CheckpointError
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, pack, unpack, unpack_as
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.columns import ColumnMasks
 from niwaki.pruning.config import PruningConfig
@@ -22,7 +22,12 @@ from niwaki.pruning.units import MaskGradient, Slice, UnitGroup
 from niwaki.stream.offline.backtest import rebatch
 from tests.support.publisher import Publisher
 from tests.support.streams import SCHEMA, SMALL, click_events
-from tests.support.trainers import assert_restored_trainers_continue_bit_for_bit, run, small_trainer
+from tests.support.trainers import (
+    assert_restored_trainers_continue_bit_for_bit,
+    run,
+    served_by,
+    small_trainer,
+)
 
 ABOUT = {"version": 1, "parent": 0, "offsets": {}, "created_s": 1.0}
 
@@ -188,15 +193,15 @@ def cut_learner(stays_dense: bool = False) -> Learner:
     """After a cut to half of the bytes and three tenths of the multiply-adds."""
     learner = Learner(SCHEMA, SMALL, prunes_tables=True)
     learn(learner, click_events(2000))
-    learner.prune()
+    learner.branches.prune()
     learn(learner, click_events(1000, seed=1), 0.3, 0.5)
-    learner.cut(stays_dense)
+    learner.branches.cut(stays_dense)
     return learner
 
 
 def dead_values(learner: Learner) -> torch.Tensor:
     """All values of the columns that the sparse branch does not read."""
-    dead_FD = ~learner.sparse.network.shape.alive_FD()
+    dead_FD = ~learner.branches.sparse.network.shape.alive_FD()
     return learner.tables.weight_RD.view(len(dead_FD), -1, dead_FD.shape[1]).transpose(1, 2)[
         dead_FD
     ]
@@ -205,20 +210,24 @@ def dead_values(learner: Learner) -> torch.Tensor:
 def test_a_cut_of_columns_changes_neither_predictions_nor_the_optimizer_state_of_survivors():
     learner = Learner(SCHEMA, SMALL, prunes_tables=True)
     learn(learner, click_events(2000))
-    learner.prune()
+    learner.branches.prune()
     learn(learner, click_events(1000, seed=1), 0.3, 0.5)
     features = learner.encoder.encode(click_events(100, seed=2))
     before, squares = learner.predict(features), learner.tables.squares_R.clone()
-    moments = learner.dense.tensors().second_moments["top.0.weight"].clone()
-    learner.cut()
+    moments = learner.branches.dense.tensors().second_moments["top.0.weight"].clone()
+    learner.branches.cut()
     np.testing.assert_allclose(learner.predict(features), before, atol=1e-6)
-    columns = learner.kept["embedding"]
-    assert 0 < len(columns) < learner.dense.network.columns.size
-    after = learner.sparse.tensors().second_moments["top.0.weight"]
-    assert torch.equal(after[:, : len(columns)], moments[learner.kept["top.0"]][:, columns])
+    columns = learner.branches.kept["embedding"]
+    assert 0 < len(columns) < learner.branches.dense.network.columns.size
+    after = learner.branches.sparse.tensors().second_moments["top.0.weight"]
+    assert torch.equal(
+        after[:, : len(columns)], moments[learner.branches.kept["top.0"]][:, columns]
+    )
     assert torch.equal(learner.tables.squares_R, squares)
-    assert after.shape[1] == moments.shape[1] - learner.dense.network.columns.size + len(columns)
-    assert learner.multiply_adds <= 0.3 * learner.dense_cost and learner.table_ratio <= 0.5
+    assert after.shape[1] == moments.shape[1] - learner.branches.dense.network.columns.size + len(
+        columns
+    )
+    assert learner.multiply_adds <= 0.3 * learner.branches.dense_cost and learner.table_ratio <= 0.5
 
 
 def test_dead_columns_learn_nothing_while_the_network_is_sparse():
@@ -237,8 +246,7 @@ def test_columns_that_a_dense_branch_still_reads_go_on_learning_and_are_not_publ
     export = learner.export(learner.mixture.weights)
     field_U = export.tensors["embedding.rows"] // SMALL.table_rows
     assert not export.tensors["embedding.values"][~export.shape.alive_FD()[field_U]].any()
-    model = ServedModel(SCHEMA, learner.encoder, embedding_dim=4, scales=3)
-    model.apply(export)
+    model = served_by(learner, export)
     features = learner.encoder.encode(click_events(100, seed=4))
     np.testing.assert_allclose(
         model.logits(model.experts(features)), learner.predict(features), atol=2e-5
@@ -249,13 +257,13 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
     learner = cut_learner()
     learn(learner, click_events(1000, seed=2))
     features = learner.encoder.encode(click_events(100, seed=3))
-    before, sparse = learner.predict(features), learner.sparse
-    kept = torch.zeros(learner.dense.network.columns.size, dtype=torch.bool)
-    kept[learner.kept["embedding"]] = True
-    as_cut = learner.dense.parameters["top.0.weight"][:, : len(kept)].clone()
-    learner.regrow()
+    before, sparse = learner.predict(features), learner.branches.sparse
+    kept = torch.zeros(learner.branches.dense.network.columns.size, dtype=torch.bool)
+    kept[learner.branches.kept["embedding"]] = True
+    as_cut = learner.branches.dense.parameters["top.0.weight"][:, : len(kept)].clone()
+    learner.branches.regrow()
     weight, first, second = (
-        part["top.0.weight"][:, : len(kept)] for part in learner.dense.tensors()
+        part["top.0.weight"][:, : len(kept)] for part in learner.branches.dense.tensors()
     )
     assert (
         torch.equal(weight[:, ~kept], as_cut[:, ~kept])
@@ -263,7 +271,7 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
         and not first[:, ~kept].any()
         and not second[:, ~kept].any()
     )
-    survivors = learner.kept["top.0"]
+    survivors = learner.branches.kept["top.0"]
     assert torch.equal(
         weight[survivors][:, kept], sparse.parameters["top.0.weight"][:, : kept.sum()]
     )
@@ -276,14 +284,15 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
     learn(learner, click_events(500, seed=4))
     assert dead_values(learner).any(1).all()
     assert not torch.equal(
-        learner.dense.parameters["top.0.weight"][:, : len(kept)][:, ~kept], regrown[:, ~kept]
+        learner.branches.dense.parameters["top.0.weight"][:, : len(kept)][:, ~kept],
+        regrown[:, ~kept],
     )
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "adaptive-live", "static", "periodic", "magnitude"])
 def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
     trainer = small_trainer(policy=policy, table_budget=0.5)
-    publication = trainer.follow(512)
+    replica = trainer.add_replica(512)
     events = EventBatch.concat([click_events(3200), click_events(1600, seed=1, flipped=True)])
     cuts = 0
     for batch in rebatch([events], 64):
@@ -291,15 +300,15 @@ def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
         if step.move == "cut":
             cuts += 1
             assert 0.25 <= trainer.learner.table_ratio <= 0.5
-            assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
-        if publication.due(step.move):
-            publication.refresh()
+            assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.branches.dense_cost
+        if replica.due(step.move):
+            replica.refresh()
             features = trainer.learner.encoder.encode(batch)
-            expected = trainer.learner.predict(features, publication.mixture.weights)
-            found = publication.served.logits(publication.served.experts(features))
+            expected = trainer.learner.predict(features, replica.mixture.weights)
+            found = replica.served.logits(replica.served.experts(features))
             np.testing.assert_allclose(found, expected, atol=5e-5)
-    assert cuts and trainer.learner.sparsity_by_layer()["embedding"] > 0
-    assert publication.evaluation.total.normalized_entropy < 1.05
+    assert cuts and trainer.learner.branches.sparsity_by_layer()["embedding"] > 0
+    assert replica.evaluation.total.normalized_entropy < 1.05
 
 
 @pytest.mark.parametrize(
@@ -333,12 +342,14 @@ def test_a_checkpoint_has_the_bytes_of_the_columns_alive_and_predicts_what_the_t
     precision, width
 ):
     trainer = small_trainer(table_budget=0.5, policy="static")
-    publication = trainer.follow(640, precision)
+    replica = trainer.add_replica(640, precision)
     run(trainer, click_events(2560))
-    full = pack(*trainer.checkpoint(publication, **ABOUT))
-    publication.refresh()
+    full = pack(*replica.checkpoint(trainer.status(), **ABOUT))
+    replica.refresh()
     run(trainer, click_events(128, seed=3))
-    delta = pack(*trainer.checkpoint(publication, **ABOUT | {"version": 2, "parent": 1}, base=1))
+    delta = pack(
+        *replica.checkpoint(trainer.status(), **ABOUT | {"version": 2, "parent": 1}, base=1)
+    )
     headers = []
     for data in (full, delta):
         header, tensors = unpack(data)
@@ -352,38 +363,39 @@ def test_a_checkpoint_has_the_bytes_of_the_columns_alive_and_predicts_what_the_t
             == width * count
             < width * 4 * len(tensors["embedding.rows"])
         )
-        assert data[6:8] == b"\x04\x00"
+        assert data[6:8] == b"\x01\x00"
     assert [header.base for header in headers] == [0, 1]
-    publication.refresh()
-    served = ServedModel.from_checkpoint(*unpack(full))
+    replica.refresh()
+    served = PublishedModel.from_checkpoint(*unpack(full))
     served = served.successor([unpack(delta)], served.tables)
     batch = click_events(500, seed=9)
     logits = torch.from_numpy(
-        trainer.learner.predict(trainer.learner.encoder.encode(batch), publication.mixture.weights)
+        trainer.learner.predict(trainer.learner.encoder.encode(batch), replica.mixture.weights)
     )
     atol = {"float32": 1e-6, "float16": 1e-3, "int8": 1e-2}[precision]
     np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=atol)
-    assert np.array_equal(publication.served.predict(batch), served.predict(batch))
+    assert np.array_equal(replica.served.predict(batch), served.predict(batch))
 
 
-def test_where_all_columns_live_a_checkpoint_is_of_the_format_that_knows_none():
+def test_where_all_columns_live_a_checkpoint_names_none():
     trainer = small_trainer()
     run(trainer, click_events(2560))
-    data = pack(*trainer.checkpoint(trainer.follow(640), **ABOUT))
-    assert data[6:8] == b"\x03\x00" and b'"columns"' not in data
+    data = pack(*trainer.add_replica(640).checkpoint(trainer.status(), **ABOUT))
+    assert data[6:8] == b"\x01\x00" and b'"columns"' not in data
     assert (
-        trainer.learner.table_ratio == 1 and "embedding" not in trainer.learner.sparsity_by_layer()
+        trainer.learner.table_ratio == 1
+        and "embedding" not in trainer.learner.branches.sparsity_by_layer()
     )
 
 
 def test_other_columns_are_published_in_full_and_refused_as_a_delta():
     trainer = small_trainer(table_budget=0.5, policy="static")
-    publication = trainer.follow(640)
+    replica = trainer.add_replica(640)
     run(trainer, click_events(1024))
-    first, _ = trainer.checkpoint(publication, **ABOUT)
-    publication.refresh()
+    first, _ = replica.checkpoint(trainer.status(), **ABOUT)
+    replica.refresh()
     run(trainer, click_events(1024, seed=1))
-    second, _ = trainer.checkpoint(publication, **ABOUT | {"version": 2, "parent": 1}, base=1)
+    second, _ = replica.checkpoint(trainer.status(), **ABOUT | {"version": 2, "parent": 1}, base=1)
     assert first.shape.columns is None and second.shape.columns and second.base == 0
     with pytest.raises(CheckpointError, match="another choice of columns than version 1"):
         msgspec.structs.replace(second, base=1).check_follows(first)
@@ -414,8 +426,8 @@ def test_a_model_without_embeddings_has_no_columns_to_prune():
     trainer_config = msgspec.structs.replace(SMALL, embedding_dim=0)
     learner = Learner(SCHEMA, trainer_config, prunes_tables=True)
     learn(learner, click_events(500))
-    learner.prune()
+    learner.branches.prune()
     learn(learner, click_events(500, seed=1), 0.4, 0.5)
-    learner.cut()
-    assert isinstance(learner.masks, MaskSet | None) and learner.table_ratio == 0
-    assert "embedding" not in learner.sparsity_by_layer()
+    learner.branches.cut()
+    assert isinstance(learner.branches.masks, MaskSet | None) and learner.table_ratio == 0
+    assert "embedding" not in learner.branches.sparsity_by_layer()

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load
 
 from niwaki.model.published.checkpoint import unpack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel, ServedModel
 from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import NotReady
 from niwaki.serving.network_export import export, inputs, published
@@ -31,7 +31,7 @@ def model(request: pytest.FixtureRequest) -> ServedModel:
     publisher.checkpoint(1)
     if not request.param.startswith("dense"):
         publisher.prune()
-    return ServedModel.from_checkpoint(*unpack(publisher.checkpoint(2)[1]))
+    return PublishedModel.from_checkpoint(*unpack(publisher.checkpoint(2)[1]))
 
 
 @pytest.fixture

@@ -160,12 +160,12 @@ def of_another_version(data: bytes) -> bytes:
     [
         (damaged, "sha256 does not match"),
         (lambda data: data[:-1], "sha256 does not match"),
-        (lambda data: b"", "too short"),
-        (lambda data: b"PK" + data[2:], "not one"),
-        (not_finite, "not finite"),
+        (lambda data: b"", "must not be cut short"),
+        (lambda data: b"PK" + data[2:], "must begin with"),
+        (not_finite, "must be finite"),
         (of_another_type, "rows must be unsigned"),
         (without_a_tensor, "tensor mixture"),
-        (of_another_version, "its header says version 77"),
+        (of_another_version, "header.version: must be 2, got 77"),
     ],
 )
 def test_a_checkpoint_that_can_not_be_trusted_is_refused_once_and_the_old_one_serves_on(

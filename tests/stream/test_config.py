@@ -134,7 +134,10 @@ def test_names_that_a_cluster_sets_for_services_are_not_overrides(load):
             "model.auxiliary.min_unit: is not a known key; did you mean model.",
         ),
         ("[schema]\ncategorical = 'user'", "schema.categorical: must be a list, got 'user'"),
-        ("[schema]\ncategorical = ['a', 'a']", "schema.categorical: column 'a' has more than one role"),
+        (
+            "[schema]\ncategorical = ['a', 'a']",
+            "schema.categorical: column 'a' has more than one role",
+        ),
         ("[schema]\nlabel = 'y'", "schema.categorical: needs at least one column, or numeric does"),
         ("[kafka]\ntopic = 'no spaces'", "kafka.topic: must be 1 to 249 letters"),
         (

@@ -7,8 +7,8 @@ import msgspec
 
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
-from niwaki.model.published.checkpoint import Header, pack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
+from niwaki.model.published.served import PublishedModel
 from niwaki.model.rows import ascending
 from tests.support.streams import SCHEMA, SMALL, click_events
 
@@ -19,7 +19,7 @@ class Publisher:
     def __init__(self, **of_learner: object) -> None:
         """`of_learner`: for `Learner`, beside schema and config."""
         self.learner = Learner(SCHEMA, SMALL, **of_learner)
-        self._changes = self.learner.follow()
+        self._changes = self.learner.track_dirty_rows()
         self.events = click_events(64, seed=99)
         """Always the same events to score."""
         self.answers: dict[int, list[float]] = {}
@@ -35,27 +35,16 @@ class Publisher:
         changed = learner.export(learner.mixture.weights, self._changes.rows())
         tensors = ascending(changed.tensors) if base else full.tensors
         self._changes.clear(learner.events)
-        header = Header(
+        header = Header.of(
+            learner.description(),
+            TrainingStatus("dense", "adaptive", 0.1),
+            shape=full.shape,
             version=version,
             parent=version - 1,
-            schema=SCHEMA,
-            table_rows=SMALL.table_rows,
-            pair_rows=learner.encoder.pair_rows,
-            half_lives_events=SMALL.half_lives_events,
-            hash_seed=SMALL.hash_seed,
-            shape=full.shape,
-            dense_shape=learner.dense.network.shape,
-            phase="dense",
-            policy="adaptive",
-            multiply_adds=learner.multiply_adds,
-            dense_multiply_adds=learner.dense_cost,
-            sparsity_by_layer=learner.sparsity_by_layer(),
-            events=learner.events,
             created_s=time.time(),
-            dense_bytes=learner.dense_bytes,
         )
         self.answers[version] = (
-            ServedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
+            PublishedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
         )
         header = msgspec.structs.replace(header, base=base, **changes)
         return header, pack(header, tensors)
@@ -63,13 +52,13 @@ class Publisher:
     def prune(self) -> None:
         """Cut the network down, so that the next checkpoint has another shape."""
         learner = self.learner
-        learner.prune()
+        learner.branches.prune()
         for step in range(20):
             batch = click_events(64, seed=1000 + step)
             learner.learn(
                 learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3, table_ratio=0.5
             )
-        learner.cut()
+        learner.branches.cut()
 
 
 def rows(batch: EventBatch) -> list[dict[str, object]]:

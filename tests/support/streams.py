@@ -5,8 +5,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import LearnerConfig
 
 SCHEMA = Schema(categorical=("user", "item", "noise"), numeric=("age", "price"))
 SMALL = LearnerConfig(

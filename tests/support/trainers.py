@@ -7,9 +7,11 @@ import msgspec
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
+from niwaki.model.published.served import ModelFrame, ServedModel
+from niwaki.model.published.tensors import Export
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, differing
 
 
@@ -20,7 +22,8 @@ def learn_all(
     for start in range(0, len(batch), batch_events):
         part = batch.slice(start, start + batch_events)
         evaluation.update(
-            learner.learn(learner.encoder.encode(part), part.labels_B, target_ratio), part.labels_B
+            learner.learn(learner.encoder.encode(part), part.labels_B, target_ratio).logits_B,
+            part.labels_B,
         )
     return evaluation
 
@@ -29,16 +32,18 @@ def small_trainer(**pruning) -> Trainer:
     lengths = {"warmup_events": 1024, "regrowth_events": 512, "pruning_events": 512, "budget": 0.3}
     lengths |= {"period_events": 1500, "longest_wait_events": 256}
     return Trainer(
-        SCHEMA,
-        SMALL,
-        PruningConfig(**(lengths | pruning)),
-        DriftConfig(
-            detectors=(
-                DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3}),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=SMALL,
+            pruning=PruningConfig(**(lengths | pruning)),
+            drift=DriftConfig(
+                detectors=(
+                    DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3}),
+                ),
+                quiet_events=256,
             ),
-            quiet_events=256,
-        ),
-        TrainingConfig(batch_events=64, window_events=512),
+            training=TrainingConfig(batch_events=64, window_events=512),
+        )
     )
 
 
@@ -69,3 +74,15 @@ def assert_restored_trainers_continue_bit_for_bit(
         actual = second.state()
         assert expected[0] == actual[0]
         assert differing(expected[1], actual[1]) == []
+
+
+def served_by(learner: Learner, export: Export) -> ServedModel:
+    """The model that a scorer would have after an export of everything."""
+    config = learner.config
+    frame = ModelFrame(
+        learner.schema,
+        learner.encoder,
+        embedding_dim=config.embedding_dim,
+        scales=len(config.half_lives_events),
+    )
+    return ServedModel(frame, frame.empty_tables(), export)

@@ -64,17 +64,18 @@ def test_a_learner_predicts_what_the_definition_says_to_a_millionth(changes, blo
     )
     learner = Learner(SCHEMA, config, prunes_tables=not block, block=block)
     learn_all(learner, click_events(1000))
-    learner.prune()
+    learner.branches.prune()
     learn_all(learner, click_events(500, seed=1), target_ratio=0.5)
     if cut:
-        learner.cut()
+        learner.branches.cut()
         learn_all(learner, click_events(500, seed=2))
-    features = learner.encoder.encode(click_events(200, seed=3))
+    hashed = learner.encoder.encode(click_events(200, seed=3))
+    features = learner.ages.complete(hashed)
     inputs = learner._assemble(features)
-    network, parameters = learner._published()
+    network, parameters = learner.branches.published()
     vectors_BFD = learner.tables.weight_RD[features.rows_BF]
-    read = vectors_BFD, inputs.numerics_BM, inputs.said_BS
+    read = vectors_BFD, inputs.numerics_BM, inputs.contributions_BS
     deep_B = inputs.linear_BK[:, 0] + correction(network, parameters, *read)
     experts_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
     expected_B = mix(learner.mixture.weights, experts_BE)
-    np.testing.assert_allclose(learner.predict(features), expected_B, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(learner.predict(hashed), expected_B, rtol=0, atol=1e-6)

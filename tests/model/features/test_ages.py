@@ -13,10 +13,10 @@ from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
 from niwaki.model.published.checkpoint import pack, unpack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SMALL, differing
 
 SCHEMA = Schema(categorical=("user", "item"), numeric=("price",), time_features=("age:item",))
@@ -40,7 +40,13 @@ def fading_items(count: int, seed: int = 0) -> EventBatch:
 def trainer(schema: Schema = SCHEMA) -> Trainer:
     training = TrainingConfig(batch_events=64, publish_every_events=512)
     return Trainer(
-        schema, SMALL, PruningConfig(policy="dense"), DriftConfig(detectors=()), training
+        TrainerConfig(
+            schema=schema,
+            model=SMALL,
+            pruning=PruningConfig(policy="dense"),
+            drift=DriftConfig(detectors=()),
+            training=training,
+        )
     )
 
 
@@ -82,21 +88,21 @@ def test_within_a_batch_the_first_event_of_a_value_is_what_counts():
 
 def test_a_full_checkpoint_and_a_delta_after_it_predict_as_the_learner_does():
     learned, unseen = trainer(), fading_items(4096, seed=1)
-    publication = learned.follow(1024)
+    replica = learned.add_replica(1024)
     learn(learned, fading_items(1024))
-    header, tensors = learned.checkpoint(
-        publication, version=1, parent=0, offsets={}, created_s=0.0
+    header, tensors = replica.checkpoint(
+        learned.status(), version=1, parent=0, offsets={}, created_s=0.0
     )
-    model = ServedModel.from_checkpoint(*unpack(pack(header, tensors)))
-    publication.refresh()
+    model = PublishedModel.from_checkpoint(*unpack(pack(header, tensors)))
+    replica.refresh()
     learn(learned, fading_items(2048).slice(1024, 2048))
-    changes = learned.checkpoint(
-        publication, version=2, parent=1, base=1, offsets={}, created_s=0.0
+    changes = replica.checkpoint(
+        learned.status(), version=2, parent=1, base=1, offsets={}, created_s=0.0
     )
     assert 0 < len(changes[1]["age.rows"]) < len(learned.learner.ages.export({})["age.rows"])
     model = model.successor([unpack(pack(*changes))], model.tables)
     expected = learned.learner.predict(
-        learned.learner.encoder.encode(unseen), publication.mixture.weights
+        learned.learner.encoder.encode(unseen), replica.mixture.weights
     )
     assert model.logits(model.experts(model.encoder.encode(unseen))) == pytest.approx(
         expected, abs=1e-4

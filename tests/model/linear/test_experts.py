@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.numerics import Numerics, prepare
-from niwaki.model.learner import Learner, LearnerConfig
+from niwaki.model.learner import Learner
 from niwaki.model.linear.expert import BayesianLinear, contributions
 from niwaki.model.mixture import Mixture, mix
-from niwaki.model.published.served import ServedModel
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
+from tests.support.trainers import served_by
 
 WITHOUT = {
     "embeddings": {"embedding_dim": 0},
@@ -37,25 +38,24 @@ WITHOUT = {
 def test_without_any_one_part_it_learns_and_serves_what_it_has_learned(part):
     config = msgspec.structs.replace(SMALL, **WITHOUT[part])
     trainer = Trainer(
-        SCHEMA,
-        config,
-        PruningConfig(policy="dense"),
-        DriftConfig(detectors=()),
-        TrainingConfig(batch_events=64, window_events=2048),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=config,
+            pruning=PruningConfig(policy="dense"),
+            drift=DriftConfig(detectors=()),
+            training=TrainingConfig(batch_events=64, window_events=2048),
+        )
     )
-    publication, events = trainer.follow(640), click_events(6400)
+    replica, events = trainer.add_replica(640), click_events(6400)
     for start in range(0, len(events), 64):
         step = trainer.step(events.slice(start, start + 64))
-        if publication.due(step.move):
-            publication.refresh()
+        if replica.due(step.move):
+            replica.refresh()
     assert trainer.prequential.last["normalized_entropy"] < 0.97
     unseen = click_events(200, seed=3)
-    model = ServedModel(
-        SCHEMA, trainer.learner.encoder, embedding_dim=config.embedding_dim, scales=scales(config)
-    )
-    model.apply(trainer.learner.export(publication.mixture.weights))
+    model = served_by(trainer.learner, trainer.learner.export(replica.mixture.weights))
     expected = trainer.learner.predict(
-        trainer.learner.encoder.encode(unseen), publication.mixture.weights
+        trainer.learner.encoder.encode(unseen), replica.mixture.weights
     )
     np.testing.assert_allclose(model.predict(unseen), 1 / (1 + np.exp(-expected)), atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_without_the_deep_expert_its_logit_is_that_of_the_first_linear_one():
     batch = click_events(512)
     learner.learn(learner.encoder.encode(batch), batch.labels_B)
     assert not learner.tables.touched().numel()
-    inputs = learner._assemble(learner.encoder.encode(batch))
+    inputs = learner._assemble(learner.ages.complete(learner.encoder.encode(batch)))
     predicted = learner.predict(learner.encoder.encode(batch))
     np.testing.assert_allclose(predicted, inputs.linear_BK[:, 0].numpy(), atol=1e-5)
 
@@ -199,5 +199,5 @@ def test_a_restored_mixture_goes_on_as_the_first_would_have():
     "field", ["network_rate", "embedding_dim", "shrinkage_rate", "debt_rate", "pair_rows"]
 )
 def test_a_negative_setting_is_refused_by_name(field):
-    with pytest.raises(ValueError, match=f"model.{field}"):
+    with pytest.raises(ValueError, match=f"{field}"):
         LearnerConfig(**{field: -1})

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niwaki.model.published.checkpoint import pack, unpack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel, ServedModel
 from niwaki.model.published.table_codes import Precision
-from niwaki.model.rows import Export
+from niwaki.model.published.tensors import Export
 from niwaki.pruning.config import PruningConfig, Unit
 from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 
 EVENTS = click_events(4096, seed=5)
@@ -70,11 +70,15 @@ class World:
     ) -> None:
         training = TrainingConfig(table_precision=precision)
         pruning = PruningConfig(policy="dense", table_budget=table_budget, unit=unit, block=(4, 4))
-        self.trainer = Trainer(SCHEMA, SMALL, pruning, DriftConfig(), training)
+        self.trainer = Trainer(
+            TrainerConfig(
+                schema=SCHEMA, model=SMALL, pruning=pruning, drift=DriftConfig(), training=training
+            )
+        )
         # The policy makes no move, so the masks of those that are made here would have no budget.
         self.trainer.policy.target_ratio = lambda events: 0.4
         self.trainer.policy.table_ratio = lambda events: table_budget
-        self.publication, self.published = self.trainer.follow(64), []
+        self.replica, self.published = self.trainer.add_replica(64), []
         self.eager, self.lazy = Follower(), Follower()
         self.base = 0
 
@@ -85,34 +89,36 @@ class World:
     def move(self) -> None:
         """The next of prune, cut, regrow that is possible."""
         learner = self.trainer.learner
-        if learner.masks:
-            learner.cut()
-        elif learner.dense_live:
-            learner.prune()
+        if learner.branches.masks:
+            learner.branches.cut()
+        elif learner.branches.dense_live:
+            learner.branches.prune()
         else:
-            learner.regrow()
+            learner.branches.regrow()
 
     def publish(self, full: bool, lost: bool) -> None:
-        """`lost`: the store was away. What was to be published then is in the next publication."""
+        """`lost`: the store was away. What was to be published then is in the next replica."""
         if not self.trainer.events:
             return
         version = len(self.published) + 1
         base = 0 if full or not self.published else self.base
         about = {"version": version, "parent": version - 1, "offsets": {}, "created_s": 1.0}
-        checkpoint = unpack(pack(*self.trainer.checkpoint(self.publication, base=base, **about)))
+        checkpoint = unpack(
+            pack(*self.replica.checkpoint(self.trainer.status(), base=base, **about))
+        )
         if lost:
             return
-        self.publication.refresh()
+        self.replica.refresh()
         self.published.append(checkpoint)
         self.base = checkpoint[0].base or version
-        whole = ServedModel.from_checkpoint(
-            *unpack(pack(*self.trainer.checkpoint(self.publication, **about)))
+        whole = PublishedModel.from_checkpoint(
+            *unpack(pack(*self.replica.checkpoint(self.trainer.status(), **about)))
         )
-        self.publication.refresh()
+        self.replica.refresh()
         self.eager.follow(self.published)
         late = Follower()
         late.follow(self.published)
-        for model in (self.eager.versions.model, late.versions.model, self.publication.served):
+        for model in (self.eager.versions.model, late.versions.model, self.replica.served):
             assert differing(state(model), state(whole)) == []
         assert self.eager.versions.model.predict(SCORED).tolist() == whole.predict(SCORED).tolist()
 
@@ -183,7 +189,7 @@ def test_ten_thousand_swaps_under_scoring_tear_nothing_and_take_no_memory():
     world.learn(64)
     world.publish(full=True, lost=False)
     header, tensors = world.published[0]
-    reference, versions = ServedModel.from_checkpoint(header, tensors), world.eager.versions
+    reference, versions = PublishedModel.from_checkpoint(header, tensors), world.eager.versions
     expected, finished = {1: reference.predict(SCORED).tobytes()}, threading.Event()
 
     def score() -> int:

@@ -11,6 +11,7 @@ from niwaki.model.learner import Learner
 from niwaki.model.published.served import ServedModel
 from tests.support.networks import correction
 from tests.support.streams import SCHEMA, SMALL, click_events
+from tests.support.trainers import served_by
 
 CHANGES = [
     {},
@@ -41,24 +42,27 @@ def served(schema: Schema, changes: dict) -> ServedModel:
     learner, cut = Learner(schema, config, prunes_tables=columns, block=block), columns or block
     for start in range(0, 512, 64):
         if cut and start == 256:
-            learner.prune()
+            learner.branches.prune()
         batch = click_events(512).slice(start, start + 64)
         if not schema.numeric:
             batch = type(batch)(
                 batch.labels_B, batch.times_s_B, batch.categorical, batch.numerics_BN[:, :0]
             )
         learner.learn(
-            learner.encoder.encode(batch), batch.labels_B, *((0.5, 0.5) if learner.masks else ())
+            learner.encoder.encode(batch),
+            batch.labels_B,
+            *((0.5, 0.5) if learner.branches.masks else ()),
         )
     if cut:
-        learner.cut()
-        assert learner.multiply_adds <= 0.5 * learner.dense_cost
+        learner.branches.cut()
+        assert learner.multiply_adds <= 0.5 * learner.branches.dense_cost
     if columns:
-        assert 0 < len(learner.network.shape.columns) < learner.dense.network.columns.size
-    scales = len(config.half_lives_events)
-    model = ServedModel(schema, learner.encoder, embedding_dim=config.embedding_dim, scales=scales)
-    model.apply(learner.export(learner.mixture.weights))
-    return model
+        assert (
+            0
+            < len(learner.branches.network.shape.columns)
+            < learner.branches.dense.network.columns.size
+        )
+    return served_by(learner, learner.export(learner.mixture.weights))
 
 
 @pytest.mark.parametrize("changes", CHANGES)
@@ -75,7 +79,7 @@ def test_the_experts_of_a_published_model_are_those_of_the_definition(changes, n
     features = model.encoder.encode(batch)
     inputs = model.inputs(features)
     network = Network(model.shape, model.network.kept)
-    read = model.vectors(features), inputs.numerics_BM, inputs.said_BS
+    read = model.vectors(features), inputs.numerics_BM, inputs.contributions_BS
     deep_B = inputs.linear_BK[:, 0] + correction(network, model.parameters, *read)
     expected_BE = torch.cat([inputs.linear_BK, deep_B[:, None]], 1).numpy()
     found_BE = model.experts(features)

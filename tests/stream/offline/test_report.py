@@ -19,7 +19,7 @@ from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.offline.figures import COLOURS
 from niwaki.stream.offline.history import History
 from niwaki.stream.offline.report import Measured, report_data, size, summary_rows, write_report
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 FLIP, EVENTS = 6_000, 12_000
@@ -30,29 +30,34 @@ TRUE_DRIFTS = [{"event": FLIP, "width": 0, "kind": "abrupt", "what": "concept", 
 def learned(events: EventBatch, **training) -> tuple[Trainer, History]:
     """A trainer that has learned `events`, with its history."""
     trainer = Trainer(
-        SCHEMA,
-        SMALL,
-        PruningConfig(
-            warmup_events=1500,
-            regrowth_events=500,
-            pruning_events=1000,
-            longest_wait_events=3000,
-            budget=0.3,
-        ),
-        DriftConfig(
-            detectors=(DetectorConfig(detector="ADWIN", signal="log_loss"),), quiet_events=500
-        ),
-        TrainingConfig(
-            **({"batch_events": 50, "window_events": 500, "publish_every_events": 250} | training)
-        ),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=SMALL,
+            pruning=PruningConfig(
+                warmup_events=1500,
+                regrowth_events=500,
+                pruning_events=1000,
+                longest_wait_events=3000,
+                budget=0.3,
+            ),
+            drift=DriftConfig(
+                detectors=(DetectorConfig(detector="ADWIN", signal="log_loss"),), quiet_events=500
+            ),
+            training=TrainingConfig(
+                **(
+                    {"batch_events": 50, "window_events": 500, "publish_every_events": 250}
+                    | training
+                )
+            ),
+        )
     )
-    publication = trainer.follow(trainer.config.publish_every_events)
-    history = History(trainer, publication)
-    for batch in rebatch([events], trainer.config.batch_events):
+    replica = trainer.add_replica(trainer.config.training.publish_every_events)
+    history = History(trainer, replica)
+    for batch in rebatch([events], trainer.config.training.batch_events):
         step = trainer.step(batch)
-        if publication.due(step.move):
-            publication.refresh()
-        history.record(step)
+        if replica.due(step.move):
+            replica.refresh()
+        history.stepped(step)
     return trainer, history
 
 

@@ -17,18 +17,20 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.errors import NiwakiError
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events import encode_arrow, encode_json
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import DeadLetters, EventSink, Outbox
 from niwaki.stream.recordings.recording import batch_to_table
-from niwaki.stream.training.pipeline import Pipeline, new_reader
+from niwaki.stream.training.observers import StepCallback
+from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.stopwatch import STAGES
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 
 NEVER_S = 1e9
@@ -44,22 +46,24 @@ def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
         publish_every_events=256,
         max_batch_age_s=max_batch_age_s,
     )
-    return Trainer(SCHEMA, SMALL, PRUNING, DRIFT, training)
+    return Trainer(
+        TrainerConfig(schema=SCHEMA, model=SMALL, pruning=PRUNING, drift=DRIFT, training=training)
+    )
 
 
 def uninterrupted(
-    events: EventBatch, publication: ServedReplica | None = None
+    events: EventBatch, replica: ServedReplica | None = None
 ) -> dict[str, torch.Tensor]:
-    """What a trainer that got all events at once has become. If `publication` is given, it must be
+    """What a trainer that got all events at once has become. If `replica` is given, it must be
     as this trainer's, published as often, has become."""
     trainer = new_trainer()
-    followed = trainer.follow(trainer.config.publish_every_events)
+    followed = trainer.add_replica(trainer.config.training.publish_every_events)
     for start in range(0, len(events), 64):
         if followed.due(trainer.step(events.slice(start, start + 64)).move):
             followed.refresh()
-    if publication:
+    if replica:
         followed.refresh()  # the last one, at the end
-        first, second = followed.state(), publication.state()
+        first, second = followed.state(), replica.state()
         assert len(first) > 5 and all(
             np.array_equal(first[name], second[name], equal_nan=True) for name in first
         )
@@ -177,14 +181,14 @@ def test_a_trainer_that_dies_and_comes_back_ends_where_one_that_lived_does(setti
         if second.trainer.events >= 2048:
             raise Crash
 
-    with Running(*setting, on_step=die) as second:
+    with Running(*setting, observers=[StepCallback(die)]) as second:
         assert second.trainer.events == 1024
         with pytest.raises(Crash):
             second.pipeline.run(never)
     with Running(*setting) as third:
         assert third.trainer.events < 2048
         third.pipeline.run(never, limit_events=4000)
-        assert_same(third.trainer, uninterrupted(events, third.pipeline.publication))
+        assert_same(third.trainer, uninterrupted(events, third.pipeline.replica))
         assert third.pipeline.version > second.pipeline.version
 
 
@@ -285,7 +289,9 @@ def test_each_drift_is_told_in_a_topic_of_its_own_as_the_report_has_it(setting):
     rows = []
     with (
         closing(outbox),
-        Running(*setting, drifts=outbox, on_step=lambda step: rows.extend(step.drifts)) as running,
+        Running(
+            *setting, drifts=outbox, observers=[StepCallback(lambda step: rows.extend(step.drifts))]
+        ) as running,
     ):
         running.pipeline.run(never, limit_events=5000)
         shown = running.telemetry.registry.get_sample_value
@@ -356,11 +362,11 @@ def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_ver
         publisher = running.pipeline.publisher
         publish = publisher.publish
 
-        def publish_and_compare(offsets):
-            publish(offsets)
+        def publish_and_compare(status, offsets):
+            publish(status, offsets)
             publisher.settle()
             assert scorer.wait(publisher.version, 30)
-            weights = running.pipeline.publication.mixture.weights
+            weights = running.pipeline.replica.mixture.weights
             logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
             checked.append(
                 float(np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max())
@@ -438,10 +444,10 @@ def test_what_was_on_its_way_when_redis_went_away_is_in_the_next_version(setting
         publisher._retry_s = 0.0
         running.pipeline.run(never, limit_events=3000)
         assert scorer.wait(publisher.version, 30)
-        learner, weights = running.trainer.learner, publisher.publication.mixture.weights
+        learner, weights = running.trainer.learner, publisher.replica.mixture.weights
         logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
         assert np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max() <= 1e-6
-        served = publisher.publication.served
+        served = publisher.replica.served
         assert scorer.score_batch(scored).tolist() == served.predict(scored).tolist()
     assert kinds[fails] == "full" and "delta" in kinds[fails + 1 :]
 

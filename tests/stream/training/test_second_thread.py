@@ -11,7 +11,7 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.second_thread import SecondThread
 from niwaki.stream.training.stopwatch import Stopwatch
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 
@@ -21,7 +21,15 @@ def test_two_threads_learn_to_the_bit_what_one_does(policy):
         policy=policy, warmup_events=512, pruning_events=1024, regrowth_events=512
     )
     one, two = (
-        Trainer(SCHEMA, SMALL, pruning, DriftConfig(), TrainingConfig(threads=threads))
+        Trainer(
+            TrainerConfig(
+                schema=SCHEMA,
+                model=SMALL,
+                pruning=pruning,
+                drift=DriftConfig(),
+                training=TrainingConfig(threads=threads),
+            )
+        )
         for threads in (1, 2)
     )
     for size in (600, 64, 33, 128, 129, 600, 1, 700, 640):
@@ -40,7 +48,7 @@ def test_both_run_at_the_same_time_and_each_on_a_thread_of_its_own():
         barrier.wait(timeout=60)
         threads.add(threading.get_ident())
 
-    second.together(meet, meet)
+    second.run_parallel(meet, meet)
     assert len(threads) == 2 and threading.get_ident() in threads
 
 
@@ -51,14 +59,22 @@ def test_an_error_of_either_is_raised_once_both_are_done_and_the_next_calls_work
         (lambda: done.append("first"), lambda: 1 / 0),
     ):
         with pytest.raises(ZeroDivisionError):
-            second.together(first, other)
-    second.together(lambda: done.append("first"), lambda: done.append("other"))
+            second.run_parallel(first, other)
+    second.run_parallel(lambda: done.append("first"), lambda: done.append("other"))
     assert sorted(done) == ["first", "first", "other", "other"]
 
 
 def test_the_thread_ends_with_its_trainer():
     before = set(threading.enumerate())
-    trainer = Trainer(SCHEMA, SMALL, PruningConfig(), DriftConfig(), TrainingConfig(threads=2))
+    trainer = Trainer(
+        TrainerConfig(
+            schema=SCHEMA,
+            model=SMALL,
+            pruning=PruningConfig(),
+            drift=DriftConfig(),
+            training=TrainingConfig(threads=2),
+        )
+    )
     trainer.step(click_events(64))
     (thread,) = set(threading.enumerate()) - before
     del trainer
@@ -69,5 +85,5 @@ def test_the_thread_ends_with_its_trainer():
 
 def test_a_stopwatch_does_not_count_what_another_thread_did_meanwhile():
     watch = Stopwatch()
-    SecondThread(2).together(lambda: watch.lap("encode"), lambda: watch.lap("predict"))
+    SecondThread(2).run_parallel(lambda: watch.lap("encode"), lambda: watch.lap("predict"))
     assert list(watch.seconds) == ["encode"]

@@ -10,7 +10,7 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.backtest import backtest_policy, rebatch
 from niwaki.stream.training import stopwatch
 from niwaki.stream.training.stopwatch import STAGES, Stopwatch, shares
-from niwaki.stream.training.trainer import TrainingConfig
+from niwaki.stream.training.trainer import TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 
@@ -30,11 +30,13 @@ def test_laps_share_the_time_between_them(monkeypatch):
 def test_a_backtest_says_where_its_time_went():
     result, _ = backtest_policy(
         rebatch([click_events(512)], 64),
-        SCHEMA,
-        model=SMALL,
-        pruning=PruningConfig(policy="static", warmup_events=128, pruning_events=128),
-        drift=DriftConfig(),
-        training=TrainingConfig(batch_events=64),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=SMALL,
+            pruning=PruningConfig(policy="static", warmup_events=128, pruning_events=128),
+            drift=DriftConfig(),
+            training=TrainingConfig(batch_events=64),
+        ),
         publish_every=[128],
     )
     assert list(result["profile"]) == [stage for stage in STAGES if stage != "save"]

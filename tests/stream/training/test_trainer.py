@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
+from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import CheckpointError
 from niwaki.model.features.schema import EventBatch
-from niwaki.model.learner import LearnerConfig
 from niwaki.model.published.checkpoint import pack, read_header, unpack
-from niwaki.model.published.served import ServedModel
+from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import POLICIES
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.offline.history import History
-from niwaki.stream.training.trainer import Trainer, TrainingConfig
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, click_events
 from tests.support.trainers import assert_restored_trainers_continue_bit_for_bit, run, small_trainer
 
@@ -29,7 +29,7 @@ def test_after_a_drift_the_network_regrows_and_is_pruned_anew_while_a_sparse_one
     assert moves[:2] == ["prune", "cut"]
     assert moves[-3:] == ["regrow", "prune", "cut"]
     assert any(6400 <= drift.event <= 7400 for drift in drifts)
-    assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.dense_cost
+    assert trainer.learner.multiply_adds <= 0.3 * trainer.learner.branches.dense_cost
 
 
 @pytest.mark.parametrize(
@@ -43,35 +43,40 @@ def test_a_restored_trainer_continues_bit_for_bit_from_every_phase_of_every_poli
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_keeps_its_budget_and_is_served_as_it_learns(policy):
     trainer = small_trainer(policy=policy)
-    publication = trainer.follow(512)
+    replica = trainer.add_replica(512)
     events = EventBatch.concat([click_events(3200), click_events(1600, seed=1, flipped=True)])
     for start in range(0, len(events), 64):
         step = trainer.step(events.slice(start, start + 64))
-        if publication.due(step.move):
-            publication.refresh()
+        if replica.due(step.move):
+            replica.refresh()
     learner = trainer.learner
-    assert learner.multiply_adds <= (1.0 if policy == "dense" else 0.3) * learner.dense_cost
-    assert all(sparsity < 1 for sparsity in learner.sparsity_by_layer().values())
-    assert publication.evaluation.total.normalized_entropy < 1.05
+    assert (
+        learner.multiply_adds <= (1.0 if policy == "dense" else 0.3) * learner.branches.dense_cost
+    )
+    assert all(sparsity < 1 for sparsity in learner.branches.sparsity_by_layer().values())
+    assert replica.evaluation.total.normalized_entropy < 1.05
 
 
 def test_an_automatic_budget_prunes_beside_an_unpruned_network_and_is_told_in_header_and_history():
     trainer = small_trainer(budget="auto", auto_tolerance_ratio=0.05, pruning_events=680)
-    publication = trainer.follow(512)
-    history = History(trainer, publication)
+    replica = trainer.add_replica(512)
+    history = History(trainer, replica)
     steps = run(trainer, click_events(2000))
-    assert trainer.learner.masks and trainer.learner.unpruned
+    assert trainer.learner.branches.masks and trainer.learner.branches.reference
     learned = trainer.learner.learned_multiply_adds
-    history.record(steps[-1])
+    history.stepped(steps[-1])
     run(trainer, click_events(64, seed=1))
-    assert trainer.learner.learned_multiply_adds - learned == 2 * 64 * trainer.learner.dense_cost
+    assert (
+        trainer.learner.learned_multiply_adds - learned
+        == 2 * 64 * trainer.learner.branches.dense_cost
+    )
     for step in run(trainer, click_events(4000, seed=2)):
-        history.record(step)
+        history.stepped(step)
     chosen = trainer.policy.budget
-    assert trainer.learner.unpruned is None and 0.02 <= chosen < 1
+    assert trainer.learner.branches.reference is None and 0.02 <= chosen < 1
     least = 240 / 1928  # four units of each layer, which stay whatever the budget
-    assert trainer.learner.multiply_adds / trainer.learner.dense_cost <= max(chosen, least)
-    header, _ = trainer.checkpoint(publication, version=1, parent=0, offsets={}, created_s=0.0)
+    assert trainer.learner.multiply_adds / trainer.learner.branches.dense_cost <= max(chosen, least)
+    header, _ = replica.checkpoint(trainer.status(), version=1, parent=0, offsets={}, created_s=0.0)
     assert header.budget == history.prunings[0]["budget"] == chosen
 
 
@@ -90,22 +95,22 @@ def test_collisions_are_told_about_as_they_are():
 
 def test_a_served_checkpoint_predicts_what_the_trainer_does():
     trainer = small_trainer()
-    publication = trainer.follow(640)
+    replica = trainer.add_replica(640)
     for start in range(0, 4096, 64):
         step = trainer.step(click_events(4096).slice(start, start + 64))
-        if publication.due(step.move):
-            publication.refresh()
-    header, tensors = trainer.checkpoint(
-        publication, version=3, parent=2, offsets={"0": 4096}, created_s=1.0
+        if replica.due(step.move):
+            replica.refresh()
+    header, tensors = replica.checkpoint(
+        trainer.status(), version=3, parent=2, offsets={"0": 4096}, created_s=1.0
     )
     data = pack(header, tensors)
-    served = ServedModel.from_checkpoint(*unpack(data))
+    served = PublishedModel.from_checkpoint(*unpack(data))
     batch = click_events(500, seed=9)
     features = trainer.learner.encoder.encode(batch)
-    logits = torch.from_numpy(trainer.learner.predict(features, publication.mixture.weights))
+    logits = torch.from_numpy(trainer.learner.predict(features, replica.mixture.weights))
     np.testing.assert_allclose(served.predict(batch), logits.sigmoid().numpy(), atol=1e-6)
-    publication.refresh()
-    np.testing.assert_allclose(publication.served.predict(batch), served.predict(batch), atol=1e-7)
+    replica.refresh()
+    np.testing.assert_allclose(replica.served.predict(batch), served.predict(batch), atol=1e-7)
     assert read_header(data) == header and header.sparsity_ratio >= 0.7
 
 
@@ -113,7 +118,9 @@ def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
     data = pack(
-        *trainer.checkpoint(trainer.follow(640), version=1, parent=0, offsets={}, created_s=1.0)
+        *trainer.add_replica(640).checkpoint(
+            trainer.status(), version=1, parent=0, offsets={}, created_s=1.0
+        )
     )
     for at in [*range(0, 40), *range(40, len(data), len(data) // 50), len(data) - 1]:
         damaged = bytearray(data)
@@ -128,9 +135,9 @@ def test_a_checkpoint_with_any_byte_changed_or_missing_is_refused():
 def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
     trainer = small_trainer()
     run(trainer, click_events(640))
-    publication = trainer.follow(640)
-    header, tensors = trainer.checkpoint(
-        publication, version=1, parent=0, offsets={}, created_s=1.0
+    replica = trainer.add_replica(640)
+    header, tensors = replica.checkpoint(
+        trainer.status(), version=1, parent=0, offsets={}, created_s=1.0
     )
     wrong = {"network.top.0.weight": torch.zeros(3, 3), "mixture": torch.zeros(1)}
     wrong |= {
@@ -139,23 +146,31 @@ def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
     }
     for name, tensor in wrong.items():
         with pytest.raises(CheckpointError):
-            ServedModel.from_checkpoint(*unpack(pack(header, tensors | {name: tensor})))
+            PublishedModel.from_checkpoint(*unpack(pack(header, tensors | {name: tensor})))
 
 
 def test_at_the_default_budget_the_default_network_keeps_a_tenth_of_its_multiply_adds_and_every_layer():
     trainer = Trainer(
-        SCHEMA,
-        LearnerConfig(table_rows=512),
-        PruningConfig(warmup_events=512, pruning_events=2048),
-        DriftConfig(),
-        TrainingConfig(),
+        TrainerConfig(
+            schema=SCHEMA,
+            model=LearnerConfig(table_rows=512),
+            pruning=PruningConfig(warmup_events=512, pruning_events=2048),
+            drift=DriftConfig(),
+            training=TrainingConfig(),
+        )
     )
     while trainer.policy.phase != "sparse":
         trainer.step(click_events(128, seed=trainer.events))
     learner = trainer.learner
-    assert 0.09 * learner.dense_cost < learner.multiply_adds <= 0.1 * learner.dense_cost
-    assert all(len(index) >= learner.config.auxiliary.min_units for index in learner.kept.values())
     assert (
-        sum(p.numel() for p in learner.sparse.parameters.values() if p.dim() == 2)
+        0.09 * learner.branches.dense_cost
+        < learner.multiply_adds
+        <= 0.1 * learner.branches.dense_cost
+    )
+    assert all(
+        len(index) >= learner.config.auxiliary.min_units for index in learner.branches.kept.values()
+    )
+    assert (
+        sum(p.numel() for p in learner.branches.sparse.parameters.values() if p.dim() == 2)
         <= learner.multiply_adds
     )

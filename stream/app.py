@@ -1,0 +1,64 @@
+"""The place where the parts of a trainer are wired together, and the only one.
+
+In: a `Config`. Out: a pipeline on the servers that it names, with its metrics and topics.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+
+from niwaki.model.features.schema import Schema
+from niwaki.serving.store import CheckpointStore
+from niwaki.stream.config import Config
+from niwaki.stream.events import EventDecoder
+from niwaki.stream.kafka.connection import Committer, KafkaConfig, ensure_topic
+from niwaki.stream.kafka.reader import EventReader, Reader
+from niwaki.stream.kafka.reader_process import ReaderProcess
+from niwaki.stream.kafka.sink import DeadLetters, Outbox
+from niwaki.stream.kafka.source import EventSource
+from niwaki.stream.training.observers import Observer
+from niwaki.stream.training.pipeline import Pipeline
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Trainer
+
+log = logging.getLogger("niwaki")
+
+
+@contextmanager
+def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterator[Pipeline]:
+    """A trainer on the servers of `config`; all is closed at the end. `observers`: see `Pipeline`."""
+    trainer = Trainer(config.trainer())
+    telemetry = Telemetry(config.drift.names())
+    for topic in (config.kafka.topic, config.kafka.dead_letters):
+        ensure_topic(config.kafka, topic)
+    port = telemetry.start(config.telemetry)
+    log.info("metrics at http://%s:%d/metrics", config.telemetry.host, port)
+    with ExitStack() as stack:
+        stack.callback(telemetry.stop)
+        committer = drifts = None
+        if config.kafka.group_id:
+            committer = stack.enter_context(closing(Committer(config.kafka)))
+        if config.drift.topic:
+            drifts = stack.enter_context(Outbox(config.kafka, config.drift.topic))
+        reader = new_reader(config.kafka, trainer.config.schema)
+        pipeline = Pipeline(
+            reader=stack.enter_context(closing(reader)),
+            dead_letters=stack.enter_context(DeadLetters(config.kafka)),
+            trainer=trainer,
+            store=stack.enter_context(CheckpointStore(config.redis)),
+            telemetry=telemetry,
+            snapshot=config.snapshot,
+            committer=committer,
+            drifts=drifts,
+            observers=observers,
+        )
+        stack.enter_context(closing(pipeline.publisher))
+        yield pipeline
+
+
+def new_reader(config: KafkaConfig, schema: Schema) -> EventReader:
+    """The reader of the topic that `config.reader` names."""
+    if config.reader == "process":
+        return ReaderProcess(config, schema)
+    decoder = EventDecoder(schema, max_event_bytes=config.max_event_bytes)
+    return Reader(EventSource(config), decoder)

@@ -1,0 +1,143 @@
+"""Observers of the loop: they read what happened, and change nothing.
+
+In: polls, steps and moments between steps, from the loop. Out: lines of the log, metrics, messages about drifts. A
+history or a progress bar of a caller's is one more observer.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from niwaki.pruning.policy import Move
+from niwaki.stream.kafka.reader import PolledBatch
+from niwaki.stream.kafka.sink import Outbox
+from niwaki.stream.training.served_replica import ServedReplica
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Step, Trainer
+
+log = logging.getLogger("niwaki")
+
+
+class Observer:
+    """The interface of an observer; each method does nothing here."""
+
+    def polled(self, polled: PolledBatch) -> None:
+        """A poll has brought events, or rejects."""
+
+    def stepped(self, step: Step) -> None:
+        """A batch has been learned, and published if that was due."""
+
+    def paused(self, lag_events: Mapping[int, int]) -> None:
+        """About a second has passed: the moment for whatever changes slowly, or costs something to find out.
+        `lag_events`: by partition, messages that are in no batch yet."""
+
+
+class StepLog(Observer):
+    """Logs the rare events of training: drifts, moves and cuts."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    def stepped(self, step: Step) -> None:
+        """Log the drifts and the move of a step."""
+        trainer = self._trainer
+        for drift in step.drifts:
+            log.info(
+                "drift at event %d, event time %.3f s: %s, since event %d; %s of %s from %.4f to"
+                " %.4f, error %.4f; log loss from %s to %s, error %s",
+                *(drift.event, drift.time_s, drift.kind, drift.began, drift.detector, drift.signal),
+                *(drift.before, drift.after, drift.error),
+                *(drift.loss_before, drift.loss_after, drift.loss_error),
+            )
+        if step.move is not Move.STAY:
+            log.info("event %d: %s, now %s", trainer.events, step.move, step.phase)
+        if step.move is Move.CUT:
+            self._log_cut(step)
+
+    def _log_cut(self, step: Step) -> None:
+        trainer = self._trainer
+        learner = trainer.learner
+        log.info(
+            "cut to %.2f %% of the dense multiply-adds, budget %.2f %%%s",
+            100 * learner.multiply_adds / learner.branches.dense_cost,
+            100 * trainer.policy.budget,
+            ", chosen" if trainer.policy.config.budget == "auto" else "",
+        )
+        if step.forced:
+            log.warning(
+                "the network cut at event %d predicts worse: its wait was at its bound",
+                trainer.events,
+            )
+
+
+class Metrics(Observer):
+    """Hands numbers to Prometheus."""
+
+    def __init__(self, trainer: Trainer, replica: ServedReplica, telemetry: Telemetry):
+        self._trainer = trainer
+        self._replica = replica
+        self._telemetry = telemetry
+
+    def polled(self, polled: PolledBatch) -> None:
+        """Count messages, bytes and rejects."""
+        self._telemetry.polled(polled.messages, polled.size_bytes)
+        for _, reject in polled.rejects:
+            self._telemetry.rejected(reject.rule, reject.events)
+
+    def stepped(self, step: Step) -> None:
+        """Count events, drifts and moves."""
+        telemetry = self._telemetry
+        telemetry.learned(step.events, event_time_s=self._trainer.last_event_time_s)
+        for drift in step.drifts:
+            telemetry.drift(
+                drift.detector,
+                drift.signal,
+                before=drift.before,
+                after=drift.after,
+                error=drift.error,
+            )
+        if step.move is not Move.STAY:
+            telemetry.phase(step.phase)
+        if step.move is Move.REGROW:
+            telemetry.regrown()
+        elif step.move is Move.CUT:
+            telemetry.pruned(forced=step.forced)
+
+    def paused(self, lag_events: Mapping[int, int]) -> None:
+        """Show lag, evaluations, collisions, and the detectors' watched events."""
+        trainer, telemetry = self._trainer, self._telemetry
+        telemetry.lag(lag_events)
+        telemetry.evaluated("learning", trainer.prequential.last)
+        telemetry.evaluated("served", self._replica.latest)
+        telemetry.collisions(trainer.collisions())
+        for one in trainer.monitor.achieved()["detectors"]:
+            telemetry.watched(
+                one["detector"],
+                one["signal"],
+                one["watched_events"],
+                expected_events=one["expected_events_between_false_alarms"],
+            )
+
+
+class DriftTopic(Observer):
+    """Writes each drift to a topic, as one JSON object with the fields of `stream.drift.monitor.Drift`."""
+
+    def __init__(self, outbox: Outbox):
+        self._outbox = outbox
+
+    def stepped(self, step: Step) -> None:
+        """Write the drifts of a step."""
+        for drift in step.drifts:
+            self._outbox.put(msgspec.json.encode(drift._asdict()))
+
+
+class StepCallback(Observer):
+    """Calls a function with each step, such as one that moves a progress bar."""
+
+    def __init__(self, on_step: Callable[[Step], object]):
+        self._on_step = on_step
+
+    def stepped(self, step: Step) -> None:
+        """Call the function."""
+        self._on_step(step)
