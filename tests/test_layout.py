@@ -19,7 +19,7 @@ ROOMS = ("pruning", "model", "serving", "stream")  # each may import those befor
 WINGS = {  # each may import those before it, and the rooms below
     "pruning": (),
     "model": (
-        "errors jit rows features linear deep mixture evaluation experts published config step"
+        "errors jit rows features evaluation linear deep mixture experts published config step"
         " branches learner"
     ).split(),
     "serving": "errors store double_buffer scorer wire openapi network_export server".split(),

@@ -44,13 +44,13 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
 from niwaki.stream.kafka.batcher import Intake
 from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
-from niwaki.stream.kafka.reader import EventReader, PolledBatch
+from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads
-from niwaki.stream.training.snapshot import Positions, SnapshotConfig
+from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer, TrainerConfig, TrainingConfig
 

@@ -185,7 +185,7 @@ def time_taken(quick: bool, recording: Path | None) -> Findings:
                 publications[core_count] += publisher.publish_if_due(step, {})
                 publisher.settle(wait=False)
                 loop_s[core_count] += time.perf_counter() - before_s
-            publishing.publications[0].settle()
+            publishing.replicas[0].settle()
             publisher.settle()
             return time.perf_counter() - started_s
 

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
-from niwaki.stream.kafka.reader import EventReader, PolledBatch
+from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.source import DeadLetters
-from niwaki.stream.training.snapshot import Positions
 
 _READ_S = 0.1
 

@@ -8,11 +8,22 @@ beside the learner. It learns nothing, cuts nothing, and commits nothing.
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
 from niwaki.stream.events import EventDecoder, Reject
 from niwaki.stream.kafka.source import EventSource, Record
+
+
+class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The place in the stream up to which events have been learned."""
+
+    offsets: dict[int, int] = {}
+    """By partition, the offset of the next message."""
+    skips: dict[int, int] = {}
+    """By partition, how many events of that message have been learned already (a message may carry
+    many)."""
 
 
 class PolledBatch(NamedTuple):

@@ -18,16 +18,11 @@ from niwaki.serving.store import CheckpointStore
 from niwaki.stream.errors import BrokerError
 from niwaki.stream.kafka.batcher import Intake
 from niwaki.stream.kafka.connection import Committer
-from niwaki.stream.kafka.reader import EventReader, PolledBatch
+from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
 from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, StepLog
 from niwaki.stream.training.publisher import Publisher
-from niwaki.stream.training.snapshot import (
-    Positions,
-    SnapshotConfig,
-    load_snapshot,
-    save_snapshot,
-)
+from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
 from niwaki.stream.training.stopwatch import Stopwatch
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer

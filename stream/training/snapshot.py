@@ -17,6 +17,7 @@ from niwaki.model.features.schema import Schema
 from niwaki.model.published.checkpoint import pack_as, unpack_as
 from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.kafka.reader import Positions
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer, TrainerState
 
@@ -35,16 +36,6 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         if not self.every_s > 0:
             raise RuleError("every_s", "must be greater than 0", self.every_s)
-
-
-class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How far the stream has been learned."""
-
-    offsets: dict[int, int] = {}
-    """By partition, the offset of the next message."""
-    skips: dict[int, int] = {}
-    """By partition, how many events of that message have been learned already (a message may carry
-    many)."""
 
 
 class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

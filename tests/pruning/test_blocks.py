@@ -24,7 +24,8 @@ from niwaki.pruning.scores import exchange
 from niwaki.pruning.unit_masks import MagnitudeMasks
 from niwaki.pruning.units import MaskGradient, uniform_widths
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.training.snapshot import Positions, SnapshotConfig, load_snapshot, save_snapshot
+from niwaki.stream.kafka.reader import Positions
+from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
 from tests.support.networks import branch_of, correction, forward, inputs_of, predict, shapes
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 from tests.support.trainers import learn_all, run, small_trainer

@@ -68,7 +68,7 @@ def flipping(seed: int = 0) -> EventBatch:
 
 
 def data_of(trainer: Trainer, history: History, true_drifts=(), title: str = "a run") -> dict:
-    return report_data(title, trainer, trainer.publications[0], history, true_drifts)
+    return report_data(title, trainer, trainer.replicas[0], history, true_drifts)
 
 
 @pytest.fixture(scope="module")
