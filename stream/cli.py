@@ -283,7 +283,8 @@ def generate(
 
         niwaki generate --out clicks.jsonl.gz --drift gradual:base_rate@30%+20%:0.2 --drift abrupt:new_items@80%:0.9
     """
-    from niwaki.stream.synthetic.generator import SyntheticConfig, drifts_path, write_stream
+    from niwaki.stream.synthetic.generator import drifts_path, write_stream
+    from niwaki.stream.synthetic.world import SyntheticConfig
 
     drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
     settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)

@@ -46,7 +46,8 @@ from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
-from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.recordings.recording import batch_to_table, propose_schema, read_recording
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.generator import generate
+from niwaki.stream.synthetic.world import SyntheticConfig
 
 WIDE = Schema(
     categorical=tuple(f"c{at:02}" for at in range(26)),

@@ -55,7 +55,9 @@ from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.files import is_recording
 from niwaki.stream.recordings.recording import propose_schema, read_recording
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.generator import generate
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 BATCH_EVENTS = 128

@@ -33,7 +33,9 @@ from niwaki.stream.kafka.reader import Reader
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.offline.backtest import rebatch
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.generator import generate
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads

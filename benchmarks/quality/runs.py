@@ -26,14 +26,14 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import (
-    SCHEMA,
-    SyntheticConfig,
     bayes_log_loss,
     drift_points,
     generate,
     true_probabilities,
 )
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.trainer import (
     ServedReplica,
     Step,

@@ -18,7 +18,7 @@ import torch
 from benchmarks.frame import Findings, at_least, spread
 from benchmarks.scoring import rivals
 from niwaki.serving import wire
-from niwaki.stream.synthetic.generator import SCHEMA
+from niwaki.stream.synthetic.columns import SCHEMA
 
 TOPS = ((512, 256), (1024, 1024, 512, 256))
 SPARSITIES = (0.0, 0.8, 0.9, 0.95)

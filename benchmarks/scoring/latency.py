@@ -26,7 +26,9 @@ from niwaki.model.features.schema import Schema
 from niwaki.serving.scorer import Scorer
 from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
 from niwaki.stream.recordings.recording import propose_schema
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, write_stream
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.generator import write_stream
+from niwaki.stream.synthetic.world import SyntheticConfig
 
 RATE = 10_000
 _FIRST_EVENTS = 2_000

@@ -26,8 +26,9 @@ from niwaki.pruning.policy import Move, Phase
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
+from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
-from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVENTS = 200_000

@@ -32,7 +32,8 @@ from niwaki.stream.offline.local import embedded_kafka, embedded_redis
 from niwaki.stream.offline.report import Measured, report_data
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.recording import propose_schema, read_recording
-from niwaki.stream.synthetic.generator import SyntheticConfig, read_drift_points, write_stream
+from niwaki.stream.synthetic.generator import read_drift_points, write_stream
+from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.snapshot import SnapshotConfig

@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from niwaki.stream.offline.words import events_of, number, percent
+
 COLOURS = {
     "ink": ("#2a2a26", "#d9d8cf"),
     "faint": ("#6d6c64", "#96958c"),
@@ -39,7 +41,6 @@ _INK, _FAINT, _LINE, _PAPER, _SERVED, _DRIFT, _DENSE, _PRUNING, *_LAYERS = (
     light for light, _ in COLOURS.values()
 )
 _TEXT_PT = 8.5
-_MOST_EVENTS = 6
 _HEIGHT_IN, _LEFT_IN, _RIGHT_IN, _BOTTOM_IN, _TOP_IN = 2.9, 0.5, 0.98, 0.5, 0.45
 
 
@@ -272,34 +273,6 @@ def write_png(plot: Plot, data: dict[str, Any], directory: Path) -> Path:
     path = directory / f"{plot.name}.png"
     plot.draw(data, WIDTHS_IN[plot.widths[0]]).savefig(path, dpi=160, facecolor=_PAPER)
     return path
-
-
-def number(value: float | None) -> str:
-    """A measure of about 1, to four digits."""
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def percent(ratio: float | None) -> str:
-    """A share."""
-    return "unknown" if ratio is None else f"{100 * ratio:.1f}\u00a0%"
-
-
-def of_dense(costs: dict[str, Any], data: dict[str, Any]) -> str:
-    """The multiply-adds in `costs` as a share of the dense network's."""
-    return percent(costs["multiply_adds"] / data["dense_multiply_adds"])
-
-
-def events_of(rows: Iterable[dict[str, Any]]) -> str:
-    """The events of rows, in words."""
-    events = [f"{event:,}" for event in sorted({row["event"] for row in rows})]
-    if len(events) > _MOST_EVENTS + 1:
-        events = [*events[:_MOST_EVENTS], f"{len(events) - _MOST_EVENTS} more"]
-    return listed(events) or "none"
-
-
-def listed(words: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
 
 
 def _canvas(data: dict[str, Any], width_in: float) -> tuple[Figure, Axes]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from niwaki.stream.offline.figures import COLOURS, Plot, number, of_dense, percent, svg
+from niwaki.stream.offline.figures import COLOURS, Plot, svg
+from niwaki.stream.offline.words import number, of_dense, percent
 
 _MOST_ROWS = 15  # more of them are folded up
 

@@ -16,17 +16,10 @@ from niwaki.model.deep.network import Network
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.published.table_codes import encode_rows
 from niwaki.pruning.policy import Phase
-from niwaki.stream.offline.figures import (
-    events_of,
-    listed,
-    number,
-    of_dense,
-    percent,
-    plots,
-    write_png,
-)
+from niwaki.stream.offline.figures import plots, write_png
 from niwaki.stream.offline.history import History
 from niwaki.stream.offline.html import page
+from niwaki.stream.offline.words import events_of, listed, number, of_dense, percent
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer
 

@@ -18,18 +18,7 @@ import pyarrow as pa
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.files import rechunk, translated_file_errors
 from niwaki.stream.recordings.recording import write_recording
-from niwaki.stream.synthetic.world import SCHEMA, SyntheticConfig, World
-
-__all__ = [
-    "SCHEMA",
-    "SyntheticConfig",
-    "bayes_log_loss",
-    "drift_points",
-    "generate",
-    "read_drift_points",
-    "true_probabilities",
-    "write_stream",
-]
+from niwaki.stream.synthetic.world import SyntheticConfig, World
 
 
 class _Truth(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,60 +11,26 @@ Shapes: B events, N numerics, L latent dimensions.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.synthetic.columns import MAY_MISS, SCHEMA, VALUES, Draw, drawn_table
 from niwaki.stream.synthetic.drift_plan import DriftPoint, plan_drifts
-
-SCHEMA = Schema(
-    categorical=(
-        "c_user",
-        "c_segment",
-        "c_item",
-        "c_category",
-        "c_brand",
-        "c_device",
-        "c_placement",
-    ),
-    numeric=("n_price", "n_age_h", "n_clicks", "n_scroll"),
+from niwaki.stream.synthetic.preferences import (
+    LATENT,
+    SPREADS,
+    Preferences,
+    click_logits,
+    click_probabilities,
+    redrawn_weights,
 )
-"""The columns of every synthetic stream."""
 
 _BLOCK_EVENTS = 16_384
 _CALIBRATION_EVENTS = 65_536
-_LATENT = 6
-_VALUES = {
-    "c_segment": [f"s{i}" for i in range(8)],
-    "c_category": [f"cat{i}" for i in range(12)],
-    "c_brand": [f"brand{i:02}" for i in range(60)],
-    "c_device": ["android", "ios", "windows", "mac", "tablet", "tv"],
-    "c_placement": ["feed", "top", "side", "search", "related", "mail", "cart", "footer"],
-}
-_MAY_MISS = ("c_brand", "c_device")
-_SPREADS = {  # standard deviation of what a value or combination of values adds to the logit; "+" = a vector of weights
-    ("c_user",): 0.3,
-    ("c_segment",): 0.5,
-    ("c_item",): 0.6,
-    ("c_category",): 0.9,
-    ("c_brand",): 0.3,
-    ("c_device",): 0.5,
-    ("c_placement",): 0.9,
-    ("c_segment", "c_category"): 0.9,
-    ("c_category", "c_placement"): 0.6,
-    ("c_device", "c_placement"): 0.5,
-    ("c_segment", "+numeric"): 0.4,
-    ("c_user", "+latent"): 0.6 / math.sqrt(_LATENT),
-    ("c_item", "+latent"): 1.0,
-}
-_NEW_ID, _NEW_UNIT = (
-    1_000_000_000,
-    100.0,
-)  # what a drift of `values` adds to an integer, and multiplies a numeric by
 
 
 class SyntheticConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,19 +82,6 @@ class SyntheticConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return plan_drifts(self.drifts, self.events, SCHEMA.categorical + SCHEMA.numeric)
 
 
-class Draw(NamedTuple):
-    """Events as they are drawn, before they become columns."""
-
-    times_ms_B: np.ndarray
-    columns: dict[
-        str, np.ndarray
-    ]  # ids, numerics, or positions in _VALUES (one past the end = missing)
-    missing_BN: np.ndarray
-    renamed: dict[str, np.ndarray | int]  # how often a field's values have been replaced
-    probability_B: np.ndarray
-    labels_B: np.ndarray
-
-
 class World:
     """What is drawn once for a stream: users, items, preferences, and which of them hold when."""
 
@@ -146,15 +99,15 @@ class World:
         rng = self._rng(0)
         self._user_id = rng.permutation(config.users)
         self._segment = np.minimum(
-            rng.geometric(0.3, config.users) - 1, len(_VALUES["c_segment"]) - 1
+            rng.geometric(0.3, config.users) - 1, len(VALUES["c_segment"]) - 1
         )
         self._activity_z = rng.standard_exponential(config.users, np.float32) - 1
         self._item_id = self._by_group(lambda rng, first: first + rng.permutation(config.items), 1)
         self._category = self._by_group(
-            lambda rng, _: rng.integers(0, len(_VALUES["c_category"]), config.items), 2
+            lambda rng, _: rng.integers(0, len(VALUES["c_category"]), config.items), 2
         )
         self._brand = self._by_group(
-            lambda rng, _: _zipf(rng.random(config.items), len(_VALUES["c_brand"])), 3
+            lambda rng, _: _zipf(rng.random(config.items), len(VALUES["c_brand"])), 3
         )
         self._price_z = self._by_group(
             lambda rng, _: rng.standard_normal(config.items, np.float32), 4
@@ -183,20 +136,8 @@ class World:
         return Draw(times_ms_B, columns, missing_BN, renamed, probability_B, labels_B)
 
     def table(self, draw: Draw) -> pa.Table:
-        """The columns of drawn events: ts, label and those of `SCHEMA`."""
-        ids = {"c_user": self._user_id, "c_item": self._item_id}
-        columns = {"ts": draw.times_ms_B, "label": draw.labels_B}
-        for field in SCHEMA.categorical:
-            at_B, renamed = draw.columns[field], draw.renamed.get(field, 0)
-            columns[field] = (
-                ids[field][at_B] + renamed * _NEW_ID
-                if field in ids
-                else _names(field, at_B, renamed)
-            )
-        for n, field in enumerate(SCHEMA.numeric):
-            values_B = draw.columns[field] * _NEW_UNIT ** draw.renamed.get(field, 0)
-            columns[field] = pa.array(values_B.astype(np.float32), mask=draw.missing_BN[:, n])
-        return pa.table(columns)
+        """Arrow table of drawn events: ts, label and the columns of `SCHEMA`."""
+        return drawn_table(draw, {"c_user": self._user_id, "c_item": self._item_id})
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=key))
@@ -211,34 +152,21 @@ class World:
         )
 
     def _preferences(
-        self, level: int, before: dict | None = None, share: float = 1.0
-    ) -> dict[tuple[str, ...], np.ndarray]:
-        """What each value and combination adds to the logit; beginning with `before`, a `share` of
-        it is redrawn."""
-        sizes = {field: len(values) + (field in _MAY_MISS) for field, values in _VALUES.items()}
+        self, level: int, before: Preferences | None = None, share: float = 1.0
+    ) -> Preferences:
+        """Preferences of one concept. With `before`, only a `share` of its weights is redrawn."""
+        sizes = {field: len(values) + (field in MAY_MISS) for field, values in VALUES.items()}
         sizes |= {"c_user": self.config.users, "c_item": self.config.items}
-        sizes |= {"+numeric": len(SCHEMA.numeric), "+latent": _LATENT}
-        preferences = {}
-        for position, (axes, spread) in enumerate(_SPREADS.items()):
-            shape = [sizes[axis] for axis in axes]
+        sizes |= {"+numeric": len(SCHEMA.numeric), "+latent": LATENT}
+        preferences: Preferences = {}
+        for position, (axes, spread) in enumerate(SPREADS.items()):
             scale = spread if axes == ("c_item", "+latent") else spread * self.config.signal
-
-            def draw(
-                rng: np.random.Generator, _: int, axes=axes, shape=shape, scale=scale
-            ) -> np.ndarray:
-                weights = rng.standard_normal(shape, np.float32) * np.float32(scale)
-                redrawn = (
-                    rng.random(
-                        [size for size, axis in zip(shape, axes, strict=True) if axis[0] != "+"]
-                    )
-                    < share
-                )
-                weights[~redrawn] = np.nan  # as before
-                return weights
-
+            draw = partial(redrawn_weights, axes=axes, sizes=sizes, scale=scale, share=share)
             key = (20, level, position)
             weights = (
-                self._by_group(draw, *key) if axes[0] == "c_item" else draw(self._rng(*key), 0)
+                self._by_group(lambda rng, _, draw=draw: draw(rng), *key)
+                if axes[0] == "c_item"
+                else draw(self._rng(*key))
             )
             preferences[axes] = (
                 weights if before is None else np.where(np.isnan(weights), before[axes], weights)
@@ -324,20 +252,20 @@ class World:
             "c_item": item_B,
             "c_category": self._category[item_B],
             "c_brand": self._brand[item_B],
-            "c_device": _zipf(rng.random(size), len(_VALUES["c_device"])),
-            "c_placement": _zipf(rng.random(size), len(_VALUES["c_placement"])),
+            "c_device": _zipf(rng.random(size), len(VALUES["c_device"])),
+            "c_placement": _zipf(rng.random(size), len(VALUES["c_placement"])),
             "n_price": np.exp(2.5 + 1.1 * price_z_B),
             "n_age_h": np.exp(3 + 1.5 * age_z_B),
             "n_clicks": np.round(10 * np.exp(0.7 * activity_z_B)),
             "n_scroll": scroll_z_B,
         }
         missing = (
-            rng.random((len(_MAY_MISS) + len(SCHEMA.numeric), size), np.float32)
+            rng.random((len(MAY_MISS) + len(SCHEMA.numeric), size), np.float32)
             < self.config.missing_ratio
         )
-        for field, missing_B in zip(_MAY_MISS, missing, strict=False):
-            columns[field] = np.where(missing_B, len(_VALUES[field]), columns[field])
-        missing_BN = missing[len(_MAY_MISS) :].T
+        for field, missing_B in zip(MAY_MISS, missing, strict=False):
+            columns[field] = np.where(missing_B, len(VALUES[field]), columns[field])
+        missing_BN = missing[len(MAY_MISS) :].T
         bump_B = 3 * (np.exp(-(scroll_z_B**2)) - 0.58)  # neither low nor high, but in the middle
         response_BN = np.stack(
             [price_z_B, 1.6 * np.tanh(age_z_B), np.tanh(activity_z_B), bump_B], axis=1
@@ -363,9 +291,9 @@ class World:
         first = max(i for i, share_B in enumerate(shares) if share_B.min() == 1)
         for i in range(first, len(self._regimes)):
             if shares[i].any():
-                logits_B = _logits(self._concepts[self._regimes[i][1]], columns, response_BN)
+                logits_B = click_logits(self._concepts[self._regimes[i][1]], columns, response_BN)
                 logits_B = logits_B + self._intercepts[i][group_B] + wave_B
-                probability_B += shares[i] * (_sigmoid(logits_B) - probability_B)
+                probability_B += shares[i] * (click_probabilities(logits_B) - probability_B)
         return probability_B
 
     def _wave(self, times_ms_B: np.ndarray) -> np.ndarray:
@@ -390,11 +318,11 @@ class World:
         for (columns, response_BN, wave_B), own_rate in zip(
             self._samples, self._groups, strict=True
         ):
-            logits_B = _logits(self._concepts[concept], columns, response_BN) + wave_B
+            logits_B = click_logits(self._concepts[concept], columns, response_BN) + wave_B
             low, high = -100.0, 100.0
             for _ in range(40):  # bisection
                 middle = (low + high) / 2
-                too_low = len(logits_B) and _sigmoid(logits_B + middle).mean() < (
+                too_low = len(logits_B) and click_probabilities(logits_B + middle).mean() < (
                     own_rate or self._rates[rate]
                 )
                 low, high = (middle, high) if too_low else (low, middle)
@@ -411,40 +339,3 @@ def _zipf(uniform_B: np.ndarray, size: int) -> np.ndarray:
 def _share_after(point: DriftPoint, events_B: np.ndarray) -> np.ndarray:
     """The share of events, 0..1, that a drift has reached: a step, or a ramp over its width."""
     return np.clip((events_B - point.event + 1) / (point.width + 1), 0, 1)
-
-
-def _sigmoid(logits_B: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits_B.astype(np.float64)))
-
-
-def _logits(
-    preferences: dict[tuple[str, ...], np.ndarray],
-    columns: dict[str, np.ndarray],
-    response_BN: np.ndarray,
-) -> np.ndarray:
-    """float32 (B,): everything that bears on a click, without the intercept."""
-    logits_B = np.einsum(
-        "bn,bn->b", preferences["c_segment", "+numeric"][columns["c_segment"]], response_BN
-    )
-    user_BL, item_BL = (
-        preferences[field, "+latent"][columns[field]] for field in ("c_user", "c_item")
-    )
-    logits_B += np.einsum("bl,bl->b", user_BL, item_BL)
-    for axes, weights in preferences.items():
-        if axes[-1][0] != "+":
-            logits_B += weights[tuple(columns[axis] for axis in axes)]
-    return logits_B
-
-
-def _names(field: str, at_B: np.ndarray, renamed: np.ndarray | int) -> pa.Array:
-    """The strings of a field with named values, null past the end of them; new ones numbered, as in
-    "ios#1"."""
-    values = _VALUES[field]
-    names = [
-        name if not level else f"{name}#{level}"
-        for level in range(int(np.max(renamed)) + 1)
-        for name in values
-    ]
-    missing_B = at_B == len(values) if field in _MAY_MISS else None
-    codes = pa.array(at_B + renamed * len(values), mask=missing_B)
-    return pa.DictionaryArray.from_arrays(codes, names).cast(pa.string())

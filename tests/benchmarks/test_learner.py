@@ -23,7 +23,9 @@ from benchmarks.learner.tables import (
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.events import table_to_batch
 from niwaki.stream.recordings.recording import write_recording
-from niwaki.stream.synthetic.generator import SCHEMA, SyntheticConfig, generate
+from niwaki.stream.synthetic.columns import SCHEMA
+from niwaki.stream.synthetic.generator import generate
+from niwaki.stream.synthetic.world import SyntheticConfig
 
 
 def stream(events: int, labels: np.ndarray | None = None) -> Stream:

@@ -29,7 +29,7 @@ from benchmarks.quality.runs import (
 from benchmarks.quality.tables import tables
 from niwaki.model.learner import Learner
 from niwaki.pruning.policy import Move
-from niwaki.stream.synthetic.generator import SCHEMA
+from niwaki.stream.synthetic.columns import SCHEMA
 
 
 def line(policy: str, served: float, gap: float, after: float, back: float = 1000.0) -> dict:

@@ -15,7 +15,7 @@ from benchmarks.scoring.latency import _servable
 from benchmarks.scoring.publication import precision
 from niwaki.model.learner import Learner
 from niwaki.serving import wire
-from niwaki.stream.synthetic.generator import SCHEMA
+from niwaki.stream.synthetic.columns import SCHEMA
 
 ABOUT = {"what": "ids", "top": "64-32", "candidates": 128, "threads": 1}
 

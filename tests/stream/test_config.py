@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from niwaki.stream.config import Config, load_config
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.synthetic.generator import SCHEMA
+from niwaki.stream.synthetic.columns import SCHEMA
 
 COMPLETE = Path(__file__).parents[2] / "config" / "niwaki.toml"
 
