@@ -13,7 +13,15 @@ from niwaki.stream.events import table_to_batch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.drift_plan import plan_drifts
-from niwaki.stream.synthetic.generator import bayes_log_loss, drift_points, drifts_path, generate, read_drift_points, true_probabilities, write_stream
+from niwaki.stream.synthetic.generator import (
+    bayes_log_loss,
+    drift_points,
+    drifts_path,
+    generate,
+    read_drift_points,
+    true_probabilities,
+    write_stream,
+)
 from niwaki.stream.synthetic.world import SyntheticConfig
 
 EVERY_DRIFT = [
