@@ -380,7 +380,7 @@ class Learner:
         found = batches.found
         rows = self.linear.learn(found.rows_BS, found.values_BS, batches.labels_B)
         if misled:
-            self._mark_dirty("linear", self.linear.forget(self._discount.evidence_ratio))
+            self._mark_dirty("linear", self.linear.discount_evidence(self._discount.evidence_ratio))
         else:
             self._mark_dirty("linear", *rows)
         self._lap("learn_linear")

@@ -1,1 +1,1 @@
-"""The linear expert: Bayesian logistic regression over slots, at several time scales."""
+"""The linear expert: slots, evidence, forward pass, learning, and the check of old evidence."""

@@ -1,11 +1,11 @@
-"""The wide expert: Bayesian logistic regression over sparse slots, with shrinkage learned from the
-stream.
+"""The linear expert: Bayesian logistic regression over sparse slots, with shrinkage learned from
+the stream.
 
-In: for each event S slots, each a row and a value: fields, pairs of fields, numerics, a constant.
-Out: what each slot adds to the logit. Every weight is Gaussian, in natural parameters: precision q
-and precision times mean b beyond a prior N(0, s) that all slots of a group share, so the mean is b
-/ (1/s + q). An id seen seldom stays near 0, and a group that teaches nothing is shrunk away. K
-copies forget at different rates.
+In: S slots for each event (fields, pairs of fields, numerics, a constant), each a row and a value.
+Out: the contribution of each slot to the logit. Every weight is Gaussian, in natural parameters:
+precision q and precision times mean b beyond a prior N(0, s) that all slots of a group share, so
+the mean is b / (1/s + q). The weight of a rare id stays near 0, and a group without information is
+shrunk away. K copies discount old evidence at different rates.
 
 Assumed-density filtering as in Graepel et al. (AdPredictor, ICML 2010) and Chapelle & Li (NeurIPS
 2011, algorithm 3), with two changes: a step takes a whole batch at once, damped so that correlated
@@ -17,15 +17,17 @@ Shapes: B events, S slots, K time scales, G groups, U different rows, R rows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from niwaki.model.linear.kernels import (
+from niwaki.model.linear.kernels import compiled_logits, linear_contributions
+from niwaki.model.linear.learning import (
+    Evidence,
+    Scratch,
     compiled_learn,
-    compiled_logits,
-    linear_contributions,
     linear_prior,
     shrink_linear,
 )
@@ -34,7 +36,17 @@ from niwaki.model.rows import CACHE_LINE_BYTES, lazy_zeros
 _LOG_S_RANGE = (-12.0, math.log(2.0))
 _LINE_FLOATS = CACHE_LINE_BYTES // 4
 _FIRST_EVENTS = 2_000
-"""Before so many events, shrinkage stays as it was set: there is nothing to judge it by."""
+"""Events before the first step of shrinkage: there is nothing to judge it by earlier."""
+
+
+class LearnedRows(NamedTuple):
+    """The rows that one step learned, valid until the next step."""
+
+    rows_U: torch.Tensor
+    """int64, each row once."""
+    before_U: torch.Tensor
+    """int64, number of events after the batch in which each row was last learned before; 0:
+    never."""
 
 
 class BayesianLinear:
@@ -49,95 +61,109 @@ class BayesianLinear:
         half_lives: Sequence[float],
         shrinkage_rate: float,
     ):
-        """`group_S`: the group of each slot. `variance_G`: prior variance to begin with, > 0.
-        `half_lives`: events, >
-        0. `shrinkage_rate`: of Adagrad on the logarithms of the prior variances, >= 0."""
+        """`group_S`: the group of each slot. `variance_G`: initial prior variance, > 0.
+        `half_lives`: of evidence, one for each time scale, events, > 0. `shrinkage_rate`: of
+        Adagrad on the logarithms of the prior variances, >= 0."""
         scales = len(half_lives)
         self._group_S = np.array(group_S, np.int64)
         self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
         self.squares_GK = torch.zeros_like(self.log_s_GK)
-        # What a step reads of a row lies side by side, so that a row costs one trip to memory.
+        # All that a step reads of a row lies side by side, so that a row costs one trip to memory.
         records_RX = lazy_zeros(rows, 2 * scales + 2)
         self.evidence_R2K = records_RX[:, : 2 * scales].unflatten(1, (2, scales))
-        """b, then q."""
+        """float32, b then q of each row and time scale."""
         self.learned_R = records_RX.view(torch.int64)[:, scales]
-        """Events that had been learned when a row was last learned, that batch included; 0:
-        never."""
+        """int64, number of events after the batch in which a row was last learned; 0: never."""
         self.touched_rows = 0
-        """How many rows `touched` would name."""
+        """Number of rows that `touched` returns."""
         self._rates_K = (1 / torch.tensor(half_lives)).numpy()
         self._shrinkage_rate = shrinkage_rate
         self._scratch = _scratch(0, 0, scales)
-        (
-            compiled_learn(scales),
-            compiled_logits(scales),
-        )  # compiled now, not in the middle of a stream
-        self._arrays = self.evidence_R2K.numpy(), self.learned_R.numpy()
-        self._prior_SK, self._prior_of = torch.empty(len(group_S), scales), None
+        # Compiled now, not in the middle of a stream.
+        compiled_learn(scales)
+        compiled_logits(scales)
+        self._evidence = Evidence(self.evidence_R2K.numpy(), self.learned_R.numpy())
+        self._prior_SK = torch.empty(len(group_S), scales)
+        self._prior_of: torch.Tensor | None = None
+        """The `log_s_GK` from which `_prior_SK` was computed."""
         self.events = 0
 
     def learn(
         self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step on a batch; returns the ids of the rows that were learned, each once, (U,), and
-        how many events had been learned when each of them last was (0: never). Both are valid until
-        the next step."""
+    ) -> LearnedRows:
+        """Take one step on a batch; returns the rows that were learned."""
         self.events += len(labels_B)
         prior_SK = self.prior_SK().numpy()
         shrinkage_SK = np.zeros_like(prior_SK)
-        if self._scratch[3].shape != rows_BS.shape:
-            self._scratch = _scratch(*rows_BS.shape, prior_SK.shape[1])
-        rates_K, now = self._rates_K, self.events
+        if self._scratch.places_BS.shape != rows_BS.shape:
+            events, slots = rows_BS.shape
+            self._scratch = _scratch(events, slots, prior_SK.shape[1])
+        scratch = self._scratch
         learn = compiled_learn(prior_SK.shape[1])
-        different, new, _ = learn(
-            *self._arrays,
-            now,
-            rates_K,
+        different, new = learn(
+            self._evidence,
+            self.events,
+            self._rates_K,
             prior_SK,
             rows_BS,
             values_BS,
             labels_B,
             shrinkage_SK,
-            *self._scratch,
+            scratch,
         )
         self.touched_rows += new
         if self.events > _FIRST_EVENTS:
             self.log_s_GK = self.log_s_GK.clone()
-            groups = self._group_S, self._shrinkage_rate, *_LOG_S_RANGE
-            shrink_linear(shrinkage_SK, *groups, self.squares_GK.numpy(), self.log_s_GK.numpy())
-        rows_U, before_U = (torch.from_numpy(part[:different]) for part in self._scratch[:2])
-        return rows_U, before_U
+            low, high = _LOG_S_RANGE
+            shrink_linear(
+                shrinkage_SK,
+                self._group_S,
+                self._shrinkage_rate,
+                low,
+                high,
+                self.squares_GK.numpy(),
+                self.log_s_GK.numpy(),
+            )
+        return LearnedRows(
+            torch.from_numpy(scratch.rows_U[:different]),
+            torch.from_numpy(scratch.stamps_U[:different]),
+        )
 
-    def forget(self, ratio: float) -> torch.Tensor:
-        """Keep only `ratio` of all evidence, (0, 1]: the world has changed. Means move towards the
-        prior, and the next steps are large. Returns the ids of the rows that had any."""
+    def discount_evidence(self, ratio: float) -> torch.Tensor:
+        """Keep only `ratio` (0..1] of all evidence: means move towards the prior, and the next
+        steps are large. Returns the rows that had evidence, (U,)."""
         rows_U = self.touched()
         self.evidence_R2K[rows_U] *= ratio
         return rows_U
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything but the count of events, for a snapshot."""
+        """Tensors for a snapshot; the number of events is not among them."""
         rows_U = self.touched()
-        rows = {
+        return {
             "rows": rows_U,
             "evidence": self.evidence_R2K[rows_U],
             "learned": self.learned_R[rows_U],
+            "log_s": self.log_s_GK,
+            "squares": self.squares_GK,
         }
-        return rows | {"log_s": self.log_s_GK, "squares": self.squares_GK}
 
-    def restore(self, tensors: dict[str, torch.Tensor], events: int) -> None:
-        """Undo `state`."""
+    def restore(self, tensors: Mapping[str, torch.Tensor], events: int) -> None:
+        """Continue where `state` was taken, after `events` events."""
         rows_U = tensors["rows"]
-        self.evidence_R2K[rows_U], self.learned_R[rows_U] = tensors["evidence"], tensors["learned"]
-        self.log_s_GK, self.squares_GK = tensors["log_s"].clone(), tensors["squares"].clone()
-        self.touched_rows, self.events = len(rows_U), events
+        self.evidence_R2K[rows_U] = tensors["evidence"]
+        self.learned_R[rows_U] = tensors["learned"]
+        self.log_s_GK = tensors["log_s"].clone()
+        self.squares_GK = tensors["squares"].clone()
+        self.touched_rows = len(rows_U)
+        self.events = events
 
     def prior_SK(self) -> torch.Tensor:
         """(S, K): 1 / prior variance of each slot."""
         if self._prior_of is not self.log_s_GK:
             prior_SK = torch.empty_like(self._prior_SK)
             linear_prior(self.log_s_GK.numpy(), self._group_S, prior_SK.numpy())
-            self._prior_SK, self._prior_of = prior_SK, self.log_s_GK
+            self._prior_SK = prior_SK
+            self._prior_of = self.log_s_GK
         return self._prior_SK
 
     def occupied_ratio(self, first: int, rows: int) -> float:
@@ -145,17 +171,22 @@ class BayesianLinear:
         return float((self.learned_R[first : first + rows] > 0).float().mean())
 
     def touched(self) -> torch.Tensor:
-        """Sorted ids of every row that has ever been learned; the others are zero."""
+        """Sorted numbers of all rows that have ever been learned; the others are zero."""
         return self.learned_R.nonzero().squeeze(1)
 
 
-def _scratch(events: int, slots: int, scales: int) -> tuple[np.ndarray, ...]:
-    """The last arguments of `learn_linear`, from `rows_U` on."""
+def _scratch(events: int, slots: int, scales: int) -> Scratch:
+    """Buffers for steps on batches of this shape."""
     rows = events * slots
-    integers = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty(rows, np.int32)
-    # Whole lines of the cache: each of a row's sums in one of them costs one trip.
-    sums_UX = lazy_zeros(rows, -(-5 * scales // _LINE_FLOATS) * _LINE_FLOATS).numpy()
-    return *integers, np.empty((events, slots), np.int32), sums_UX
+    # The sums of a row fill whole lines of the cache, so that a row costs one trip a line.
+    width = -(-5 * scales // _LINE_FLOATS) * _LINE_FLOATS
+    return Scratch(
+        rows_U=np.empty(rows, np.int64),
+        stamps_U=np.empty(rows, np.int64),
+        slots_U=np.empty(rows, np.int32),
+        places_BS=np.empty((events, slots), np.int32),
+        sums_UX=lazy_zeros(rows, width).numpy(),
+    )
 
 
 def contributions(
@@ -164,7 +195,8 @@ def contributions(
     rows_BS: torch.Tensor,
     values_BS: torch.Tensor,
 ) -> torch.Tensor:
-    """(B, S, K): what each slot adds to the logit. `prior_SK`: 1 / s of each slot's group."""
+    """(B, S, K): the contribution of each slot to the logit. `prior_SK`: 1 / s of each slot's
+    group."""
     out_BSK = torch.empty(*rows_BS.shape, prior_SK.shape[1])
     linear_contributions(
         evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy()

@@ -123,8 +123,10 @@ def test_after_a_drift_evidence_is_given_up_where_it_misleads_and_not_where_only
     learn_all(learner, click_events(4000))
     learner.check_evidence(2000, 0.25, 0.1)
     forgotten = []
-    forget = learner.linear.forget
-    learner.linear.forget = lambda ratio: forgotten.append(learner.events) or forget(ratio)
+    discount = learner.linear.discount_evidence
+    learner.linear.discount_evidence = lambda ratio: (
+        forgotten.append(learner.events) or discount(ratio)
+    )
     changes.clear(learner.events)
     after = click_events(3000, seed=1, flipped=change == "flipped")
     if change == "fewer clicks":
@@ -140,7 +142,7 @@ def test_forgetting_leaves_means_nearer_to_the_prior():
     learn_all(learner, click_events(2000))
     rows, prior = learner.linear.touched(), learner.linear.prior_SK().amin()
     before = learner.linear.evidence_R2K[rows].clone()
-    assert torch.equal(learner.linear.forget(0.25), rows)
+    assert torch.equal(learner.linear.discount_evidence(0.25), rows)
     after = learner.linear.evidence_R2K[rows]
     torch.testing.assert_close(after, before * 0.25)
     means = [
