@@ -36,7 +36,7 @@ from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Features, HashedEvents
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.schema import Schema
-from niwaki.model.linear.evidence_check import EvidenceCheck
+from niwaki.model.linear.evidence_check import EvidenceCheck, EvidenceCheckState
 from niwaki.model.linear.expert import BayesianLinear
 from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
@@ -83,7 +83,7 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     branches: BranchesState
     learned_multiply_adds: float
-    evidence_check: tuple[float, ...]
+    evidence_check: EvidenceCheckState
     discount: Discount
     events: int
 
@@ -288,7 +288,7 @@ class Learner:
         state = LearnerState(
             branches=branches,
             learned_multiply_adds=self.learned_multiply_adds,
-            evidence_check=tuple(self._evidence_check.counts.tolist()),
+            evidence_check=self._evidence_check.state,
             discount=self._discount,
             events=self.events,
         )
@@ -309,7 +309,7 @@ class Learner:
         self.branches.restore(state.branches, tensors)
         self.events = state.events
         self.learned_multiply_adds = state.learned_multiply_adds
-        self._evidence_check.counts[:] = state.evidence_check
+        self._evidence_check.state = state.evidence_check
         self._discount = state.discount
 
     def _step(

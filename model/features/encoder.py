@@ -185,7 +185,7 @@ def _hash_strings(
             h = _mix(seeds_F[f] ^ np.uint64(stop - start))
             for at in range(start, stop, 8):
                 word = np.uint64(0)
-                for j in range(min(8, stop - at)):
+                for j in range(min(8, int(stop - at))):
                     word |= np.uint64(text[at + j]) << np.uint64(8 * j)
                 h = _mix(h ^ word)
             hashes_BF[b, f] = h

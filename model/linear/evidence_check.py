@@ -1,15 +1,18 @@
-"""Whether old evidence misleads: asked after a drift, answered by what the time scales of the
-linear expert predict.
+"""The check of old evidence after a drift: a paired test between two time scales of the linear
+expert.
 
-In: the logits of all scales for one batch after another, before it is learned. Out: one verdict at
-most for each drift. A detector fires for a burst of strange events, too, after which the old
-evidence is as good as ever. So it is given up only where the second scale, which has forgotten more
-of it, predicts better than the first one by three standard errors: a paired test on the events
-since the drift, repeated with each batch. What a constant shift of each scale's logits would mend
-(Rao's score statistic) does not count: a new base rate, or items that nobody knows yet, say nothing
-against what has been learned of all others.
+In: the logits of all time scales for one batch after another, before it is learned. Out: at most
+one verdict for each drift. A detector also fires for a burst of strange events, after which the old
+evidence is as good as ever. So evidence is discounted only where the second scale, which has
+discounted more of it, predicts better than the first one by three standard errors on the events
+since the drift; the test is repeated with each batch. A gain that a constant shift of each scale's
+logits would also give (Rao's score statistic) does not count: a new base rate, or items that are
+new to the model, say nothing against the evidence about all others.
 """
 
+import math
+
+import msgspec
 import numpy as np
 
 from niwaki.model.evaluation import log_losses
@@ -18,43 +21,54 @@ _LEAST_EVENTS = 500
 _STANDARD_ERRORS = 3.0
 
 
+class EvidenceCheckState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a check stands; part of a snapshot."""
+
+    events_left: float = 0.0
+    """Events that are still to be checked; 0 or less: no check is under way."""
+    events: float = 0.0
+    """Events checked since the drift."""
+    gain_sum: float = 0.0
+    """Sum of the first scale's log losses less those of the second, nats."""
+    gain_squares: float = 0.0
+    """Sum of the squares of these differences."""
+    errors: tuple[float, float] = (0.0, 0.0)
+    """Sum of prediction less label, of each of the two scales."""
+    curvatures: tuple[float, float] = (0.0, 0.0)
+    """Sum of p (1 - p) for predictions p, of each of the two scales."""
+
+
 class EvidenceCheck:
-    """Watches for a number of events after a drift."""
+    """Checks for a number of events after a drift; `state` may be saved, and set to continue."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(8)
-        """Events left to watch; of those watched their number, and the sums of differences in loss
-        and of squares; for each of the two scales the sums of errors and of curvatures."""
+        self.state = EvidenceCheckState()
 
     def begin(self, events: int) -> None:
-        """A drift was noticed: watch the next `events` events."""
-        self.counts[:] = 0
-        self.counts[0] = events
+        """Check the next `events` events, since a drift was detected."""
+        self.state = EvidenceCheckState(events_left=events)
 
     def confirmed(self, logits_BK: np.ndarray, labels_B: np.ndarray) -> bool:
-        """Whether it is clear by now that the first scale's evidence misleads; the watch is then
+        """True once it is clear that the first scale's evidence misleads; the check is then
         over."""
-        left = self.counts[0]
-        if left <= 0 or logits_BK.shape[1] < 2:
+        state = self.state
+        if state.events_left <= 0 or logits_BK.shape[1] < 2:
             return False
         gain_B = log_losses(logits_BK[:, 0], labels_B) - log_losses(logits_BK[:, 1], labels_B)
         p_B2 = 1 / (1 + np.exp(-logits_BK[:, :2].astype(np.float64)))
-        errors_2, curvatures_2 = (p_B2 - labels_B[:, None]).sum(0), (p_B2 * (1 - p_B2)).sum(0)
-        self.counts += (
-            -len(gain_B),
-            len(gain_B),
-            gain_B.sum(),
-            np.square(gain_B).sum(),
-            *errors_2,
-            *curvatures_2,
+        errors_2 = np.array(state.errors) + (p_B2 - labels_B[:, None]).sum(0)
+        curvatures_2 = np.array(state.curvatures) + (p_B2 * (1 - p_B2)).sum(0)
+        state = EvidenceCheckState(
+            events_left=state.events_left - len(gain_B),
+            events=state.events + len(gain_B),
+            gain_sum=state.gain_sum + float(gain_B.sum()),
+            gain_squares=state.gain_squares + float(np.square(gain_B).sum()),
+            errors=(float(errors_2[0]), float(errors_2[1])),
+            curvatures=(float(curvatures_2[0]), float(curvatures_2[1])),
         )
-        _, events, total, squares = self.counts[:4]
-        shifts_2 = self.counts[4:6] ** 2 / (2 * np.maximum(self.counts[6:], 1e-9))
-        error = np.sqrt(max(squares - total**2 / events, 0.0))
-        clear = (
-            events >= _LEAST_EVENTS
-            and total - (shifts_2[0] - shifts_2[1]) > _STANDARD_ERRORS * error
-        )
-        if clear:
-            self.counts[0] = 0
-        return bool(clear)
+        shifts_2 = errors_2**2 / (2 * np.maximum(curvatures_2, 1e-9))
+        gain = state.gain_sum - float(shifts_2[0] - shifts_2[1])
+        error = math.sqrt(max(state.gain_squares - state.gain_sum**2 / state.events, 0.0))
+        clear = state.events >= _LEAST_EVENTS and gain > _STANDARD_ERRORS * error
+        self.state = msgspec.structs.replace(state, events_left=0.0) if clear else state
+        return clear

@@ -70,7 +70,7 @@ class BayesianLinear:
         self.squares_GK = torch.zeros_like(self.log_s_GK)
         # All that a step reads of a row lies side by side, so that a row costs one trip to memory.
         records_RX = lazy_zeros(rows, 2 * scales + 2)
-        self.evidence_R2K = records_RX[:, : 2 * scales].unflatten(1, (2, scales))
+        self.evidence_R2K = records_RX[:, : 2 * scales].view(rows, 2, scales)
         """float32, b then q of each row and time scale."""
         self.learned_R = records_RX.view(torch.int64)[:, scales]
         """int64, number of events after the batch in which a row was last learned; 0: never."""
