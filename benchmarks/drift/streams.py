@@ -176,7 +176,7 @@ def learn(
     for batch in batches(config, first_event, stop):
         if trainer.step(batch).move in (Move.CUT, Move.REGROW):
             exchanged.append(trainer.events)
-    trainer.watch()
+    trainer.detect()
     parts = (np.concatenate(parts) for parts in zip(*trainer.signals.parts, strict=True))
     return Trace(*parts, np.array(exchanged, np.int64))
 

@@ -28,6 +28,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
+from niwaki.model.step import ParallelCall, run_in_turn
 from niwaki.stream.training.second_thread import SecondThread, tensor_threads
 
 BATCH_EVENTS, NUMERICS = 512, 13
@@ -144,10 +145,8 @@ def one(asked: str) -> Measured:
     """One measurement, in this process."""
     setting, events, threads = msgspec.json.decode(asked, type=tuple[Setting, int, int])
     tensor_threads(threads)
-    learner = compiled_learn(setting)
-    if threads > 1:
-        second = SecondThread(threads)
-        learner.together = second.together
+    run_parallel = SecondThread(threads).run_parallel if threads > 1 else run_in_turn
+    learner = learner_of(setting, run_parallel)
     rng, taken_s = np.random.default_rng(0), []
     for _ in range((events + events // 4) // BATCH_EVENTS):
         features, labels_B = made_up(setting, rng)
@@ -163,7 +162,7 @@ def one(asked: str) -> Measured:
     )
 
 
-def compiled_learn(setting: Setting) -> Learner:
+def learner_of(setting: Setting, run_parallel: ParallelCall = run_in_turn) -> Learner:
     """A fresh learner of that size."""
     categorical, numeric = (
         tuple(f"{kind}{i}" for i in range(count))
@@ -176,7 +175,8 @@ def compiled_learn(setting: Setting) -> Learner:
         top=(setting.width, setting.width // 2),
     )
     schema = Schema(categorical=categorical, numeric=numeric, timestamp=None)
-    return Learner(schema, config, narrow_ratio=None if setting.phase == "dense" else 0.1)
+    narrow_ratio = None if setting.phase == "dense" else 0.1
+    return Learner(schema, config, narrow_ratio, run_parallel=run_parallel)
 
 
 def made_up(setting: Setting, rng: np.random.Generator) -> tuple[HashedEvents, np.ndarray]:

@@ -278,7 +278,7 @@ class Loop:
     def __init__(
         self, trainer: Trainer, config: KafkaConfig, redis_url: str, name: str, stack: ExitStack
     ):
-        self._trainer, self._training = trainer, trainer.config
+        self._trainer, self._training = trainer, trainer.config.training
         self._dead_letters = stack.enter_context(DeadLetters(config))
         self._pipeline = Pipeline(
             reader=Memory(config.topic),

@@ -135,7 +135,7 @@ class Loop:
             ),
             observers=[StepCallback(self._look_at_the_clock)],
         )
-        self.pipeline.publisher.publish({})
+        self.pipeline.publisher.publish(trainer.status(), {})
 
     def seconds(self, events: int) -> float:
         """From the first poll to the end of the last batch."""
@@ -173,7 +173,7 @@ def _intake_seconds(
 def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
     """Times of `Trainer.step` and of a publication, stage by stage."""
     watch = Stopwatch()
-    for batch in rebatch([events], pipeline.trainer.config.batch_events):
+    for batch in rebatch([events], pipeline.trainer.config.training.batch_events):
         step = pipeline.trainer.step(batch)
         watch.add(step.seconds)
         pipeline.publisher.publish_if_due(step, {})

@@ -16,7 +16,6 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation, binary_entropy, log_losses
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.learner import Learner
 from niwaki.pruning import policies
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.config import PruningConfig
@@ -125,9 +124,8 @@ class Control(NamedTuple):
     """Settings of the model."""
     pruning: Mapping[str, Any] = {}
     """Settings of pruning."""
-    learner: type[Learner] = Learner
     change: Callable[[Trainer], None] = lambda trainer: None
-    """Changes beside the learner."""
+    """Changes of the trainer."""
     anew: bool = False
     """At each true drift a new learner takes the place of the old one: it knows nothing of what was
     before."""
@@ -145,22 +143,26 @@ def _only_forgets(trainer: Trainer) -> None:
     trainer.policy = Forgetting(trainer.policy.config)
 
 
-class Fresh(Learner):
-    """Fresh units come back, with no say at first."""
+def _regrows_fresh_units(trainer: Trainer) -> None:
+    """Let pruned units come back fresh, with outgoing weights of zero."""
+    learner = trainer.learner
+    branches = learner.branches
+    branches.regrow = lambda: branches._widen(branches._fresh(learner.events))
 
-    def regrow(self) -> None:
-        self._widen(self._fresh())
 
+def _regrows_zeros(trainer: Trainer) -> None:
+    """Let pruned units come back with weights of zero, in and out; only their biases are fresh, or nothing could ever
+    wake them."""
+    learner = trainer.learner
+    branches = learner.branches
 
-class Zeros(Learner):
-    """Pruned units come back with weights of zero, in and out; only their biases are fresh, or
-    nothing could ever wake them."""
-
-    def regrow(self) -> None:
-        fresh = self._fresh().items()
-        self._widen(
+    def regrow() -> None:
+        fresh = branches._fresh(learner.events).items()
+        branches._widen(
             {name: tensor if name.endswith("bias") else tensor.zero_() for name, tensor in fresh}
         )
+
+    branches.regrow = regrow
 
 
 HALF, QUARTER = "adaptive, half the table bytes", "adaptive, a quarter of the table bytes"
@@ -172,8 +174,8 @@ FORGETTING = "dense, forgetting"
 ANEW = "dense, begun anew"
 CONTROLS = {
     UNIFORM: Control("adaptive", model={"auxiliary": AuxiliaryConfig(uniform=True)}),
-    "adaptive, fresh units": Control("adaptive", learner=Fresh),
-    "adaptive, units of zeros": Control("adaptive", learner=Zeros),
+    "adaptive, fresh units": Control("adaptive", change=_regrows_fresh_units),
+    "adaptive, units of zeros": Control("adaptive", change=_regrows_zeros),
     FORGETTING: Control("adaptive", change=_only_forgets),
     ANEW: Control("dense", anew=True),
     HALF: Control("adaptive", pruning={"table_budget": 0.5}),
@@ -202,8 +204,6 @@ def trainer_for(stream: Stream, policy: str, budget: float, seed: int) -> Traine
             training=TrainingConfig(),
         )
     )
-    if control.learner is not Learner:
-        trainer.learner = control.learner(stream.schema, model)
     control.change(trainer)
     return trainer
 

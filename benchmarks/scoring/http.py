@@ -26,7 +26,7 @@ from benchmarks.scoring import rivals
 from benchmarks.scoring.compute import TOPS, request
 from benchmarks.servers import some_redis
 from niwaki.model.learner import Learner
-from niwaki.model.published.checkpoint import Header, pack
+from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
 from niwaki.model.published.served import ServedModel
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.offline.local import free_port, running
@@ -102,24 +102,15 @@ def http(quick: bool) -> Findings:
 def _server(learner: Learner, model: ServedModel, url: str) -> Iterator[int]:
     """`niwaki serve` in a process of its own; its port."""
     name = f"model-{secrets.token_hex(4)}"
-    dense = learner.branches.dense.network
-    header = Header(
-        version=1,
-        schema=SCHEMA,
-        table_rows=learner.config.table_rows,
-        pair_rows=learner.encoder.pair_rows,
-        half_lives_events=learner.config.half_lives_events,
-        hash_seed=learner.config.hash_seed,
+    dense_cost = learner.branches.dense_cost
+    description = learner.description()._replace(multiply_adds=dense_cost, sparsity_by_layer={})
+    header = Header.of(
+        description,
+        TrainingStatus("sparse", "static", 1.0),
         shape=model.shape,
-        dense_shape=dense.shape,
-        phase="sparse",
-        policy="static",
-        multiply_adds=learner.branches.dense_cost,
-        dense_multiply_adds=learner.branches.dense_cost,
-        sparsity_by_layer={},
-        events=learner.events,
+        version=1,
+        parent=0,
         created_s=time.time(),
-        dense_bytes=learner.dense_bytes,
     )
     with CheckpointStore.from_url(url, name) as store:
         assert store.publish(header, pack(header, model.tensors()))

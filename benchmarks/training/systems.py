@@ -16,7 +16,7 @@ from benchmarks.training.events import SCHEMA
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.learner import Learner
-from niwaki.model.step import ParallelCall
+from niwaki.model.step import ParallelCall, run_in_turn
 
 DEFAULTS = "niwaki, defaults"
 ALONE = "niwaki, network only"
@@ -67,8 +67,9 @@ class Runner(NamedTuple):
     multiply_adds: int | None
 
 
-def copy_of(learner: Learner) -> Learner:
-    copied = Learner(SCHEMA, learner.config, block=learner.branches.dense.network.shape.block)
+def copy_of(learner: Learner, run_parallel: ParallelCall = run_in_turn) -> Learner:
+    block = learner.branches.dense.network.shape.block
+    copied = Learner(SCHEMA, learner.config, block=block, run_parallel=run_parallel)
     copied.restore(*learner.state())
     return copied
 
@@ -88,8 +89,7 @@ def batches_of(
 
 
 def ours(name: str, top: str, phase: str, learner: Learner, together: ParallelCall) -> Runner:
-    own = copy_of(learner)
-    own.together = together
+    own = copy_of(learner, together)
 
     def learn(start: int, stop: int, batches: Sequence[Batch]) -> list[np.ndarray]:
         return learn_all(own, batches)

@@ -3,19 +3,19 @@
 import msgspec
 import torch
 
-from benchmarks.growth.__main__ import FREE_BYTES, Measured, Setting, claims, compiled_learn, one
+from benchmarks.growth.__main__ import FREE_BYTES, Measured, Setting, claims, learner_of, one
 
 
 def test_one_measurement_learns_and_knows_what_its_tables_take():
     threads = torch.get_num_threads()
     setting = Setting(rows=4_000, fields=4, width=16, phase="pruned")
     measured = one(msgspec.json.encode([setting, 1_024, threads]).decode())
-    tables = compiled_learn(setting).tables
+    tables = learner_of(setting).tables
     assert measured.table_bytes > 4 * (tables.weight_RD.numel() + tables.squares_R.numel())
     assert measured.events_per_s > 0 and measured.resident_bytes > measured.table_bytes
     assert (
-        compiled_learn(setting).sparse
-        and not compiled_learn(setting._replace(phase="dense")).sparse
+        learner_of(setting).branches.sparse
+        and not learner_of(setting._replace(phase="dense")).branches.sparse
     )
 
 
