@@ -1,9 +1,9 @@
 """The branches of the deep expert: dense and sparse, and the masks that lead from one to the other.
 
-In: moves (prune, cut, regrow, rewire), and the gradients of each step. Out: the branches that learn, and the network
-that is published. The sparse branch is served from the first cut on: it learns at all times. The dense branch learns
-beside it only from a regrowth to the next cut; in between its weights lie dormant. The branches are given moves, and
-decide none.
+In: moves (prune, cut, regrow, rewire), and the gradients of each step. Out: the branches that
+learn, and the network that is published. The sparse branch is served from the first cut on: it
+learns at all times. The dense branch learns beside it only from a regrowth to the next cut; in
+between its weights lie dormant. The branches are given moves, and decide none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ _REFERENCE_EVENTS = 2_000.0
 
 
 class RunningLosses(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Running mean log losses, in nats, of the network that is being pruned and of another one, over the same
-    events."""
+    """Running mean log losses, in nats, of the network that is being pruned and of another one,
+    over the same events."""
 
     pruned: float = 0.0
     other: float = 0.0
@@ -74,9 +74,9 @@ class Branches:
         narrow_ratio: float | None = None,
         prunes_tables: bool = False,
     ):
-        """`network`: the dense one. `narrow_ratio`: begin with a narrow network that takes this share of the dense
-        multiply-adds, (0, 1], the same share of each layer, and with the dense branch dormant. `prunes_tables`: the
-        columns of the tables are masked, too."""
+        """`network`: the dense one. `narrow_ratio`: begin with a narrow network that takes this
+        share of the dense multiply-adds, (0, 1], the same share of each layer, and with the dense
+        branch dormant. `prunes_tables`: the columns of the tables are masked, too."""
         generator = torch.Generator().manual_seed(config.seed)
         self.dense = Branch(network, network.initial(generator))
         self.dense_live = True
@@ -106,7 +106,8 @@ class Branches:
 
     @property
     def network(self) -> Network:
-        """The published network: without the units that the masks of a first pruning have removed."""
+        """The published network: without the units that the masks of a first pruning have
+        removed."""
         if self.sparse or not self.masks:
             return self.served_branch.network
         return self.dense.network.cut_to(self.masks.kept())
@@ -121,7 +122,8 @@ class Branches:
 
     @property
     def comparison(self) -> Comparison:
-        """The recent log loss of the network that is being pruned, beside those that it has to match."""
+        """The recent log loss of the network that is being pruned, beside those that it has to
+        match."""
         if self.masks is None:
             return Comparison()
         return Comparison(self._beside_served.behind_ratio, self._beside_reference.behind_ratio)
@@ -147,8 +149,8 @@ class Branches:
         target_ratio: float,
         table_ratio: float,
     ) -> None:
-        """After a step, while masks are learned: update them, and the comparison of losses. `losses`: mean log loss by
-        branch. `events`: of each micro-batch."""
+        """After a step, while masks are learned: update them, and the comparison of losses.
+        `losses`: mean log loss by branch. `events`: of each micro-batch."""
         if self.masks is None or not losses:
             return
         gradients = self.dense.mask_gradients(events)
@@ -162,8 +164,8 @@ class Branches:
             running.update(pruned, losses.get(other, 0.0) if other else 0.0, share)
 
     def prune(self, kind: MaskKind = AUXILIARY, beside_reference: bool = False) -> None:
-        """Begin to learn masks on the dense branch. `beside_reference`: a copy of it learns on without masks until the
-        cut."""
+        """Begin to learn masks on the dense branch. `beside_reference`: a copy of it learns on
+        without masks until the cut."""
         network = self.dense.network
         columns = network.columns if self.prunes_columns else None
         auxiliary = self._config.auxiliary
@@ -174,8 +176,9 @@ class Branches:
         self._beside_reference = RunningLosses()
 
     def cut(self, stays_dense: bool = False) -> None:
-        """Cut the surviving units out of the dense branch: they become the sparse branch, and the rest lies dormant,
-        unless the dense branch `stays_dense`. Does nothing where no masks are learned."""
+        """Cut the surviving units out of the dense branch: they become the sparse branch, and the
+        rest lies dormant, unless the dense branch `stays_dense`. Does nothing where no masks are
+        learned."""
         if self.masks is None:
             return
         self.kept = self.masks.kept()
@@ -187,16 +190,16 @@ class Branches:
             self._tables.clear_columns(self.sparse.network.column_mask_FD)
 
     def regrow(self) -> None:
-        """Make the dense branch live again, unless it is: the sparse branch's units as they are now, and every pruned
-        unit with the weights that it was cut with; the values of a column begin as zeros. The sparse branch is served
-        on."""
+        """Make the dense branch live again, unless it is: the sparse branch's units as they are
+        now, and every pruned unit with the weights that it was cut with; the values of a column
+        begin as zeros. The sparse branch is served on."""
         self._widen(self.dense.parameters)
 
     def rewire(
         self, inputs: Inputs, labels_B: np.ndarray, ratio: float, events_learned: int
     ) -> None:
-        """Exchange `ratio` of the sparse branch's units, 0..1, for fresh ones, whose outgoing weights are zero. The
-        gradients of a batch say which: its `inputs` and labels."""
+        """Exchange `ratio` of the sparse branch's units, 0..1, for fresh ones, whose outgoing
+        weights are zero. The gradients of a batch say which: its `inputs` and labels."""
         groups = self.dense.network.groups
         live = self.dense_live
         self._widen(self._fresh(events_learned))
@@ -270,13 +273,15 @@ class Branches:
         return {"dense": self.dense, "sparse": self.sparse, "reference": self.reference}
 
     def _widen(self, regrown: Mapping[str, torch.Tensor]) -> None:
-        """Make the dense branch live. `regrown`: the dense network's parameters, of which pruned units get theirs."""
+        """Make the dense branch live. `regrown`: the dense network's parameters, of which pruned
+        units get theirs."""
         if self.sparse and not self.dense_live:
             self.dense = self.sparse.widened(self.dense.network, self.kept, regrown)
             self.dense_live = True
 
     def _fresh(self, events_learned: int) -> dict[str, torch.Tensor]:
-        """New parameters of the dense network, in which the outgoing weights of pruned units are zero."""
+        """New parameters of the dense network, in which the outgoing weights of pruned units are
+        zero."""
         # Seeded by the place in the stream: after a restart the numbers are the very same.
         generator = torch.Generator().manual_seed(self._config.seed * 2**32 + events_learned)
         fresh = self.dense.network.initial(generator)

@@ -1,5 +1,5 @@
-"""How good predictions are: log loss, normalized entropy, AUC, calibration, over any stretch of the
-stream.
+"""Evaluation of predictions: log loss, normalized entropy, AUC, calibration, over any stretch of
+the stream.
 
 In: probabilities or logits with their labels, in order, each predicted before it was learned. Out:
 plain numbers. Everything is a sum or a histogram, so two stretches add up and memory does not grow
@@ -21,7 +21,8 @@ def log_losses(logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
     """(B,) float64 log loss of each event, in nats, from logits: exact where probabilities would
     round to 0 or 1."""
     logits_B = logits_B.astype(np.float64)
-    return np.logaddexp(0.0, logits_B) - labels_B * logits_B
+    losses_B: np.ndarray = np.logaddexp(0.0, logits_B) - labels_B * logits_B
+    return losses_B
 
 
 def binary_entropy(rate: float) -> float:
@@ -43,10 +44,8 @@ class Evaluation:
 
     def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
         """Add B events; returns the log loss of each."""
-        logits_B, labels_B = (
-            np.ascontiguousarray(logits_B, np.float32),
-            np.ascontiguousarray(labels_B, np.float32),
-        )
+        logits_B = np.ascontiguousarray(logits_B, np.float32)
+        labels_B = np.ascontiguousarray(labels_B, np.float32)
         losses_B = np.empty(len(labels_B))
         sums = _evaluate(logits_B, labels_B, losses_B, self._clicks, self._shown)
         self.events += len(labels_B)
@@ -98,10 +97,8 @@ class Evaluation:
         )
         decile = np.minimum((np.cumsum(self._shown) - self._shown / 2) / total * 10, 9).astype(int)
         shown = np.bincount(decile, self._shown, 10)
-        predicted, clicked = (
-            np.bincount(decile, self._shown * centres, 10),
-            np.bincount(decile, self._clicks, 10),
-        )
+        predicted = np.bincount(decile, self._shown * centres, 10)
+        clicked = np.bincount(decile, self._clicks, 10)
         return [(predicted[i] / n, clicked[i] / n, int(n)) for i, n in enumerate(shown) if n]
 
     def summary(self) -> dict[str, float]:
@@ -120,20 +117,28 @@ _READ = types.Array(types.float32, 1, "C", readonly=True)
 
 
 @kernel((_READ, _READ, types.float64[::1], types.float64[::1], types.float64[::1]))
-def _evaluate(logits_B, labels_B, losses_B, clicks, shown):
-    """Write log losses, add to the histograms; the sums of losses, labels and predictions."""
+def _evaluate(
+    logits_B: np.ndarray,
+    labels_B: np.ndarray,
+    losses_B: np.ndarray,
+    clicks: np.ndarray,
+    shown: np.ndarray,
+) -> tuple[float, float, float]:
+    """Write log losses and add to the histograms; returns the sums of losses, labels and
+    predictions."""
     losses = labels = predictions = 0.0
     for b in range(len(logits_B)):
-        logit, label = np.float64(logits_B[b]), np.float64(labels_B[b])
+        logit = np.float64(logits_B[b])
+        label = np.float64(labels_B[b])
         power = math.exp(-abs(logit))
         losses_B[b] = max(logit, 0.0) + math.log1p(power) - label * logit
         losses += losses_B[b]
         labels += label
         predictions += (1.0 if logit >= 0 else power) / (1 + power)
         place = (logit + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))
-        place = int(min(place, _BINS - 1.0)) if place > 0 else 0
-        clicks[place] += label
-        shown[place] += 1
+        bin_ = int(min(place, _BINS - 1.0)) if place > 0 else 0
+        clicks[bin_] += label
+        shown[bin_] += 1
     return losses, labels, predictions
 
 
@@ -175,7 +180,7 @@ class WindowedEvaluation:
         return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self.completed = int(arrays["completed"][0])
         for name, part in (("total", self.total), ("window", self.window)):
             events, part.loss_sum, part.label_sum, part.prediction_sum = (

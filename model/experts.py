@@ -1,11 +1,13 @@
-"""The experts side by side: the part of the forward pass that a learner and a scorer share, and the interface for a
-further expert.
+"""The experts side by side: the part of the forward pass that a learner and a scorer share, and the
+interface for a further expert.
 
-In: `Features`, and the parameters of the moment. Out: one logit of each expert for each event. The linear expert has a
-column for each of its time scales; the further experts (`EXPERTS`) have one each; the deep one, which corrects the
-first column, is the last. The mixture (`model.mixture`) weighs the columns.
+In: `Features`, and the parameters of the moment. Out: one logit of each expert for each event. The
+linear expert has a column for each of its time scales; the further experts (`EXPERTS`) have one
+each; the deep one, which corrects the first column, is the last. The mixture (`model.mixture`)
+weighs the columns.
 
-Shapes: B events, S slots, K time scales, E columns of experts; M, N as in `model.features.numerics`.
+Shapes: B events, S slots, K time scales, E columns of experts; M, N as in
+`model.features.numerics`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +28,11 @@ PREFIX = "expert."
 
 
 class Expert(Protocol):
-    """A further expert beside the linear and the deep one: one column of logits, read by the mixture.
+    """A further expert beside the linear and the deep one: one column of logits, read by the
+    mixture.
 
-    The learner asks it to `contribute` before it learns a batch. A published model holds a copy of its `state`. So an
-    expert is one class, and a line in `EXPERTS`.
+    The learner asks it to `contribute` before it learns a batch. A published model holds a copy of
+    its `state`. So an expert is one class, and a line in `EXPERTS`.
     """
 
     @property
@@ -37,7 +40,8 @@ class Expert(Protocol):
         """A name of letters and underscores, part of its tensors' names."""
 
     def contribute(self, features: Features) -> np.ndarray:
-        """(B,) float32 logits of B events. It changes nothing, and may be called by several threads."""
+        """(B,) float32 logits of B events. It changes nothing, and may be called by several
+        threads."""
 
     def learn(self, features: Features, labels_B: np.ndarray) -> None:
         """Learn from B events in order; labels are 0..1."""
@@ -101,7 +105,8 @@ class Assembled(NamedTuple):
     values_BS: np.ndarray
     """float32, the values of the slots."""
     contributions_BS: np.ndarray
-    """float32, the contribution of each slot to the linear expert's logit at the first time scale."""
+    """float32, the contribution of each slot to the linear expert's logit at the first time
+    scale."""
     experts_BE: np.ndarray
     """float32, the logits of the experts."""
 

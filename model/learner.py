@@ -1,9 +1,9 @@
 """The streaming learner: predict, then learn, one batch after another.
 
-In: `HashedEvents` and labels of consecutive batches. Out: the logits that the served mixture had before it learned them,
-and on request the tensors that a scorer needs (`export`). It is given moves (prune, cut, regrow, rewire: see
-`model.branches`), and decides none. The linear expert, the embedding tables and the mixture are shared by all
-branches.
+In: `HashedEvents` and labels of consecutive batches. Out: the logits that the served mixture had
+before it learned them, and on request the tensors that a scorer needs (`export`). It is given moves
+(prune, cut, regrow, rewire: see `model.branches`), and decides none. The linear expert, the
+embedding tables and the mixture are shared by all branches.
 """
 
 import itertools
@@ -66,7 +66,8 @@ class Learned(NamedTuple):
     experts_BE: np.ndarray
     """float32, of the experts, of which `logits_B` are mixed."""
     loss: float
-    """Mean log loss of the served branch's deep expert, nats; of the linear one where there is no network."""
+    """Mean log loss of the served branch's deep expert, nats; of the linear one where there is no
+    network."""
 
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,8 +90,8 @@ class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Learner:
-    """The linear expert, the further experts, the embedding tables, the branches of the deep expert, and the mixture
-    of all."""
+    """The linear expert, the further experts, the embedding tables, the branches of the deep
+    expert, and the mixture of all."""
 
     def __init__(
         self,
@@ -103,11 +104,11 @@ class Learner:
         lap: Lap = no_lap,
         run_parallel: ParallelCall = run_in_turn,
     ):
-        """`narrow_ratio`, `prunes_tables`: see `Branches`. `block`: outputs and inputs of the blocks of weights that
-        are the units, tables excepted; None: neurons are.
+        """`narrow_ratio`, `prunes_tables`: see `Branches`. `block`: outputs and inputs of the
+        blocks of weights that are the units, tables excepted; None: neurons are.
 
-        `lap`: called when a stage of `learn` ends, for a stopwatch. `run_parallel`: calls the two halves of a step; it
-        makes no difference to what is learned.
+        `lap`: called when a stage of `learn` ends, for a stopwatch. `run_parallel`: calls the two
+        halves of a step; it makes no difference to what is learned.
         """
         self.schema = schema
         self.config = config
@@ -133,8 +134,8 @@ class Learner:
         self.mixture = config.mixture()
         """Mixes the experts as they are now, without the delay of a publication."""
         self.learned_multiply_adds = 0.0
-        """Multiply-adds of all forward passes learned from so far; a backward pass costs about twice that in any
-        network."""
+        """Multiply-adds of all forward passes learned from so far; a backward pass costs about
+        twice that in any network."""
         self.events = 0
         """Events learned."""
         self._scales = len(config.half_lives_events)
@@ -152,8 +153,8 @@ class Learner:
         return self._dirty_rows[-1]
 
     def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
-        """(B,) float32 logits of the served branch's mixture; nothing is learned. `weights`: of another mixture than
-        the learner's own."""
+        """(B,) float32 logits of the served branch's mixture; nothing is learned. `weights`: of
+        another mixture than the learner's own."""
         with torch.no_grad():
             features = self.ages.complete(hashed)
             inputs = self._assemble(features)
@@ -175,8 +176,9 @@ class Learner:
         target_ratio: float = 1.0,
         table_ratio: float = 1.0,
     ) -> Learned:
-        """Learn one batch; returns the predictions for it. `target_ratio`, `table_ratio`: for the masks, while pruning,
-        (0, 1]. A long batch takes several steps, since the average over more events carries less information.
+        """Learn one batch; returns the predictions for it. `target_ratio`, `table_ratio`: for the
+        masks, while pruning, (0, 1]. A long batch takes several steps, since the average over more
+        events carries less information.
 
         Raises `LearnError` if the loss of a step is not finite; that step has changed nothing.
         """
@@ -203,19 +205,22 @@ class Learner:
     def check_evidence(
         self, within_events: int, evidence_ratio: float, gradients_ratio: float
     ) -> None:
-        """After a drift: if what was learned before turns out to mislead within so many events, keep only these
-        shares, (0, 1], of the linear expert's evidence and of the tables' accumulated squared gradients."""
+        """After a drift: if what was learned before turns out to mislead within so many events,
+        keep only these shares, (0, 1], of the linear expert's evidence and of the tables'
+        accumulated squared gradients."""
         self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
         self._evidence_check.begin(within_events)
 
     def rewire(self, hashed: HashedEvents, labels_B: np.ndarray, ratio: float) -> None:
-        """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see `Branches.rewire`."""
+        """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
+        `Branches.rewire`."""
         inputs = self._assemble(self.ages.complete(hashed))
         self.branches.rewire(inputs, labels_B, ratio, self.events)
 
     def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
-        """The tensors with which a scorer predicts as the served branch does now, mixed with `weights`. `rows`: only
-        these rows of each table, in any order (a delta); None: all that have been touched."""
+        """The tensors with which a scorer predicts as the served branch does now, mixed with
+        `weights`. `rows`: only these rows of each table, in any order (a delta); None: all that
+        have been touched."""
         rows = rows or {
             names.EMBEDDING: self.tables.touched(),
             names.LINEAR: self.linear.touched(),
@@ -248,14 +253,17 @@ class Learner:
         """Share of the bytes of all rows of the embedding tables that is published, 0..1."""
         rows_F = self.tables.touched_F
         alive_FD = self.branches.network.shape.alive_FD().numpy()
-        return float(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * alive_FD.shape[1], 1)
+        alive_values = int(rows_F @ alive_FD.sum(1))
+        values = int(rows_F.sum()) * int(alive_FD.shape[1])
+        return alive_values / max(values, 1)
 
     @property
     def dense_bytes(self) -> int:
         """Bytes of the touched rows and of the dense network as float32."""
         floats = sum(tensor.numel() for tensor in self.branches.dense.parameters.values())
         floats += self.tables.touched_rows * self.tables.weight_RD.shape[1]
-        return 4 * (floats + self.linear.touched_rows * self.linear.evidence_R2K[0].numel())
+        floats += self.linear.touched_rows * self.linear.evidence_R2K[0].numel()
+        return 4 * int(floats)
 
     def description(self) -> ModelDescription:
         """The model as the header of a checkpoint describes it."""
@@ -387,7 +395,7 @@ class Learner:
 
     def _mark_dirty(self, table: str, *rows: torch.Tensor) -> None:
         for log in self._dirty_rows:
-            log.mark(table, *rows)
+            log.mark_dirty(table, *rows)
 
     def _assemble(self, features: Features) -> Inputs:
         scale = self.numerics.scale()

@@ -1,11 +1,10 @@
-"""What a learner hands to those who predict with it: everything, or what has changed since they
-last had it.
+"""Rows of large tables: made lazily, gathered and scattered, logged when they change, and sorted.
 
-In: the rows that each batch taught something. Out: their numbers, once for each reader, and the
-tensors that go with them. What can wait until the learner is busy with the next batch, such as
-sorting, is apart (`ascending`).
+In: tables, and the numbers of the rows that a batch has changed. Out: copies of rows, and for each
+reader the rows that have changed since it last asked, each once. Work that can wait until the
+learner is busy with the next batch, such as sorting, is a function of its own (`ascending`).
 
-Shapes: R rows of a table, U different rows.
+Shapes: R rows of a table, U different rows, X entries.
 """
 
 import math
@@ -17,72 +16,72 @@ import torch
 from niwaki.model.jit import kernel
 
 AHEAD_EVENTS = 8
+"""Events whose rows are prefetched before they are computed."""
 AHEAD_ROWS = 64
+"""Rows that are prefetched before they are copied."""
 CACHE_LINE_BYTES = 64
 
 
 class DirtyRows:
-    """Which rows of which table were learned since its reader last said that it has them."""
+    """A log of the rows of each table that were learned since its reader last cleared it."""
 
     def __init__(self, events: int, embeddings: int = 0, others: Iterable[str] = ()):
         """`events`: learned so far. `embeddings`: rows of the embedding table; each is learned
-        whenever the row of the same number in the linear expert's is. `others`: tables beside these
-        two."""
-        self._events, self._embeddings = events, embeddings
+        whenever the row of the same number in the linear expert's is. `others`: names of the tables
+        beside these two."""
+        self._events = events
+        self._embeddings = embeddings
         self._rows_X = {table: np.empty(0, np.int64) for table in ("linear", *others)}
         self._count = dict.fromkeys(self._rows_X, 0)
-        self._repeat: set[str] = set()
+        self._repeated: set[str] = set()
 
-    def mark(self, table: str, rows_X: torch.Tensor, before_X: torch.Tensor | None = None) -> None:
-        """These rows, int64, have been learned. `before_X`: events that had been learned when each
-        was last, so that none is noted twice; None: not known."""
+    def mark_dirty(
+        self, table: str, rows_X: torch.Tensor, before_X: torch.Tensor | None = None
+    ) -> None:
+        """Log rows (int64) that have been learned. `before_X`: the number of events when each row
+        was last learned, so that no row is logged twice; None: unknown."""
         if before_X is None:
-            self._repeat.add(table)
+            self._repeated.add(table)
             before_X = torch.full_like(rows_X, self._events)
-        noted_X, count = self._rows_X[table], self._count[table]
-        if count + len(rows_X) > len(noted_X):
-            noted_X = np.concatenate([noted_X[:count], np.empty(count + 2 * len(rows_X), np.int64)])
-            self._rows_X[table] = noted_X
-        self._count[table] = note_rows(
-            rows_X.numpy(), before_X.numpy(), self._events, noted_X, count
-        )
+        logged_X, count = self._rows_X[table], self._count[table]
+        if count + len(rows_X) > len(logged_X):
+            room_X = np.empty(count + 2 * len(rows_X), np.int64)
+            logged_X = np.concatenate([logged_X[:count], room_X])
+            self._rows_X[table] = logged_X
+        stamps_X = before_X.numpy()
+        self._count[table] = _log_rows(rows_X.numpy(), stamps_X, self._events, logged_X, count)
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """Ids of the rows, by table; each once, in no order that means anything."""
-        rows = {
-            table: torch.from_numpy(rows_X[: self._count[table]])
-            for table, rows_X in self._rows_X.items()
-        }
-        rows = {
-            table: rows_U.unique() if table in self._repeat else rows_U.clone()
-            for table, rows_U in rows.items()
-        }
+        """By table, the numbers of the rows logged, each once, in no particular order."""
+        rows = {}
+        for table, rows_X in self._rows_X.items():
+            rows_U = rows_X[: self._count[table]]
+            copied_U = np.unique(rows_U) if table in self._repeated else rows_U.copy()
+            rows[table] = torch.from_numpy(copied_U)
         return rows | {"embedding": rows["linear"][rows["linear"] < self._embeddings]}
 
     def clear(self, events: int) -> None:
         """Begin anew, after so many events."""
-        self._events, self._count, self._repeat = events, dict.fromkeys(self._rows_X, 0), set()
+        self._events = events
+        self._count = dict.fromkeys(self._rows_X, 0)
+        self._repeated = set()
 
 
 def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of an export with each table's rows in ascending order, as a checkpoint has
+    """The tensors of an export, with the rows of each table in ascending order, as a checkpoint has
     them."""
     ordered = dict(tensors)
     for name in [name for name in tensors if name.endswith(".rows")]:
-        values, (rows_U, order_U) = (
-            f"{name.removesuffix('rows')}values",
-            _sorted(tensors[name].numpy()),
-        )
-        ordered |= {
-            name: torch.from_numpy(rows_U),
-            values: gather(tensors[values], torch.from_numpy(order_U)),
-        }
+        values = f"{name.removesuffix('rows')}values"
+        rows_U, order_U = _sorted(tensors[name].numpy())
+        ordered[name] = torch.from_numpy(rows_U)
+        ordered[values] = gather(tensors[values], torch.from_numpy(order_U))
     return ordered
 
 
 def _sorted(rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different rows in ascending order, and where each of them was. To sort numbers of which the
-    lower bits say where takes less time than `np.argsort`."""
+    """Different rows in ascending order, and the former place of each. Sorting numbers whose lower
+    bits are the place takes less time than `np.argsort`."""
     bits = len(rows_U).bit_length()
     if len(rows_U) and int(rows_U.max()) >= 2 ** (63 - bits):
         order_U = np.argsort(rows_U)
@@ -95,9 +94,9 @@ def gather(table: torch.Tensor, rows_U: torch.Tensor) -> torch.Tensor:
     """Copies of rows of a table of any shape."""
     if table.dtype != torch.float32 or not table[:1].numel():
         return table[rows_U]
-    taken = torch.empty(len(rows_U), *table.shape[1:])
-    take_rows(table.flatten(1).numpy(), rows_U.numpy(), taken.flatten(1).numpy())
-    return taken
+    gathered = torch.empty(len(rows_U), *table.shape[1:])
+    _gather_rows(table.flatten(1).numpy(), rows_U.numpy(), gathered.flatten(1).numpy())
+    return gathered
 
 
 def scatter(table: torch.Tensor, rows_U: torch.Tensor, values: torch.Tensor) -> None:
@@ -105,13 +104,14 @@ def scatter(table: torch.Tensor, rows_U: torch.Tensor, values: torch.Tensor) -> 
     if table.dtype != torch.float32 or not table[:1].numel():
         table[rows_U] = values
     else:
-        put_rows(table.flatten(1).numpy(), rows_U.numpy(), values.contiguous().flatten(1).numpy())
+        flat_UX = values.contiguous().flatten(1).numpy()
+        _scatter_rows(table.flatten(1).numpy(), rows_U.numpy(), flat_UX)
 
 
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
     """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every
-    page). They begin where a line of the processor's cache does, so that a row of 32 or 64 bytes
-    costs one line, not two."""
+    page). They begin at a line of the processor's cache, so that a row of 32 or 64 bytes costs one
+    line, not two."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(size + CACHE_LINE_BYTES, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE_BYTES
@@ -119,12 +119,12 @@ def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
 
 
 @kernel("void(float32[:,:,:], int64[:,::1], float32[:,::1])")
-def prefetch(evidence_R2K, rows_BS, scratch_BS):
-    """Bring rows into the cache, first and last byte, before they are worked on.
+def prefetch(evidence_R2K: np.ndarray, rows_BS: np.ndarray, scratch_BS: np.ndarray) -> None:
+    """Bring rows into the cache, first and last byte, before they are computed.
 
-    This loop does so little for each row that the processor waits for dozens of them at once, and
-    not, as one that computes, for a few: measured, less than half the time. What lands in
-    `scratch_BS` means nothing.
+    This loop does so little for each row that the processor waits for dozens of rows at once; a
+    loop that computes waits for a few. Measured: less than half the time. The values in
+    `scratch_BS` have no meaning.
     """
     events, slots = rows_BS.shape
     last = evidence_R2K.shape[2] - 1
@@ -135,19 +135,21 @@ def prefetch(evidence_R2K, rows_BS, scratch_BS):
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)")
-def note_rows(rows_X, stamps_X, latest, noted_X, count):
-    """Write the rows whose stamp is not above `latest` to `noted_X`, from place `count` on; the
-    place after the last."""
+def _log_rows(
+    rows_X: np.ndarray, stamps_X: np.ndarray, latest: int, logged_X: np.ndarray, count: int
+) -> int:
+    """Write the rows whose stamp is not above `latest` to `logged_X`, from place `count` on;
+    returns the place after the last."""
     for x in range(len(rows_X)):
         if stamps_X[x] <= latest:
-            noted_X[count] = rows_X[x]
+            logged_X[count] = rows_X[x]
             count += 1
     return count
 
 
 @kernel("void(float32[:,:], int64[::1], float32[:,::1])")
-def take_rows(table_RX, rows_U, out_UX):
-    """Copies of rows, brought into the cache some dozens at a time, as `prefetch` does."""
+def _gather_rows(table_RX: np.ndarray, rows_U: np.ndarray, out_UX: np.ndarray) -> None:
+    """Copy rows, which are prefetched some dozens at a time."""
     last = out_UX.shape[1] - 1
     for start in range(0, len(rows_U), AHEAD_ROWS):
         stop = min(start + AHEAD_ROWS, len(rows_U))
@@ -159,8 +161,9 @@ def take_rows(table_RX, rows_U, out_UX):
 
 
 @kernel("float32(float32[:,:], int64[::1], float32[:,::1])")
-def put_rows(table_RX, rows_U, values_UX):
-    """Write rows, fetched in the same way. What is returned means nothing."""
+def _scatter_rows(table_RX: np.ndarray, rows_U: np.ndarray, values_UX: np.ndarray) -> np.float32:
+    """Write rows, which are prefetched some dozens at a time. The number returned has no meaning;
+    without it the compiler would drop the prefetching."""
     last, nothing = values_UX.shape[1] - 1, np.float32(0)
     for start in range(0, len(rows_U), AHEAD_ROWS):
         stop = min(start + AHEAD_ROWS, len(rows_U))

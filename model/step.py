@@ -1,9 +1,11 @@
-"""The computing half of a learning step: forward and backward passes of all experts, before anything is changed.
+"""The computing half of a learning step: forward and backward passes of all experts, before
+anything is changed.
 
-In: the model as it is, and a batch. Out: the logits of each expert, and all gradients. A batch is split into two
-micro-batches, which read the same model and write each their own arrays, so two threads may compute them at the same
-time: it makes no difference to any bit. A small batch is not split, since two of everything would cost more than a
-second thread saves. This module starts no thread: whoever owns one passes a `ParallelCall`.
+In: the model as it is, and a batch. Out: the logits of each expert, and all gradients. A batch is
+split into two micro-batches, which read the same model and write each their own arrays, so two
+threads may compute them at the same time: it makes no difference to any bit. A small batch is not
+split, since two of everything would cost more than a second thread saves. This module starts no
+thread: whoever owns one passes a `ParallelCall`.
 
 Shapes: as in `model.experts`; F fields, R rows, V vectors of D floats.
 """
@@ -66,7 +68,8 @@ class MicroBatches:
         self.features = features
         self.labels_B = labels_B
         self.found = Assembled.empty(events, numerics, len(slots), experts)
-        """The inputs and logits of all events; the columns of further experts are the caller's to fill."""
+        """The inputs and logits of all events; the columns of further experts are the caller's to
+        fill."""
         first = events if events <= WHOLE_EVENTS else events // 2
         self.events = first, events - first
         """Events of each micro-batch."""
@@ -123,15 +126,16 @@ class MicroBatches:
 
     @property
     def losses(self) -> np.ndarray:
-        """float64, the mean log loss of each branch, in their order; of the linear expert where there is none."""
+        """float64, the mean log loss of each branch, in their order; of the linear expert where
+        there is none."""
         sums = np.array([losses for losses in self._losses if losses]).sum(0)
         mean: np.ndarray = sums / sum(self.events)
         return mean
 
     @property
     def gradients(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each micro-batch that has events, rows (B, F), and the gradient of the summed loss in the vectors of the
-        interaction (B, V, D), those of the fields first."""
+        """For each micro-batch that has events, rows (B, F), and the gradient of the summed loss in
+        the vectors of the interaction (B, V, D), those of the fields first."""
         return [
             (self._rows_BF[part], gradient_BVD.numpy())
             for part, gradient_BVD in zip(self._slices, self._gradients_BVD, strict=True)

@@ -26,7 +26,8 @@ log = logging.getLogger("niwaki")
 
 @contextmanager
 def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterator[Pipeline]:
-    """A trainer on the servers of `config`; all is closed at the end. `observers`: see `Pipeline`."""
+    """A trainer on the servers of `config`; all is closed at the end. `observers`: see
+    `Pipeline`."""
     trainer = Trainer(config.trainer())
     telemetry = Telemetry(config.drift.names())
     for topic in (config.kafka.topic, config.kafka.dead_letters):

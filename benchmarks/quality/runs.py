@@ -151,8 +151,8 @@ def _regrows_fresh_units(trainer: Trainer) -> None:
 
 
 def _regrows_zeros(trainer: Trainer) -> None:
-    """Let pruned units come back with weights of zero, in and out; only their biases are fresh, or nothing could ever
-    wake them."""
+    """Let pruned units come back with weights of zero, in and out; only their biases are fresh, or
+    nothing could ever wake them."""
     learner = trainer.learner
     branches = learner.branches
 

@@ -1,8 +1,8 @@
 """The sparse checkpoint: bytes <-> a typed header and named tensors.
 
-The last stop of learning, the first of serving. A full checkpoint stands alone; a delta holds what has changed since
-the version before it: the changed rows of the tables, and everything else as a whole. Layout, all integers
-little-endian:
+The last stop of learning, the first of serving. A full checkpoint stands alone; a delta holds what
+has changed since the version before it: the changed rows of the tables, and everything else as a
+whole. Layout, all integers little-endian:
 
     8 bytes   magic  b"NIWAKI" + format version (uint16), which is 1
     4 bytes   length of the header (uint32)
@@ -10,9 +10,9 @@ little-endian:
     tensors   safetensors
     32 bytes  sha256 of everything before it
 
-Nothing in a checkpoint is executable. `unpack` refuses bytes that are damaged, cut short or of another format. The rows
-of tables are coded by `model.published.table_codes`. Columns of the embedding tables that the network does not read are
-left out, and so are weights of pruned blocks.
+Nothing in a checkpoint is executable. `unpack` refuses bytes that are damaged, cut short or of
+another format. The rows of tables are coded by `model.published.table_codes`. Columns of the
+embedding tables that the network does not read are left out, and so are weights of pruned blocks.
 """
 
 import hashlib
@@ -142,8 +142,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         created_s: float = 0.0,
         table_precision: Precision = "float32",
     ) -> "Header":
-        """The header of a checkpoint of `model`, whose published network has `shape`. The other arguments: see the
-        fields."""
+        """The header of a checkpoint of `model`, whose published network has `shape`. The other
+        arguments: see the fields."""
         return cls(
             **model._asdict(),
             **status._asdict(),
@@ -162,7 +162,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return 1 - self.multiply_adds / self.dense_multiply_adds
 
     def check_follows(self, before: "Header") -> None:
-        """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta cannot change."""
+        """Raise `CheckpointError` unless this delta changes `before`, and nothing that a delta
+        cannot change."""
         field = f"delta {self.version}"
         changed = [name for name in _FIXED if getattr(self, name) != getattr(before, name)]
         if self.shape.columns != before.shape.columns:
@@ -183,7 +184,8 @@ def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
-    """The bytes of a file of this layout with another typed header, such as a snapshot; every tensor as it is."""
+    """The bytes of a file of this layout with another typed header, such as a snapshot; every
+    tensor as it is."""
     text = msgspec.json.encode(header)
     parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, tensors_only(tensors)]
     digest = hashlib.sha256()
@@ -199,7 +201,8 @@ def tensors_only(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
-    """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was packed."""
+    """The header and tensors in `data`. Raises `CheckpointError` unless every byte is as it was
+    packed."""
     header, stored = unpack_as(data, Header)
     try:
         if header.shape.columns is not None:
@@ -219,7 +222,8 @@ def unpack_as(data: bytes, header_type: type[H]) -> tuple[H, dict[str, torch.Ten
 
 
 def read_header(data: bytes) -> Header:
-    """The header in `data`, whose digest is verified and whose tensors are not read. Raises `CheckpointError`."""
+    """The header in `data`, whose digest is verified and whose tensors are not read. Raises
+    `CheckpointError`."""
     return _open(data, Header)[0]
 
 

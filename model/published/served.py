@@ -1,7 +1,9 @@
-"""Inference with a published model: the learner's features, tables and experts, at the compact widths.
+"""Inference with a published model: the learner's features, tables and experts, at the compact
+widths.
 
-In: a checkpoint's header and tensors, or a learner's export. Out: click probabilities. A scorer holds one model at a
-time; a trainer follows its own publications with one, to measure the served predictions. A model learns nothing.
+In: a checkpoint's header and tensors, or a learner's export. Out: click probabilities. A scorer
+holds one model at a time; a trainer follows its own publications with one, to measure the served
+predictions. A model learns nothing.
 
 Shapes: B events, E columns of experts; others as in `model.experts`.
 """
@@ -41,7 +43,8 @@ _ROW_TYPES = (torch.int32, torch.int64)
 
 
 class ModelFrame:
-    """The parts that every version of a model has in common: how events are encoded, and the shapes of its tables."""
+    """The parts that every version of a model has in common: how events are encoded, and the shapes
+    of its tables."""
 
     def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
         """`scales`: time scales of the linear expert."""
@@ -113,8 +116,9 @@ class ServedModel:
         export: Export,
         before: "ServedModel | None" = None,
     ):
-        """The model after an export. Its rows are written to `tables`, which are this model's from then on. `before`:
-        the version before it, whose network is kept where its shape is the same."""
+        """The model after an export. Its rows are written to `tables`, which are this model's from
+        then on. `before`: the version before it, whose network is kept where its shape is the
+        same."""
         tensors = export.tensors
         self.frame = frame
         self.tables = tables
@@ -185,7 +189,8 @@ class ServedModel:
         return self.tables[names.EMBEDDING][hashed.rows_BF]
 
     def contributions(self, inputs: Inputs) -> torch.Tensor:
-        """(B, S, K): the contribution of each slot to the linear expert's logit at each time scale."""
+        """(B, S, K): the contribution of each slot to the linear expert's logit at each time
+        scale."""
         linear = self.tables[names.LINEAR]
         return contributions(linear, self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS)
 
@@ -218,8 +223,8 @@ class PublishedModel(ServedModel):
         tensors: dict[str, torch.Tensor],
         before: ServedModel | None = None,
     ):
-        """The model after one checkpoint; see `ServedModel`. Raises `CheckpointError`, before anything is written,
-        unless `tensors` are those that `header` promises."""
+        """The model after one checkpoint; see `ServedModel`. Raises `CheckpointError`, before
+        anything is written, unless `tensors` are those that `header` promises."""
         frame.check(header, tensors)
         super().__init__(frame, tables, Export(header.shape, tensors), before)
         self.header = header
@@ -236,10 +241,12 @@ class PublishedModel(ServedModel):
     def successor(
         self, changes: Iterable[tuple[Header, dict[str, torch.Tensor]]], tables: Tables
     ) -> "PublishedModel":
-        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this one stays as it is.
+        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this
+        one stays as it is.
 
-        `tables` must be as they were before the first of `changes`: empty ones for a full checkpoint. They are written
-        to, and are the new model's from then on. Raises `CheckpointError`.
+        `tables` must be as they were before the first of `changes`: empty ones for a full
+        checkpoint. They are written to, and are the new model's from then on. Raises
+        `CheckpointError`.
         """
         model = self
         for header, tensors in changes:

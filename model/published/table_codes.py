@@ -1,8 +1,8 @@
-"""Rows of a table as they travel: their numbers as differences, their values in 32, 16 or 8 bits.
+"""Codes of table rows in a checkpoint: numbers as differences, values in 32, 16 or 8 bits.
 
-In: sorted row numbers and float32 values. Out: named tensors that are smaller, and back. Row
-numbers lose nothing. Values lose what their precision does not hold, each row by itself: so a row
-that has not changed is the same in whichever checkpoint it came. Rows with a value beyond 64 keep
+In: sorted row numbers and float32 values. Out: smaller named tensors, and back. Row numbers lose
+nothing. Values are rounded to their precision, each row by itself, so a row that has not changed
+is equal in whichever checkpoint it came. Rows with a value beyond 64 keep
 all 32 bits: they are few and weigh much (such as the constant of a linear expert, whose slow
 evidence is a hundred times its fast one).
 
@@ -33,8 +33,7 @@ _QUARTERS = np.array(
 
 
 def encode(tensors: Tensors, precision: Precision) -> Tensors:
-    """The tensors of a checkpoint as they are stored: see ARCHITECTURE, "The checkpoint, byte by
-    byte"."""
+    """The tensors of a checkpoint as they are stored: see docs/checkpoint-format.md."""
     stored = {
         name: encode_rows(tensor) if name.endswith(_BLOCKS) else tensor
         for name, tensor in tensors.items()
@@ -53,8 +52,7 @@ def encode(tensors: Tensors, precision: Precision) -> Tensors:
 
 
 def decode(stored: Tensors) -> Tensors:
-    """Undo `encode`; what came from an older format, or is of another type, stays as it is. Raises
-    `ValueError` where parts do not fit together."""
+    """The inverse of `encode`. Raises `ValueError` where parts do not fit together."""
     tensors = {
         name: decode_rows(tensor) if name.endswith(_BLOCKS) else tensor
         for name, tensor in stored.items()
@@ -63,7 +61,8 @@ def decode(stored: Tensors) -> Tensors:
         if (rows := tensors.get(f"{table}.rows")) is not None and rows.dtype not in _SIGNED:
             tensors[f"{table}.rows"] = decode_rows(rows)
         if f"{table}.exact" in tensors:
-            parts = {part: tensors.pop(f"{table}.{part}", None) for part in _PARTS}
+            names = [f"{table}.{part}" for part in _PARTS]
+            parts = {n.partition(".")[2]: tensors.pop(n) for n in names if n in tensors}
             tensors[f"{table}.values"] = _decode_values(parts)
     return tensors
 
@@ -113,24 +112,25 @@ def _alive(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
 
 
 def encode_rows(rows_U: torch.Tensor) -> torch.Tensor:
-    """How many rows lie before each, since the one before it: in as few bytes as will do. The
-    largest number of the type says "so many rows, and none here"."""
-    rows_U = np.ascontiguousarray(rows_U.numpy(), np.int64)
+    """Codes of ascending rows: how many rows lie between each and the one before it, in as few
+    bytes as will do. The largest number of the type means "so many rows, and no row here". Raises
+    `ValueError` if rows do not ascend."""
+    numbers_U = np.ascontiguousarray(rows_U.numpy(), np.int64)
     extra_W = np.zeros(len(_WIDTHS), np.int64)
-    if not count_jumps(rows_U, _FAR_W, extra_W):
+    if not count_jumps(numbers_U, _FAR_W, extra_W):
         raise ValueError("rows must ascend")
-    counts = [len(rows_U) + extra for extra in extra_W.tolist()]
-    width, count = min(
-        zip(_WIDTHS, counts, strict=True), key=lambda one: one[0]().itemsize * one[1]
-    )
-    codes = np.empty(count, np.uint32)
-    fill_codes(rows_U, _far(width), codes)
-    return torch.from_numpy(codes.astype(width))
+    counts = [len(numbers_U) + extra for extra in extra_W.tolist()]
+    sizes = [np.dtype(width).itemsize * count for width, count in zip(_WIDTHS, counts, strict=True)]
+    best = sizes.index(min(sizes))
+    codes = np.empty(counts[best], np.uint32)
+    fill_codes(numbers_U, _far(_WIDTHS[best]), codes)
+    return torch.from_numpy(codes.astype(_WIDTHS[best]))
 
 
 @kernel("boolean(int64[::1], int64[::1], int64[::1])")
-def count_jumps(rows_U, far_W, extra_W):
-    """How many codes more than rows there are for each width; False if rows do not ascend."""
+def count_jumps(rows_U: np.ndarray, far_W: np.ndarray, extra_W: np.ndarray) -> bool:
+    """Count the codes beyond one a row, for each width, in `extra_W`; False if rows do not
+    ascend."""
     before = -1
     for u in range(len(rows_U)):
         gap = rows_U[u] - before - 1
@@ -144,8 +144,8 @@ def count_jumps(rows_U, far_W, extra_W):
 
 
 @kernel("void(int64[::1], int64, uint32[::1])")
-def fill_codes(rows_U, far, codes):
-    """The codes of rows that ascend."""
+def fill_codes(rows_U: np.ndarray, far: int, codes: np.ndarray) -> None:
+    """Write the codes of ascending rows."""
     before, place = -1, 0
     for u in range(len(rows_U)):
         gap = rows_U[u] - before - 1
@@ -159,7 +159,7 @@ def fill_codes(rows_U, far, codes):
 
 
 def decode_rows(stored: torch.Tensor) -> torch.Tensor:
-    """Undo `encode_rows`; int64 (U,)."""
+    """The rows of `encode_rows`, int64 (U,). Raises `ValueError` for another type."""
     codes = stored.numpy()
     if codes.dtype not in _WIDTHS or codes.ndim != 1:
         raise ValueError(f"rows must be unsigned integers, got {codes.dtype}")
@@ -222,10 +222,12 @@ def _scale_codes(largest_U: np.ndarray) -> np.ndarray:
     """int8 c: the least 2^(c/4) that is not below `largest_U`; -128 for nothing."""
     fraction_U, exponent_U = np.frexp(largest_U.astype(np.float64))
     codes_U = 4 * exponent_U.astype(np.int64) - 3 + np.searchsorted(_QUARTERS[1:] / 2, fraction_U)
-    return np.where(largest_U > 0, np.clip(codes_U, -128, 127), -128).astype(np.int8)
+    codes: np.ndarray = np.where(largest_U > 0, np.clip(codes_U, -128, 127), -128).astype(np.int8)
+    return codes
 
 
 def _scales(codes_U: np.ndarray) -> np.ndarray:
     """float32 2^(c/4)."""
     codes_U = codes_U.astype(np.int32)
-    return np.ldexp(_QUARTERS[codes_U % 4], codes_U // 4).astype(np.float32)
+    scales: np.ndarray = np.ldexp(_QUARTERS[codes_U % 4], codes_U // 4).astype(np.float32)
+    return scales

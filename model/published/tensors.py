@@ -1,8 +1,8 @@
 """The tensors of a published model: every name, once.
 
-A table of rows (embedding, linear, age) is two tensors, the numbers of its rows and their values. Everything else is
-published whole. A further expert's tensors begin with `model.experts.PREFIX`. In between the learner and the bytes of a
-checkpoint, the tensors travel as an `Export`.
+A table of rows (embedding, linear, age) is two tensors, the numbers of its rows and their values.
+Everything else is published whole. A further expert's tensors begin with `model.experts.PREFIX`. In
+between the learner and the bytes of a checkpoint, the tensors travel as an `Export`.
 
 Shapes: U rows of a table, S slots, K time scales, N numerics, Q knots.
 """
@@ -32,8 +32,8 @@ _BLOCKS = ".blocks"
 
 
 class Export(NamedTuple):
-    """The tensors that a scorer needs: all of them, or those that have changed since an earlier export, rows in any
-    order."""
+    """The tensors that a scorer needs: all of them, or those that have changed since an earlier
+    export, rows in any order."""
 
     shape: NetworkShape
     tensors: dict[str, torch.Tensor]
@@ -60,12 +60,14 @@ def is_blocks(name: str) -> bool:
 
 
 def blocks_of(group: str) -> str:
-    """Name of the tensor with the sorted blocks that are left of a matrix, by the name of their group."""
+    """Name of the tensor with the sorted blocks that are left of a matrix, by the name of their
+    group."""
     return f"{_NETWORK}{group}{_BLOCKS}"
 
 
 def network_tensors(network: Network, parameters: Parameters) -> dict[str, torch.Tensor]:
-    """The tensors of a network, copied: its parameters, and the blocks that are left of its matrices."""
+    """The tensors of a network, copied: its parameters, and the blocks that are left of its
+    matrices."""
     blocks = {blocks_of(group): kept for group, kept in network.kept.items()}
     return {f"{_NETWORK}{name}": tensor.clone() for name, tensor in parameters.items()} | blocks
 

@@ -1,7 +1,7 @@
 """Observers of the loop: they read what happened, and change nothing.
 
-In: polls, steps and moments between steps, from the loop. Out: lines of the log, metrics, messages about drifts. A
-history or a progress bar of a caller's is one more observer.
+In: polls, steps and moments between steps, from the loop. Out: lines of the log, metrics, messages
+about drifts. A history or a progress bar of a caller's is one more observer.
 """
 
 import logging
@@ -29,8 +29,8 @@ class Observer:
         """A batch has been learned, and published if that was due."""
 
     def paused(self, lag_events: Mapping[int, int]) -> None:
-        """About a second has passed: the moment for whatever changes slowly, or costs something to find out.
-        `lag_events`: by partition, messages that are in no batch yet."""
+        """About a second has passed: the moment for whatever changes slowly, or costs something to
+        find out. `lag_events`: by partition, messages that are in no batch yet."""
 
 
 class StepLog(Observer):
@@ -121,7 +121,8 @@ class Metrics(Observer):
 
 
 class DriftTopic(Observer):
-    """Writes each drift to a topic, as one JSON object with the fields of `stream.drift.monitor.Drift`."""
+    """Writes each drift to a topic, as one JSON object with the fields of
+    `stream.drift.monitor.Drift`."""
 
     def __init__(self, outbox: Outbox):
         self._outbox = outbox

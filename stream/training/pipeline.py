@@ -1,8 +1,10 @@
-"""The loop: Kafka -> batches -> learning -> drift -> masks -> checkpoint -> Redis, until told to stop.
+"""The loop: Kafka -> batches -> learning -> drift -> masks -> checkpoint -> Redis, until told to
+stop.
 
-In: a source of events, a trainer with a replica of what is served, a store. Out: a fresh sparse checkpoint in the store
-at every interval, a snapshot on disk, and what the observers make of it all. Each event changes the model exactly once:
-positions are saved with the model, in one file, and a restart seeks to them. To save:
+In: a source of events, a trainer with a replica of what is served, a store. Out: a fresh sparse
+checkpoint in the store at every interval, a snapshot on disk, and what the observers make of it
+all. Each event changes the model exactly once: positions are saved with the model, in one file, and
+a restart seeks to them. To save:
 
     1. outboxes are flushed: a dead letter or a notice of a drift that will not be made again is safe elsewhere
     2. the snapshot is written, synced and renamed into place
@@ -48,8 +50,8 @@ class Pipeline:
         drifts: Outbox | None = None,
         observers: Sequence[Observer] = (),
     ):
-        """`committer`: shows dashboards how far the stream has been saved. `drifts`: takes a message about each drift.
-        `observers`: more of them, beside the log and the metrics."""
+        """`committer`: shows dashboards how far the stream has been saved. `drifts`: takes a
+        message about each drift. `observers`: more of them, beside the log and the metrics."""
         training = trainer.config.training
         self.trainer = trainer
         self.store = store
@@ -97,7 +99,8 @@ class Pipeline:
         self.telemetry.phase(self.trainer.policy.phase)
 
     def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
-        """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then publish and save."""
+        """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then
+        publish and save."""
         while not stop() and not self._reached(limit_events):
             watch = Stopwatch()
             received = self.intake.receive(last=self._reached(limit_events, polled=True))
@@ -133,7 +136,8 @@ class Pipeline:
         return self.publisher.publish_if_due(step.move, status, offsets)
 
     def _save_if_due(self, step: Step, published: bool) -> None:
-        """Save only after a publication: the served model is then the learner's, so the snapshot need not hold both."""
+        """Save only after a publication: the served model is then the learner's, so the snapshot
+        need not hold both."""
         self._save_next |= step.move is Move.CUT
         if not published:
             return
@@ -141,7 +145,8 @@ class Pipeline:
             self._save()
 
     def _save(self) -> None:
-        """Save, by the steps above. While an outbox cannot be flushed nothing is saved; the next save tries again."""
+        """Save, by the steps above. While an outbox cannot be flushed nothing is saved; the next
+        save tries again."""
         self._saved_s = time.monotonic()
         self._save_next = False
         try:

@@ -1,10 +1,11 @@
 """Publication: learned versions go to the store, one at every interval, while learning goes on.
 
-In: a replica of one series of publications. Out: checkpoints in the store, in order. The loop only copies what has
-changed; a thread packs, hashes and writes it, one version at a time. While the store takes what it is given, a version
-counts as served from the event on at which it was copied, so what is reported depends on events alone. A version that
-the store did not take costs freshness, never events: its changes are in the next version, which is a full one, since
-nobody knows what has arrived. That one is waited for, and counts as served only once it is taken.
+In: a replica of one series of publications. Out: checkpoints in the store, in order. The loop only
+copies what has changed; a thread packs, hashes and writes it, one version at a time. While the
+store takes what it is given, a version counts as served from the event on at which it was copied,
+so what is reported depends on events alone. A version that the store did not take costs freshness,
+never events: its changes are in the next version, which is a full one, since nobody knows what has
+arrived. That one is waited for, and counts as served only once it is taken.
 """
 
 import logging
@@ -55,8 +56,8 @@ class Publisher:
         self.version = max(version, pointer.version if pointer else 0)
 
     def publish_if_due(self, move: Move, status: TrainingStatus, offsets: dict[int, int]) -> bool:
-        """Publish after a step that ended with `move`, if a publication is due and not too soon after a failure; True
-        if so. The others: see `publish`."""
+        """Publish after a step that ended with `move`, if a publication is due and not too soon
+        after a failure; True if so. The others: see `publish`."""
         if not self.replica.due(move):
             return False
         self.settle()
@@ -66,8 +67,8 @@ class Publisher:
         return True
 
     def publish(self, status: TrainingStatus, offsets: dict[int, int]) -> None:
-        """Begin to hand the store a new version, a delta where it has what that changes. `offsets`: by partition, the
-        next message that is not in the version."""
+        """Begin to hand the store a new version, a delta where it has what that changes. `offsets`:
+        by partition, the next message that is not in the version."""
         self.settle()
         prepared = self.replica.prepare(
             status,
@@ -82,7 +83,8 @@ class Publisher:
             self.replica.refresh()
 
     def settle(self, *, wait: bool = True) -> bool:
-        """Learn what became of the version that is on its way; True if the store took it. `wait`: until it is known.
+        """Learn what became of the version that is on its way; True if the store took it. `wait`:
+        until it is known.
 
         Raises `StoreRefused`.
         """
@@ -128,6 +130,7 @@ class Publisher:
         self._thread.shutdown()
 
     def _send(self, prepared: Prepared) -> int:
-        """Bytes that the store took; 0: the store holds another version than this one changes, or a newer one."""
+        """Bytes that the store took; 0: the store holds another version than this one changes, or a
+        newer one."""
         data = pack(prepared.header, prepared.tensors())
         return len(data) if self._store.publish(prepared.header, data) else 0

@@ -1,12 +1,14 @@
-"""A replica of what is served: it predicts each event with what was published before, as a scorer would.
+"""A replica of what is served: it predicts each event with what was published before, as a scorer
+would.
 
-In: a learner, and the batches that it is about to learn. Out: checkpoints to publish, full or delta, and an evaluation
-of the served predictions. The predictions of the served experts teach their mixture, which the next publication
-carries: so the mixture is learned at the delay at which it is served.
+In: a learner, and the batches that it is about to learn. Out: checkpoints to publish, full or
+delta, and an evaluation of the served predictions. The predictions of the served experts teach
+their mixture, which the next publication carries: so the mixture is learned at the delay at which
+it is served.
 
-The loop only hands over batches, and copies the rows that the learner has changed, unsorted. A thread predicts, mixes,
-sorts and puts full checkpoints together, one thing after another, so that all comes out to the bit as if the loop had
-done it; a caller that needs a result waits for it.
+The loop only hands over batches, and copies the rows that the learner has changed, unsorted. A
+thread predicts, mixes, sorts and puts full checkpoints together, one thing after another, so that
+all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
 """
 
 from collections import deque
@@ -30,8 +32,8 @@ from niwaki.model.rows import ascending
 from niwaki.pruning.policy import Move
 
 _HANDED_OVER_EVENTS = 1_024
-"""The least number of events that are scored at once where no publication comes between: memory stays bounded, and the
-thread is woken seldom."""
+"""The least number of events that are scored at once where no publication comes between: memory
+stays bounded, and the thread is woken seldom."""
 _MOST_JOBS = 4
 """With more jobs waiting, the loop waits for the thread."""
 
@@ -70,8 +72,8 @@ class ServedReplica:
         full_every: int,
         table_precision: Precision,
     ):
-        """`every_events`: interval of the publications. `window_events`: of the evaluation. `full_every`: publications
-        from one full checkpoint to the next."""
+        """`every_events`: interval of the publications. `window_events`: of the evaluation.
+        `full_every`: publications from one full checkpoint to the next."""
         self.every_events = every_events
         self.table_precision: Precision = table_precision
         self.count = 0
@@ -102,13 +104,15 @@ class ServedReplica:
 
     @property
     def latest(self) -> dict[str, float]:
-        """Summary of the last complete window of the served predictions. It waits for nothing and hands nothing over,
-        so it may be read at any time without a change of which events are scored together."""
+        """Summary of the last complete window of the served predictions. It waits for nothing and
+        hands nothing over, so it may be read at any time without a change of which events are
+        scored together."""
         return self._follower.evaluation.last
 
     @property
     def mixture(self) -> Mixture:
-        """The mixture of the served experts. It has learned from the events scored before the last publication."""
+        """The mixture of the served experts. It has learned from the events scored before the last
+        publication."""
         return self._settled().mixture
 
     @property
@@ -122,11 +126,13 @@ class ServedReplica:
         return self._full_in <= 0
 
     def want_full(self) -> None:
-        """Make the next checkpoint a full one, since nobody can be sure of what a delta would change."""
+        """Make the next checkpoint a full one, since nobody can be sure of what a delta would
+        change."""
         self._full_in = 0
 
     def score(self, hashed: HashedEvents, labels_B: np.ndarray) -> None:
-        """Predict a batch with what is published, and evaluate it. Before the first publication: an even chance."""
+        """Predict a batch with what is published, and evaluate it. Before the first publication: an
+        even chance."""
         self._waiting.append((hashed, labels_B))
         self._waiting_events += len(labels_B)
         self._multiply_adds_sum += len(labels_B) * self._multiply_adds
@@ -134,8 +140,8 @@ class ServedReplica:
             self._hand_over()
 
     def due(self, move: Move) -> bool:
-        """True where a publication is due after a step that ended with `move`: the interval has passed, or a newly
-        pruned network has just been cut."""
+        """True where a publication is due after a step that ended with `move`: the interval has
+        passed, or a newly pruned network has just been cut."""
         passed = self._learner.events - self._at_event >= self.every_events
         return move is Move.CUT or passed
 
@@ -149,10 +155,12 @@ class ServedReplica:
         offsets: dict[str, int] | None = None,
         created_s: float = 0.0,
     ) -> Prepared:
-        """Begin to make the checkpoint that is to be published now; nothing is taken over before `refresh`.
+        """Begin to make the checkpoint that is to be published now; nothing is taken over before
+        `refresh`.
 
-        `base`: make it a delta to the version before, which goes back to the full one `base`; 0: a full one. It is a
-        full one all the same where the network reads other columns of the tables since. The others: see `Header`.
+        `base`: make it a delta to the version before, which goes back to the full one `base`; 0: a
+        full one. It is a full one all the same where the network reads other columns of the tables
+        since. The others: see `Header`.
         """
         if self._reads_other_columns:
             base = 0
@@ -173,12 +181,14 @@ class ServedReplica:
         return self._prepared
 
     def checkpoint(self, status: TrainingStatus, **about: Any) -> tuple[Header, Tensors]:
-        """The checkpoint that is to be published now, ready to be packed. `about`: see `prepare`."""
+        """The checkpoint that is to be published now, ready to be packed. `about`: see
+        `prepare`."""
         prepared = self.prepare(status, **about)
         return prepared.header, prepared.tensors()
 
     def refresh(self) -> None:
-        """Serve what the learner would publish now: what was prepared, or else changes without a checkpoint."""
+        """Serve what the learner would publish now: what was prepared, or else changes without a
+        checkpoint."""
         events = self._learner.events
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared.header.events == events:
@@ -201,8 +211,8 @@ class ServedReplica:
             self._jobs.popleft().result()
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that the next publications depend on, for a snapshot taken right after one: the served model is
-        then what the learner exports."""
+        """Everything that the next publications depend on, for a snapshot taken right after one:
+        the served model is then what the learner exports."""
         follower = self._settled()
         arrays = {
             "at_event": np.array([self._at_event]),
@@ -216,8 +226,9 @@ class ServedReplica:
         return arrays
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        """Continue where `state` was taken; the learner has been restored. If something had been learned since the last
-        publication, nothing is scored before the next one, since what was served is not known."""
+        """Continue where `state` was taken; the learner has been restored. If something had been
+        learned since the last publication, nothing is scored before the next one, since what was
+        served is not known."""
 
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
@@ -233,24 +244,29 @@ class ServedReplica:
 
     @property
     def sparsity_ratio(self) -> float:
-        """Share of the dense multiply-adds that the served predictions were spared, averaged over events, 0..1."""
+        """Share of the dense multiply-adds that the served predictions were spared, averaged over
+        events, 0..1."""
         events = max(self.evaluation.total.events, 1)
         return 1 - self._multiply_adds_sum / (events * self._learner.branches.dense_cost)
 
     @property
     def _reads_other_columns(self) -> bool:
-        """True where the network reads other columns of the tables than the one published last: no delta can say so."""
+        """True where the network reads other columns of the tables than the one published last: no
+        delta can say so."""
         columns = self._learner.branches.network.shape.columns
         return self.count > 0 and columns != self._columns
 
     def _make(self, full: bool) -> tuple[Future[Made], Export]:
-        """Begin to make the tensors of a full checkpoint, or of a delta; and the export that they are made of."""
+        """Begin to make the tensors of a full checkpoint, or of a delta; and the export that they
+        are made of."""
         self._hand_over()
         learner = self._learner
-        # Rounding twice is not rounding once, so a full checkpoint is not made of served values in fewer bits.
+        # Rounding twice is not rounding once, so a full checkpoint is not made of served values in
+        # fewer bits.
         anew = full and self.table_precision != "float32"
         everything = not self.count or self._reads_other_columns or anew
-        # The mixture in the export is replaced by that of the served experts, once that has learned.
+        # The mixture in the export is replaced by that of the served experts, once that has
+        # learned.
         rows = None if everything else self._dirty_rows.rows()
         export = learner.export(learner.mixture.weights, rows)
         return self._do(self._follower.make, export, full and not everything), export
@@ -262,7 +278,8 @@ class ServedReplica:
             self._waiting_events = 0
 
     def _do(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Give the thread a job, to be done after all earlier ones. An error of a job is raised here later."""
+        """Give the thread a job, to be done after all earlier ones. An error of a job is raised
+        here later."""
         while self._jobs and (len(self._jobs) >= _MOST_JOBS or self._jobs[0].done()):
             self._jobs.popleft().result()
         future = self._thread.submit(job, *arguments)
@@ -293,8 +310,8 @@ class _Follower:
         self._scored: list[tuple[np.ndarray, np.ndarray]] = []
 
     def score(self, batches: list[tuple[HashedEvents, np.ndarray]]) -> None:
-        """Predict batches that are about to be learned, all at once: which events come together depends on events alone,
-        and so do the bits of the predictions."""
+        """Predict batches that are about to be learned, all at once: which events come together
+        depends on events alone, and so do the bits of the predictions."""
         hashed, labels = zip(*batches, strict=True)
         labels_B = np.concatenate(labels)
         logits_B = np.zeros(len(labels_B), np.float32)
@@ -307,8 +324,8 @@ class _Follower:
             self.evaluation.update(part, clicks)
 
     def make(self, export: Export, complete: bool) -> Made:
-        """Let the mixture learn from all events scored since it last did, then make the tensors. `complete`: publish
-        all rows that have been published before, too."""
+        """Let the mixture learn from all events scored since it last did, then make the tensors.
+        `complete`: publish all rows that have been published before, too."""
         if self._scored:
             experts, labels = zip(*self._scored, strict=True)
             self.mixture.update(np.concatenate(experts), np.concatenate(labels))

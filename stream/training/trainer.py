@@ -1,7 +1,9 @@
-"""One batch's walk through learning: predict, score, learn, look for drift, decide, and make the move.
+"""One batch's walk through learning: predict, score, learn, look for drift, decide, and make the
+move.
 
-In: an `EventBatch`. Out: a `Step`, plain numbers of what happened. The live loop and the backtest both drive this
-class, so what a backtest measures is what runs. It knows no Kafka and no Redis: whoever drives it publishes and saves.
+In: an `EventBatch`. Out: a `Step`, plain numbers of what happened. The live loop and the backtest
+both drive this class, so what a backtest measures is what runs. It knows no Kafka and no Redis:
+whoever drives it publishes and saves.
 """
 
 import math
@@ -30,8 +32,8 @@ from niwaki.stream.training.stopwatch import Stopwatch
 
 _SAMPLED_ROWS = 4_096
 _DETECTION_EVENTS = 256
-"""Drift is looked for whenever the stream passes a multiple of these: most of the cost of a look does not depend on its
-number of events."""
+"""Drift is looked for whenever the stream passes a multiple of these: most of the cost of a look
+does not depend on its number of events."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,7 +99,8 @@ class Step(NamedTuple):
     seconds: dict[str, float]
     """Time of the step by stage: see `stream.training.stopwatch`."""
     forced: bool
-    """True where the network that was just cut took over though it predicts worse: the wait was at its bound."""
+    """True where the network that was just cut took over though it predicts worse: the wait was at
+    its bound."""
 
 
 class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -143,11 +146,12 @@ class Trainer:
         return self.learner.events
 
     def collisions(self) -> dict[str, float]:
-        """By field, an estimate of the share of its values that were hashed to a row which another value had taken.
+        """By field, an estimate of the share of its values that were hashed to a row which another
+        value had taken.
 
-        The estimate counts the taken rows among the first few thousand, since a hash spreads values evenly: where n of
-        R rows are taken, R ln(1 / (1 - n / R)) values are to be expected. A full sample counts as one with half a row
-        free.
+        The estimate counts the taken rows among the first few thousand, since a hash spreads values
+        evenly: where n of R rows are taken, R ln(1 / (1 - n / R)) values are to be expected. A full
+        sample counts as one with half a row free.
         """
         rows = self.config.model.table_rows
         found = {}
@@ -161,8 +165,9 @@ class Trainer:
     def add_replica(
         self, every_events: int, table_precision: Precision | None = None
     ) -> ServedReplica:
-        """From now on, evaluate predictions of what is published at this interval; the caller publishes or refreshes it
-        when it is due. `table_precision`: other than that of the config."""
+        """From now on, evaluate predictions of what is published at this interval; the caller
+        publishes or refreshes it when it is due. `table_precision`: other than that of the
+        config."""
         training = self.config.training
         replica = ServedReplica(
             self.learner,
@@ -175,7 +180,8 @@ class Trainer:
         return replica
 
     def step(self, batch: EventBatch) -> Step:
-        """Predict, score, then learn one batch; look for drift; make the move that the policy decides on."""
+        """Predict, score, then learn one batch; look for drift; make the move that the policy
+        decides on."""
         watch = self._stopwatch
         watch.restart()
         policy, learner = self.policy, self.learner
@@ -222,7 +228,8 @@ class Trainer:
         return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
 
     def detect(self) -> list[Drift]:
-        """Look for drift in all events in which it has not been looked for; `step` does so at intervals."""
+        """Look for drift in all events in which it has not been looked for; `step` does so at
+        intervals."""
         if not self._unchecked:
             return []
         seen = Observations.concat(self._unchecked)

@@ -160,10 +160,10 @@ def test_changes_are_the_rows_learned_since_they_were_last_cleared_each_once(bat
             changes.clear(linear.events)
             expected = {}
         rows_B1, ones_B = np.array(rows)[:, None], np.ones(len(rows), np.float32)
-        changes.mark("linear", *linear.learn(rows_B1, ones_B[:, None], ones_B))
+        changes.mark_dirty("linear", *linear.learn(rows_B1, ones_B[:, None], ones_B))
         expected |= dict.fromkeys(rows)
         assert changes.rows()["linear"].tolist() == list(expected)
-    changes.mark("linear", linear.touched())
+    changes.mark_dirty("linear", linear.touched())
     assert (
         sorted(changes.rows()["linear"].tolist())
         == linear.touched().tolist()

@@ -140,7 +140,7 @@ def test_the_debt_is_bounded_and_nearly_off_where_publications_are_rare():
     for start in range(0, 5_000, 500):
         often.update(experts[start : start + 500], labels[start : start + 500])
     rare.update(experts, labels)
-    assert 1 < often.debt <= 2 and 0 < rare.debt < 0.1
+    assert 1 < often.integral <= 2 and 0 < rare.integral < 0.1
 
 
 def test_however_far_a_number_is_beyond_all_before_it_its_score_is_bounded():
