@@ -30,7 +30,6 @@ from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
 from niwaki.model.published.served import ServedModel
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.offline.local import free_port, running
-from niwaki.stream.synthetic.columns import SCHEMA
 
 _CONNECTIONS = 8
 _LUA = """
