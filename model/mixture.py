@@ -218,7 +218,8 @@ def _solve(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 @kernel(
-    "Tuple((float64[::1], float64[:,::1]))(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)"
+    "Tuple((float64[::1], float64[:,::1]))"
+    "(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)"
 )
 def _newton(
     before: np.ndarray,

@@ -176,7 +176,7 @@ def _step_seconds(pipeline: Pipeline, events: EventBatch) -> Seconds:
     for batch in rebatch([events], pipeline.trainer.config.training.batch_events):
         step = pipeline.trainer.step(batch)
         watch.add(step.seconds)
-        pipeline.publisher.publish_if_due(step, {})
+        pipeline.publisher.publish_if_due(step.move, pipeline.trainer.status(), {})
         watch.lap("publish")
     return watch.seconds
 

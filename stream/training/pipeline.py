@@ -6,7 +6,7 @@ checkpoint in the store at every interval, a snapshot on disk, and what the obse
 all. Each event changes the model exactly once: positions are saved with the model, in one file, and
 a restart seeks to them. To save:
 
-    1. outboxes are flushed: a dead letter or a notice of a drift that will not be made again is safe elsewhere
+    1. outboxes are flushed: dead letters and notices of drifts, which will not be made again
     2. the snapshot is written, synced and renamed into place
     3. offsets are committed to Kafka, which only dashboards read
 """

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 STAGES = {
-    "read": "Waiting for events, and cutting them into batches; in a backtest, reading and decoding them.",
+    "read": "Waiting for events, and cutting batches; in a backtest, reading and decoding.",
     "encode": "Hashing.",
     "predict": "By what is published: handing events to the thread that does it.",
     "learn_linear": "The linear expert.",

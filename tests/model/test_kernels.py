@@ -193,7 +193,8 @@ def test_rows_are_taken_from_and_put_into_tables_of_any_shape(rows, shape, doubl
 def import_doubled(place: Path, **variables: str) -> list[str]:
     """How often a process of its own found the kernel in `place` compiled, how often it compiled
     it, and 2 * 21."""
-    code = "from doubled import doubled as f; print(sum(f.stats.cache_hits.values()), len(f.stats.cache_misses), f(21))"
+    counts = "sum(f.stats.cache_hits.values()), len(f.stats.cache_misses)"
+    code = f"from doubled import doubled as f; print({counts}, f(21))"
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{place}", **variables}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True
@@ -205,7 +206,8 @@ def import_doubled(place: Path, **variables: str) -> list[str]:
 def test_a_kernel_is_compiled_once_for_a_machine_or_at_each_start_where_nothing_can_be_written(
     tmp_path,
 ):
-    source = "from niwaki.model.jit import kernel\n@kernel('int64(int64)')\ndef doubled(x):\n    return 2 * x\n"
+    source = "from niwaki.model.jit import kernel\n@kernel('int64(int64)')\n"
+    source += "def doubled(x):\n    return 2 * x\n"
     (tmp_path / "doubled.py").write_text(source)
     assert import_doubled(tmp_path) == ["0", "1", "42"]
     assert import_doubled(tmp_path) == ["1", "0", "42"]

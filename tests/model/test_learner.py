@@ -67,7 +67,7 @@ def test_a_cut_changes_neither_the_predictions_nor_the_optimizer_state_of_surviv
     assert learner.multiply_adds <= 0.3 * learner.branches.dense_cost
 
 
-def test_regrown_units_come_from_the_dormant_store_without_moments_and_what_is_served_does_not_change():
+def test_regrown_units_come_from_the_dormant_store_without_moments_and_the_served_model_stays():
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))
     learner.branches.prune()
@@ -115,7 +115,7 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
 
 
 @pytest.mark.parametrize("change", ["flipped", "fewer clicks", "none"])
-def test_after_a_drift_evidence_is_given_up_where_it_misleads_and_not_where_only_the_click_rate_moves(
+def test_after_a_drift_evidence_is_given_up_where_it_misleads_not_where_only_the_rate_moves(
     change,
 ):
     learner = Learner(SCHEMA, SMALL)

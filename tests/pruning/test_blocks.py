@@ -255,9 +255,17 @@ def test_an_exchange_conserves_count_and_cost_and_drops_no_block_that_it_grows(d
 def test_blocks_live_by_the_mean_square_of_their_gradient_alone():
     group = BlockGroup("top.0", "top.0.weight", (8, 8), (2, 2))
     network = Network(
-        NetworkShape(fields=0, numerics=0, slots=8, embedding_dim=0, bottom=(), top=(8,), interaction="none",
-                     block=(2, 2))
-    )  # fmt: skip
+        NetworkShape(
+            fields=0,
+            numerics=0,
+            slots=8,
+            embedding_dim=0,
+            bottom=(),
+            top=(8,),
+            interaction="none",
+            block=(2, 2),
+        )
+    )
     auxiliary = AuxiliaryMasks(network.groups, network.cost)
     square_U = torch.arange(group.size).float()
     for _ in range(3):

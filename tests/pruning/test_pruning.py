@@ -215,7 +215,7 @@ def test_every_policy_has_a_class_and_only_those_that_are_narrow_from_the_start_
         )
 
 
-def test_a_network_that_predicts_worse_takes_over_only_when_it_no_longer_does_or_the_wait_is_at_its_bound():
+def test_a_network_that_predicts_worse_takes_over_only_when_it_no_longer_does_or_at_the_bound():
     config = PruningConfig(
         warmup_events=100, pruning_events=30, tolerance_ratio=0.01, longest_wait_events=50
     )

@@ -54,7 +54,8 @@ def test_a_unix_socket_will_do(start, tmp_path):
 
 def test_tls_will_do(start, tmp_path):
     certificate, key = str(tmp_path / "tls.crt"), str(tmp_path / "tls.key")
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    make += " -addext subjectAltName=IP:127.0.0.1"
     try:
         subprocess.run(
             [*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True

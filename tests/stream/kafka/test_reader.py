@@ -28,7 +28,8 @@ import sys, msgspec
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.model.features.schema import Schema
-reader = ReaderProcess(msgspec.json.decode(sys.argv[1], type=KafkaConfig), Schema(categorical=("user",)))
+config = msgspec.json.decode(sys.argv[1], type=KafkaConfig)
+reader = ReaderProcess(config, Schema(categorical=("user",)))
 reader.start({})
 while not reader.ends:
     reader.read(1.0)

@@ -257,7 +257,8 @@ def prometheus(telemetry, tmp_path) -> Iterator[str]:
     port = telemetry.start(ANY_PORT)
     (tmp_path / "prometheus.yml").write_text(
         "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
-        f"scrape_configs: [{{job_name: trainer, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
+        "scrape_configs: [{job_name: trainer,"
+        f" static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}]\n"
     )
     arguments = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
     arguments += ["--web.listen-address=127.0.0.1:0", "--log.format=json"]

@@ -149,7 +149,7 @@ def test_a_checkpoint_whose_tensors_are_not_what_its_header_says_is_refused():
             PublishedModel.from_checkpoint(*unpack(pack(header, tensors | {name: tensor})))
 
 
-def test_at_the_default_budget_the_default_network_keeps_a_tenth_of_its_multiply_adds_and_every_layer():
+def test_at_the_default_budget_the_network_keeps_a_tenth_of_its_multiply_adds_and_every_layer():
     trainer = Trainer(
         TrainerConfig(
             schema=SCHEMA,
