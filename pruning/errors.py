@@ -38,6 +38,9 @@ def shorten(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The entry of `known` that `name` was probably meant to be; None if none is close."""
-    return next(iter(get_close_matches(name, list(known), 1, cutoff=0.4)), None)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.4) -> str | None:
+    """The entry of `known` that `name` was probably meant to be; None if none is close.
+
+    `cutoff`: least similarity, 0..1, as in `difflib.get_close_matches`; 0 always finds one.
+    """
+    return next(iter(get_close_matches(name, list(known), 1, cutoff)), None)

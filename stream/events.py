@@ -8,7 +8,7 @@ It refuses to repair: a wrong type is rejected, not converted.
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -45,8 +45,8 @@ _STRING_TYPES = (
 class Reject(NamedTuple):
     """Something that cannot be learned from, and why."""
 
-    index: int
-    """Its position in the sequence that was decoded: of the message, or of the row of a table."""
+    position: int
+    """Position in the decoded sequence: of a message, or of a row of a table."""
     rule: str
     """Which kind of rule it breaks, one of `RULES`."""
     reason: str
@@ -130,7 +130,8 @@ class EventDecoder:
         ) as error:  # the latter: half of a surrogate pair in a key
             self._check(row)
             raise EventError("column", str(error)) from error
-        if event.f0 != event.f0 or b"\\u" in value:  # a label that is NaN; half of a surrogate pair
+        label = msgspec.structs.astuple(event)[0]
+        if label != label or b"\\u" in value:  # a label that is NaN; half of a surrogate pair
             self._check(row)
         return event
 
@@ -144,10 +145,10 @@ class EventDecoder:
         try:
             rows_to_batch([row], schema, labelled=True)
         except FeatureError as error:
-            roles = {schema.label: "label", schema.timestamp: "timestamp"}
-            roles |= dict.fromkeys(schema.categorical, "categorical") | dict.fromkeys(
-                schema.numeric, "numeric"
-            )
+            roles = dict.fromkeys(schema.categorical, "categorical")
+            roles |= dict.fromkeys(schema.numeric, "numeric") | {schema.label: "label"}
+            if schema.timestamp:
+                roles[schema.timestamp] = "timestamp"
             raise EventError(roles.get(error.field, "column"), str(error)) from error
 
     def _open_arrow(self, value: bytes) -> pa.Table:
@@ -190,15 +191,15 @@ class EventDecoder:
         )
         by_message: dict[int, list[Reject]] = {}
         for reject in wrong:
-            by_message.setdefault(int(index_B[reject.index]), []).append(reject)
+            by_message.setdefault(int(index_B[reject.position]), []).append(reject)
         for (
             index,
             those,
         ) in by_message.items():  # one for each message: it will be dead-lettered as a whole
             first = those[0]
-            reason = f"{len(those)} of its events, first row {first.index - first_row[index]}: {first.reason}"
+            reason = f"{len(those)} of its events, first row {first.position - first_row[index]}: {first.reason}"
             rejects.append(Reject(index, first.rule, reason, len(those)))
-        return batch, np.delete(index_B, [reject.index for reject in wrong])
+        return batch, np.delete(index_B, [reject.position for reject in wrong])
 
     def _rows_to_batch(
         self, rows: list[msgspec.Struct], row_at: list[int], rejects: list[Reject]
@@ -218,7 +219,7 @@ class EventDecoder:
         )
         batch = EventBatch(labels_B, times_s_B, categorical, _narrow(numerics_NB))
         wrong = _numeric_rejects(numerics_NB, self.schema)
-        rejects += [reject._replace(index=row_at[reject.index]) for reject in wrong.values()]
+        rejects += [reject._replace(position=row_at[reject.position]) for reject in wrong.values()]
         return _without(batch, wrong), np.delete(np.array(row_at, np.int64), list(wrong))
 
 
@@ -226,7 +227,7 @@ def table_to_batch(
     table: pa.Table | pa.RecordBatch, schema: Schema
 ) -> tuple[EventBatch, list[Reject]]:
     """The columns of `table` as the schema reads them, without the rows that break it;
-    `Reject.index` is the row.
+    `Reject.position` is the row.
 
     Integers are as good as strings for a categorical field, Arrow timestamps as milliseconds,
     booleans as 0 and 1; a categorical or numeric column may be absent. Raises `EventError` where a
@@ -288,7 +289,7 @@ def _row_type(schema: Schema) -> type[msgspec.Struct]:
     """A struct with one field for each column, in the order: label, timestamp, categorical,
     numeric, ignored."""
     time = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
-    columns: list[tuple[str, type, object]] = [
+    columns: list[tuple[str, Any, object]] = [
         (schema.label, Annotated[float, msgspec.Meta(ge=0, le=1)], msgspec.NODEFAULT),
         *([(schema.timestamp, time, msgspec.NODEFAULT)] if schema.timestamp else []),
         *((name, str | int | None, None) for name in schema.categorical),
@@ -298,15 +299,27 @@ def _row_type(schema: Schema) -> type[msgspec.Struct]:
     return _struct(columns, forbid_unknown_fields=True)
 
 
-def _struct(columns: Sequence[tuple[str, type, object]], **options: bool) -> type[msgspec.Struct]:
-    """A struct with fields f0, f1, ... that JSON knows by their columns' names: one may be called
-    "class" or "a b"."""
+def _struct(
+    columns: Sequence[tuple[str, Any, object]],
+    *,
+    omit_defaults: bool = False,
+    forbid_unknown_fields: bool = False,
+) -> type[msgspec.Struct]:
+    """A struct type with fields f0, f1, ..., which in JSON have the names of their columns. A
+    column may be called "class" or "a b"."""
     names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}
     fields = [
         (field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)
     ]
     try:
-        return msgspec.defstruct("Event", fields, rename=names, gc=False, **options)
+        return msgspec.defstruct(
+            "Event",
+            fields,
+            rename=names,
+            gc=False,
+            omit_defaults=omit_defaults,
+            forbid_unknown_fields=forbid_unknown_fields,
+        )
     except ValueError as error:
         raise ConfigError("schema", f"a column can't have that name ({error})") from error
 
@@ -358,7 +371,7 @@ def _number_column(table: pa.Table, name: str, schema: Schema) -> np.ndarray:
     if not any(test(kind) for test in _NUMBER_TYPES):
         role = "label" if name == schema.label else "numeric"
         raise EventError(role, f"{name}: must be numbers, got a column of {kind}")
-    return column.cast(kind).cast(pa.float64(), safe=False).to_numpy()
+    return _float64(column.cast(kind))
 
 
 def _time_column(table: pa.Table, name: str) -> np.ndarray:
@@ -368,7 +381,12 @@ def _time_column(table: pa.Table, name: str) -> np.ndarray:
         column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
     if not pa.types.is_integer(column.type):
         raise EventError("timestamp", f"{name}: {_TIME_RULE}, got a column of {column.type}")
-    return column.cast(pa.float64(), safe=False).to_numpy()
+    return _float64(column)
+
+
+def _float64(column: pa.ChunkedArray) -> np.ndarray:
+    values_B: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy()
+    return values_B
 
 
 def _string_column(table: pa.Table, name: str) -> pa.Array:

@@ -42,7 +42,7 @@ from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
-from niwaki.stream.kafka.batcher import Intake
+from niwaki.stream.kafka.batcher import Batcher
 from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
@@ -296,10 +296,10 @@ class Loop:
     def seconds(self, reader: EventReader, sizes: Sizes) -> float:
         """To learn the timed events, after as many as are skipped."""
         batch_events, max_age_s = self._training.batch_events, self._training.max_batch_age_s
-        self._pipeline.intake = Intake(
+        self._pipeline.batcher = Batcher(
             reader, self._dead_letters, batch_events=batch_events, max_batch_age_s=max_age_s
         )
-        self._pipeline.intake.resume(Positions())
+        self._pipeline.batcher.resume(Positions())
         self._from = self._trainer.events + sizes.skipped
         self._to = self._from + sizes.timed
         try:

@@ -1,10 +1,9 @@
-"""From what was read to batches: dead-letter, cut into batches, and say where the stream stands
-after each.
+"""Events that were polled, cut into batches to learn; rejected messages go to the dead letters.
 
-In: `PolledBatch`s of the partitions that are ours. Out: `ReadyBatch` batches of exactly `batch_events`
-events, or fewer when the first has waited long enough: the same events make the same batches,
-whoever read them and however they came. Positions travel with their batch, so that whoever learns
-it can save both as one. It commits nothing.
+In: a `PolledBatch` for each poll. Out: a `ReadyBatch` of exactly `batch_events` events, or of fewer
+when the first of them has waited long enough. Equal events make equal batches, whichever way they
+were polled. Positions travel with their batch, so that the learner can save both as one. A batcher
+commits nothing.
 """
 
 import time
@@ -17,18 +16,18 @@ from niwaki.model.features.schema import EventBatch
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.source import DeadLetters
 
-_READ_S = 0.1
+_READ_WAIT_S = 0.1
 
 
 class ReadyBatch(NamedTuple):
-    """One batch, and how far the stream has been read with it."""
+    """One batch, and the positions that hold once it is learned."""
 
     batch: EventBatch
     positions: Positions
 
 
-class Intake:
-    """Cuts what a reader brings into batches."""
+class Batcher:
+    """Cuts polled events into batches, and dead-letters what could not be decoded."""
 
     def __init__(
         self,
@@ -37,43 +36,39 @@ class Intake:
         *,
         batch_events: int,
         max_batch_age_s: float,
-        on_reading: Callable[[PolledBatch], None] = lambda reading: None,
+        on_polled: Callable[[PolledBatch], None] = lambda polled: None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`on_reading` is called with each reading, to count what came."""
-        self._reader, self._dead_letters, self._on_reading = reader, dead_letters, on_reading
+        """`on_polled` is called with each polled batch, before its events are cut."""
+        self._reader, self._dead_letters, self._on_polled = reader, dead_letters, on_polled
         self._batch_events, self._max_batch_age_s, self._clock = (
             batch_events,
             max_batch_age_s,
             clock,
         )
-        self._waiting: list[
-            tuple[EventBatch, np.ndarray]
-        ] = []  # with `PolledBatch.after_B4` of each event
+        self._waiting: list[tuple[EventBatch, np.ndarray]] = []  # each with its `after_B4`
         self._since_s = 0.0
         self._positions = Positions()
         self._polled: dict[int, int] = {}
         self.waiting = 0
-        """Events read that no batch has held yet."""
+        """Events that are polled and in no batch yet."""
         self.rejected_events = 0
         """Events dead-lettered so far."""
 
     def resume(self, positions: Positions) -> None:
-        """Begin at `positions`; partitions that it does not name begin where the source's
+        """Begin at `positions`; a partition without a position begins where the source's
         configuration says."""
         self._reader.start(positions.offsets)
         self._positions = positions
 
     def receive(self, last: bool = False) -> ReadyBatch | None:
-        """The next batch, after a short wait at most; None if none is due. `last`: nothing more
-        will come, so any batch is due."""
-        wait_s = 0.0 if last else _READ_S
+        """The next batch, after a short wait at most; None if none is due. `last`: no more events
+        will come, so a batch of any size is due."""
+        wait_s = 0.0 if last else _READ_WAIT_S
         while (
-            not last
-            and self.waiting < self._batch_events
-            and (reading := self._reader.read(wait_s))
+            not last and self.waiting < self._batch_events and (polled := self._reader.read(wait_s))
         ):
-            self._take(reading)
+            self._take(polled)
             wait_s = 0.0  # more may be there already
         waited_s = self._clock() - self._since_s
         if self.waiting >= self._batch_events or (
@@ -83,25 +78,25 @@ class Intake:
         return None
 
     def lag(self) -> dict[int, int]:
-        """By partition, messages that no batch has held yet, as of the last fetch; unknown ones are
-        left out."""
+        """By partition, the number of messages that are in no batch yet, as of the last fetch;
+        partitions with an unknown end are left out."""
         behind = dict(self._polled)
         for _, after_B4 in reversed(self._waiting):
             partitions, first = np.unique(after_B4[:, 0], return_index=True)
             behind |= dict(zip(partitions.tolist(), after_B4[first, 3].tolist(), strict=True))
         return {p: max(0, end - behind.get(p, end)) for p, end in self._reader.ends.items()}
 
-    def _take(self, reading: PolledBatch) -> None:
-        self._on_reading(reading)
-        for record, reject in reading.rejects:
+    def _take(self, polled: PolledBatch) -> None:
+        self._on_polled(polled)
+        for record, reject in polled.rejects:
             self._dead_letters.send(record, reject.reason)
             self.rejected_events += reject.events
-        self._polled |= reading.polled
-        batch, after_B4 = reading.batch, reading.after_B4
+        self._polled |= polled.polled
+        batch, after_B4 = polled.batch, polled.after_B4
         new = np.flatnonzero(~self._learned(after_B4))
         if not len(new):
             return
-        if len(new) < len(batch):  # the first reading after a restart in the middle of a message
+        if len(new) < len(batch):  # the first poll after a restart in the middle of a message
             runs = np.split(new, np.flatnonzero(np.diff(new) > 1) + 1)
             batch = EventBatch.concat([batch.slice(int(run[0]), int(run[-1]) + 1) for run in runs])
             after_B4 = after_B4[new]
@@ -111,8 +106,8 @@ class Intake:
         self.waiting += len(batch)
 
     def _learned(self, after_B4: np.ndarray) -> np.ndarray:
-        """(B,) bool: events of a message that the positions stand in the middle of, and that come
-        before them."""
+        """bool (B,): True for events that were learned before a restart in the middle of their
+        message."""
         learned_B = np.zeros(len(after_B4), bool)
         for partition, skip in self._positions.skips.items():
             here = (after_B4[:, 0] == partition) & (
@@ -130,16 +125,12 @@ class Intake:
         offsets, skips = dict(self._positions.offsets), dict(self._positions.skips)
         taken_B4, left_B4 = after_B4[:size], after_B4[size:]
         for partition in np.unique(taken_B4[:, 0]).tolist():
-            _, offsets[partition], skips[partition], _ = taken_B4[taken_B4[:, 0] == partition][
-                -1
-            ].tolist()
-        for partition in self._polled.keys() - set(
-            np.flatnonzero(np.bincount(left_B4[:, 0])).tolist()
-        ):
-            offsets[partition], skips[partition] = (
-                self._polled[partition],
-                0,
-            )  # past dead letters at its end, too
+            last_4 = taken_B4[taken_B4[:, 0] == partition][-1].tolist()
+            offsets[partition], skips[partition] = last_4[1], last_4[2]
+        unfinished = set(np.flatnonzero(np.bincount(left_B4[:, 0])).tolist())
+        for partition in self._polled.keys() - unfinished:
+            # Behind the last message, which may be a dead letter.
+            offsets[partition], skips[partition] = self._polled[partition], 0
         self._positions = Positions(
             offsets=offsets, skips={p: skip for p, skip in skips.items() if skip}
         )

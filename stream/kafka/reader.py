@@ -1,8 +1,8 @@
-"""Poll and decode: from the messages of a topic to columns that know their place in it.
+"""Poll and decode: from the messages of a topic to columns of events with their positions.
 
-First stage of the walk. In: records of the partitions that are ours. Out: a `PolledBatch` for each poll
-that brought any. `Reader` works in the calling process; `stream.kafka.reader_process` runs one
-beside the learner. It learns nothing, cuts nothing, and commits nothing.
+First stage of the walk. In: records of the partitions that this trainer reads. Out: a `PolledBatch`
+for each poll that brought any. `Reader` works in the calling process; `reader_process` runs one
+beside the learner. A reader learns nothing, cuts no batches and commits nothing.
 """
 
 from collections.abc import Mapping
@@ -22,29 +22,28 @@ class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     offsets: dict[int, int] = {}
     """By partition, the offset of the next message."""
     skips: dict[int, int] = {}
-    """By partition, how many events of that message have been learned already (a message may carry
-    many)."""
+    """By partition, the number of events of that message that have been learned already (a message
+    may carry many)."""
 
 
 class PolledBatch(NamedTuple):
-    """What one poll brought, decoded."""
+    """The decoded messages of one poll."""
 
     batch: EventBatch
     after_B4: np.ndarray
-    """int64: for each event its partition, the offset to go on at once it is learned, how many
-    events of the message there to skip then, and the offset of its own message. A message is behind
-    us with its last event."""
+    """int64 (B, 4). For each event: its partition; the offset at which to continue once the event
+    is learned; the number of events of that message to skip then; the offset of its own message."""
     rejects: list[tuple[Record, Reject]]
-    """What could not be decoded, in order."""
+    """Records that could not be decoded, in order, each with the reason."""
     polled: dict[int, int]
     """By partition, the offset after the last message of this poll."""
     messages: int
     size_bytes: int
-    """Of all values."""
+    """Total size of the values."""
 
 
 class EventReader(Protocol):
-    """What an `Intake` reads from."""
+    """A source of decoded events, for a `Batcher`."""
 
     topic: str
 
@@ -53,7 +52,7 @@ class EventReader(Protocol):
         """By partition, the offset after its last message, as of the last fetch."""
 
     def start(self, offsets: Mapping[int, int]) -> None:
-        """Begin at these offsets; see `EventSource.seek`. None given: where the configuration
+        """Begin at these offsets; see `EventSource.seek`. Without any, begin where the configuration
         says."""
 
     def read(self, timeout_s: float) -> PolledBatch | None:
@@ -64,7 +63,7 @@ class EventReader(Protocol):
 
 
 class Reader:
-    """Reads in the calling process."""
+    """An `EventReader` that polls and decodes in the calling process."""
 
     def __init__(self, source: EventSource, decoder: EventDecoder):
         self._source, self._decoder, self.topic = source, decoder, source.topic
@@ -87,7 +86,7 @@ class Reader:
         return PolledBatch(
             batch,
             _after(places_M2[message_B], message_B),
-            [(records[reject.index], reject) for reject in rejects],
+            [(records[reject.position], reject) for reject in rejects],
             {record.partition: record.offset + 1 for record in records},
             len(records),
             sum(len(value) for value in values if value),
@@ -98,10 +97,10 @@ class Reader:
 
 
 def _after(places_B2: np.ndarray, message_B: np.ndarray) -> np.ndarray:
-    """`PolledBatch.after_B4`.
+    """Positions after each event, as in `PolledBatch.after_B4`.
 
-    `places_B2`: partition and offset of each event's message. `message_B`: which message that is;
-    equal ones are neighbours.
+    `places_B2`: partition and offset of each event's message. `message_B`: number of each event's
+    message; events of one message are neighbours.
     """
     at_B = np.arange(len(message_B))
     first_B = np.diff(message_B, prepend=-1) != 0

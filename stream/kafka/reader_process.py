@@ -1,15 +1,14 @@
 """A `Reader` in a process of its own, so that polling and decoding, which are Python, cost the
 learner nothing.
 
-In: the settings and offsets to begin at, as JSON on the process's standard input. Out: frames on
-its standard output, in order: readings, where the topic ends, lines of its log, and what it failed
-of. A frame is two lengths, a MessagePack head, and for a reading its columns as raw buffers and
-Arrow IPC.
+In: settings and first offsets, as JSON on the process's standard input. Out: frames on its standard
+output, in order: polled batches, ends of partitions, lines of the log, and a failure. A frame is
+two lengths, a MessagePack head, and for a polled batch its columns as raw buffers and Arrow IPC.
 
-It reads ahead until `_AHEAD` readings wait, then pauses the partitions and goes on polling, so that
-connections live. It holds nothing that a crash could lose: positions are counted where events are
-learned. It ends when it is told to, and when nobody reads it any more; a learner whose reader ends
-gets a `NiwakiError`.
+The process reads ahead until `_AHEAD` batches wait; then it pauses the partitions and goes on
+polling, which keeps connections alive. It holds nothing that a crash could lose: positions are
+counted where events are learned. It ends on SIGTERM, and when its output is closed; a learner whose
+reader ends gets a `NiwakiError`.
 """
 
 import gc
@@ -22,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from io import FileIO
 from queue import SimpleQueue
 from signal import Signals
 from typing import BinaryIO
@@ -37,22 +37,21 @@ from niwaki.stream.events import EventDecoder, Reject
 from niwaki.stream.kafka.reader import PolledBatch, Reader
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
 
-_AHEAD = 2  # readings that wait for the learner; one more is being written, and one being made
+_AHEAD = 2  # batches that wait for the learner; one more is being written, and one being made
 _POLL_S = 0.1
-_PATIENCE_S = 0.5  # for the learner to take a reading, before the partitions are paused
-_BEAT_S = (
-    1.0  # between two words about a quiet topic; also how soon the end of the learner is noticed
-)
-_STOP_S = 5.0
+_ROOM_WAIT_S = 0.5  # until the learner takes a batch; then the partitions are paused
+_HEARTBEAT_S = 1.0  # between frames of an idle topic; a closed output is noticed as soon
+_STOP_WAIT_S = 5.0
 _UNCOLLECTED_OBJECTS = 2**18
-"""More than a poll makes. Nothing of it is in a cycle, and to look for those takes time."""
+"""Threshold of the garbage collector: more objects than a poll makes. None of them is in a cycle,
+and a search for cycles takes time."""
 _LENGTHS = struct.Struct("<IQ")
 _PROGRAM = "from niwaki.stream.kafka.reader_process import main; main()"
 _ERRORS = {kind.__name__: kind for kind in (BrokerError, PositionError)}
 
 
 class _Order(msgspec.Struct, kw_only=True):
-    """What a process is told."""
+    """Settings of a reader process."""
 
     kafka: KafkaConfig
     schema: Schema
@@ -61,7 +60,8 @@ class _Order(msgspec.Struct, kw_only=True):
 
 
 class _Columns(msgspec.Struct, tag=True, array_like=True):
-    """The head of a reading; see there. The body: strings, places, times, labels, numerics."""
+    """Head of a polled batch; fields as in `PolledBatch`. The body holds strings, positions, times,
+    labels and numerics."""
 
     events: int
     strings_bytes: int
@@ -92,51 +92,95 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(_Head).decode
 
 
+class _Child:
+    """A running reader process, and the pipe from which its frames are read."""
+
+    def __init__(self, order: _Order):
+        self._topic = order.kafka.topic
+        order_in, order_out = os.pipe()
+        frames_in, frames_out = os.pipe()
+        # In a session of its own: Ctrl-C is for the learner, which ends it when all is saved.
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=order_in,
+            stdout=frames_out,
+            bufsize=0,
+            start_new_session=True,
+        )
+        os.close(order_in)
+        os.close(frames_out)
+        self.frames = FileIO(frames_in)
+        with FileIO(order_out, "w") as out:
+            out.write(msgspec.json.encode(order))
+
+    def receive(self, size_bytes: int) -> bytearray:
+        """The next `size_bytes` bytes, once they are there. Raises `NiwakiError` if the process
+        ends before."""
+        data = bytearray(size_bytes)
+        left = memoryview(data)
+        while left:
+            taken = self.frames.readinto(left)
+            if not taken:
+                code = self.process.wait()
+                how = (
+                    f"was ended by {Signals(-code).name}"
+                    if code < 0
+                    else f"ended with exit code {code}"
+                )
+                raise NiwakiError(
+                    f"the process that reads {self._topic} {how}; nothing is lost: start again"
+                )
+            left = left[taken:]
+        return data
+
+    def stop(self) -> None:
+        """End the process; it has nothing to save."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.frames.close()
+
+
 class ReaderProcess:
-    """The learner's end: what the process has read, without waiting for it to be read. `start`
-    makes the process."""
+    """An `EventReader` whose work is done by a process beside the learner. `start` makes the
+    process."""
 
     def __init__(self, config: KafkaConfig, schema: Schema):
         self.topic, self._config, self._schema = config.topic, config, schema
         self._strings = _strings_schema(schema)
-        self._process: subprocess.Popen | None = None
+        self._child: _Child | None = None
         self._ready = selectors.DefaultSelector()
         self.ends: Mapping[int, int] = {}
 
     def start(self, offsets: Mapping[int, int]) -> None:
-        """See `EventReader`. Returns before the process has reached Kafka."""
+        """Start the process; see `EventReader`. Returns before it has reached Kafka."""
         level = logging.getLogger("niwaki.kafka").getEffectiveLevel()
         order = _Order(
             kafka=self._config, schema=self._schema, offsets=dict(offsets), log_level=level
         )
-        # In a session of its own: Ctrl-C is for the learner, which ends it when all is saved.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
-        self._process.stdin.write(msgspec.json.encode(order))
-        self._process.stdin.close()
-        self._ready.register(self._process.stdout, selectors.EVENT_READ)
+        self._child = _Child(order)
+        self._ready.register(self._child.frames, selectors.EVENT_READ)
 
     @property
     def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        """Id of the process."""
+        return self._started().process.pid
 
     def read(self, timeout_s: float) -> PolledBatch | None:
-        """See `EventReader`. Raises what the process failed of, or `NiwakiError` if it has ended."""
+        """The next polled batch; see `EventReader`. Raises the process's own error, or
+        `NiwakiError` if it has ended."""
+        receive = self._started().receive
         while self._ready.select(timeout_s):
-            head_bytes, body_bytes = _LENGTHS.unpack(self._receive(_LENGTHS.size))
-            head = _unpack(self._receive(head_bytes))
+            head_bytes, body_bytes = _LENGTHS.unpack(receive(_LENGTHS.size))
+            head = _unpack(receive(head_bytes))
             match head:
                 case _Columns():
                     self.ends = head.ends
-                    return _reading(
-                        head, self._receive(body_bytes), self._strings, len(self._schema.numeric)
-                    )
+                    numerics = len(self._schema.numeric)
+                    return _unpack_batch(head, receive(body_bytes), self._strings, numerics)
                 case _Ends():
                     self.ends = head.ends
                 case _Line():
@@ -149,46 +193,24 @@ class ReaderProcess:
     def close(self) -> None:
         """End the process. It has nothing to save."""
         self._ready.close()
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._process = None
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
 
-    def _receive(self, size_bytes: int) -> bytearray:
-        """So many bytes; waits for them."""
-        data = bytearray(size_bytes)
-        left = memoryview(data)
-        while left:
-            taken = self._process.stdout.readinto(left)
-            if not taken:
-                code = self._process.wait()
-                how = (
-                    f"was ended by {Signals(-code).name}"
-                    if code < 0
-                    else f"ended with exit code {code}"
-                )
-                raise NiwakiError(
-                    f"the process that reads {self.topic} {how}; nothing is lost: start again"
-                )
-            left = left[taken:]
-        return data
+    def _started(self) -> _Child:
+        if self._child is None:
+            raise NiwakiError(f"the reader of {self.topic} is not started")
+        return self._child
 
 
 def main() -> None:
-    """The process: read and send until it is ended."""
+    """Program of the process: read and send until it is ended."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=_Order)
     gc.freeze()
     gc.set_threshold(_UNCOLLECTED_OBJECTS)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        os.dup2(
-            sys.stderr.fileno(), sys.stdout.fileno()
-        )  # what anything prints must not get between frames
+        # Printed text must not get between frames.
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         sender = _Sender(out)
         logging.basicConfig(
             level=order.log_level, handlers=[_LogHandler(sender)], format="%(message)s"
@@ -212,25 +234,25 @@ def main() -> None:
 
 
 def _read_and_send(source: EventSource, reader: Reader, sender: "_Sender") -> None:
-    told_s = 0.0
+    sent_s = 0.0
     while True:
-        reading = reader.read(_POLL_S)
-        if reading:
-            head, body = _columns(reading, source.ends)
-            if not sender.send_if_room(_PATIENCE_S, head, *body):
+        polled = reader.read(_POLL_S)
+        if polled:
+            head, body = _pack_batch(polled, source.ends)
+            if not sender.send_if_room(_ROOM_WAIT_S, head, *body):
                 source.pause()
                 while not sender.send_if_room(_POLL_S, head, *body):
                     source.poll(0)
                 source.resume()
-        elif time.monotonic() - told_s < _BEAT_S:
+        elif time.monotonic() - sent_s < _HEARTBEAT_S:
             continue
         else:
             sender.send(_Ends(source.ends))
-        told_s = time.monotonic()
+        sent_s = time.monotonic()
 
 
 class _Sender:
-    """Writes frames from a thread of its own. When nobody reads them any more, the process ends."""
+    """Writes frames from a thread of its own. The process ends when its output is closed."""
 
     def __init__(self, out: BinaryIO):
         self._out = out
@@ -240,18 +262,19 @@ class _Sender:
         self._thread.start()
 
     def send(self, head: _Head) -> None:
-        """Have it written after what waits."""
+        """Queue a frame without a body, behind those that wait."""
         self._frames.put((_frame(head), False))
 
     def send_if_room(self, timeout_s: float, head: _Head, *body: bytes) -> bool:
-        """The same once fewer than `_AHEAD` such frames wait; False if they did all the while."""
+        """Queue a frame with a body, once fewer than `_AHEAD` such frames wait; False if there is
+        no room within `timeout_s`."""
         if not self._room.acquire(timeout=timeout_s):
             return False
         self._frames.put((_frame(head, *body), True))
         return True
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write the frames that wait."""
         self._frames.put(None)
         self._thread.join()
 
@@ -268,7 +291,7 @@ class _Sender:
 
 
 class _LogHandler(logging.Handler):
-    """Sends each line to the learner's log."""
+    """Log handler that sends each line to the learner's log."""
 
     def __init__(self, sender: _Sender):
         super().__init__()
@@ -287,41 +310,44 @@ def _strings_schema(schema: Schema) -> pa.Schema:
     return pa.schema([(f"c{at}", pa.string()) for at in range(len(schema.categorical))])
 
 
-def _columns(reading: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns, list[bytes]]:
-    batch = reading.batch
+def _pack_batch(polled: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns, list[bytes]]:
+    """Head and body of a polled batch's frame."""
+    batch = polled.batch
     columns = pa.RecordBatch.from_arrays(
         list(batch.categorical), [f"c{at}" for at in range(len(batch.categorical))]
     )
     strings = columns.serialize().to_pybytes() if batch.categorical else b""
-    arrays = (reading.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN)
+    arrays = (polled.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN)
     rejects = [
-        (record, reject._replace(reason=_valid(reject.reason)))
-        for record, reject in reading.rejects
+        (record, reject._replace(reason=_valid(reject.reason))) for record, reject in polled.rejects
     ]
     head = _Columns(
         len(batch),
         len(strings),
         rejects,
-        reading.polled,
-        reading.messages,
-        reading.size_bytes,
+        polled.polled,
+        polled.messages,
+        polled.size_bytes,
         dict(ends),
     )
     return head, [strings, *(array.tobytes() for array in arrays)]
 
 
 def _valid(text: str) -> str:
-    """`text` without halves of surrogate pairs, which a broken event may hold and no encoding
-    does."""
+    """`text` without halves of surrogate pairs, which a broken event may hold and which no encoding
+    allows."""
     return text.encode(errors="replace").decode()
 
 
-def _reading(head: _Columns, body: bytearray, strings: pa.Schema, numerics: int) -> PolledBatch:
+def _unpack_batch(
+    head: _Columns, body: bytearray, strings: pa.Schema, numerics: int
+) -> PolledBatch:
+    """The batch of a frame. Its arrays are views of `body`."""
     count, at = head.events, head.strings_bytes
 
-    def array(kind: type, *shape: int) -> np.ndarray:
+    def array(kind: type[np.generic], *shape: int) -> np.ndarray:
         nonlocal at
-        values = np.frombuffer(body, kind, int(np.prod(shape)), at).reshape(shape)
+        values: np.ndarray = np.frombuffer(body, kind, int(np.prod(shape)), at).reshape(shape)
         at += values.nbytes
         return values
 

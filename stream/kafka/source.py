@@ -58,7 +58,8 @@ class EventSource:
 
     def __init__(self, config: KafkaConfig):
         self.config, self.topic = config, config.topic
-        self._consumer: KafkaConsumer | None = connect(KafkaConsumer, config, **_CONSUMER)
+        self._consumer = connect(KafkaConsumer, config, **_CONSUMER)
+        self._connected = True
         self._next: dict[int, int] = {}
         self._highwater: dict[int, int] = {}
         self._paused = False
@@ -102,7 +103,7 @@ class EventSource:
         Raises `PositionError` where the topic ends before our position: it is not the topic that
         was read before.
         """
-        if self._consumer is None and not self._reconnect(timeout_s):
+        if not self._connected and not self._reconnect(timeout_s):
             return []
         try:
             self._assign_new_partitions()
@@ -141,13 +142,13 @@ class EventSource:
     def pause(self) -> None:
         """Have `poll` return nothing, for back-pressure, while the connection stays alive."""
         self._paused = True
-        if self._consumer:
+        if self._connected:
             self._consumer.pause(*map(self._at, self._next))
 
     def resume(self) -> None:
         """End a `pause`."""
         self._paused = False
-        if self._consumer:
+        if self._connected:
             self._consumer.resume(*map(self._at, self._next))
 
     def close(self) -> None:
@@ -264,6 +265,7 @@ class EventSource:
             return False
         try:
             self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)
+            self._connected = True
             self._consumer.assign([self._at(p) for p in self._next])
             self._resume_at_next()
             if self._next:
@@ -282,6 +284,6 @@ class EventSource:
         return True
 
     def _disconnect(self) -> None:
-        if self._consumer:
+        if self._connected:
+            self._connected = False
             self._consumer.close(autocommit=False, timeout_ms=1000)
-            self._consumer = None

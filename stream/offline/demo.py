@@ -64,18 +64,20 @@ def demo_recording(
 ) -> DemoStream:
     """The recording, or the public data set, or else a drifting click stream made in `out`;
     `events` at most."""
-    if recording or dataset:
-        path = recording or dataset_path(dataset, out)
-        rows = read_recording(path, propose_schema(path), limit_events=events)
-        total = sum(len(batch) + len(rejects) for batch, rejects in rows)
-        title = path.name if recording else str(dataset)
-    else:
-        given = {"events": events, "seed": seed}
-        config = SyntheticConfig(
-            **{name: value for name, value in given.items() if value is not None}
-        )
-        path, title, total = out / "events.parquet", "a drifting click stream", config.events
-        write_stream(config, path, on_events=on_events)
+    if recording is not None:
+        return _recorded(recording, recording.name, events)
+    if dataset is not None:
+        return _recorded(dataset_path(dataset, out), dataset, events)
+    given: dict[str, Any] = {"events": events, "seed": seed}
+    config = SyntheticConfig(**{name: value for name, value in given.items() if value is not None})
+    path = out / "events.parquet"
+    write_stream(config, path, on_events=on_events)
+    return DemoStream(path, "a drifting click stream", config.events, read_drift_points(path))
+
+
+def _recorded(path: Path, title: str, events: int | None) -> DemoStream:
+    rows = read_recording(path, propose_schema(path), limit_events=events)
+    total = sum(len(batch) + len(rejects) for batch, rejects in rows)
     return DemoStream(path, title, total, read_drift_points(path))
 
 
@@ -141,7 +143,7 @@ def demonstrate(
 @contextmanager
 def _replaying(
     stream: DemoStream, schema: Schema, kafka: KafkaConfig, out: Path
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[subprocess.Popen[bytes]]:
     """`niwaki replay`, with the schema in a config file of its own; ended with the block."""
     config = out / "replay.toml"
     lines = [
@@ -168,11 +170,12 @@ def _replaying(
 
 
 def _last_events(stream: DemoStream, schema: Schema) -> EventBatch:
-    last = None
-    for batch, _ in read_recording(stream.path, schema, limit_events=stream.events):
-        last = EventBatch.concat([last, batch]) if last else batch
+    chunks = (batch for batch, _ in read_recording(stream.path, schema, limit_events=stream.events))
+    last = next(chunks)
+    for batch in chunks:
+        last = EventBatch.concat([last, batch])
         last = last.slice(max(len(last) - _SCORED_EVENTS, 0), len(last))
-    return last
+    return last.slice(max(len(last) - _SCORED_EVENTS, 0), len(last))
 
 
 def _difference(scorer: Scorer, pipeline: Pipeline, events: EventBatch) -> float:

@@ -131,7 +131,7 @@ def entropy(data: dict[str, Any], width_in: float) -> Figure:
     axes.set_ylim(low - 0.04 * (high - low + 0.1), high + 0.01)
     axes.axhline(1, color=_LINE, linewidth=0.8, zorder=0.5)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    _mark_phases(axes, data)
+    _mark_phases(axes, data, width_in)
     _mark_drifts(axes, data)
     ends = [(name, values[-1], colour) for name, (colour, _, values) in series.items()]
     _label_ends(axes, [*ends, ("constant", 1.0, _FAINT)])
@@ -158,7 +158,7 @@ def sparsity(data: dict[str, Any], width_in: float) -> Figure:
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u00a0%"))
-    _mark_phases(axes, data)
+    _mark_phases(axes, data, width_in)
     _mark_drifts(axes, data)
     _label_ends(axes, ends)
     return figure
@@ -298,21 +298,29 @@ def _quiet(axes: Axes) -> Axes:
     return axes
 
 
-def _mark_phases(axes: Axes, data: dict[str, Any]) -> None:
+def _mark_phases(axes: Axes, data: dict[str, Any], width_in: float) -> None:
     """Shade the dense and the pruning phases; name each above its band where the name fits."""
     colours = {"dense": _DENSE, "pruning": _PRUNING}
     starts = {phase["event"]: phase["phase"] for phase in data["phases"]}
     runs = [
         next(run)[0] for _, run in groupby(starts.items(), key=lambda item: item[1])
     ]  # dense again is still dense
-    width_in = axes.get_position().width * axes.figure.get_figwidth()
+    across_in = width_in - _LEFT_IN - _RIGHT_IN
     for start, end in pairwise([*runs, data["events"]]):
         name = starts[start]
         if name in colours:
             axes.axvspan(start, end, color=colours[name], linewidth=0, zorder=0)
-        if (end - start) / data["events"] * width_in > 0.055 * len(name):
-            font = {"color": _FAINT, "fontsize": _TEXT_PT - 1.5, "fontstyle": "italic"}
-            where = {"ha": "center", "va": "bottom", "transform": axes.get_xaxis_transform()}
+        if (end - start) / data["events"] * across_in > 0.055 * len(name):
+            font: dict[str, Any] = {
+                "color": _FAINT,
+                "fontsize": _TEXT_PT - 1.5,
+                "fontstyle": "italic",
+            }
+            where: dict[str, Any] = {
+                "ha": "center",
+                "va": "bottom",
+                "transform": axes.get_xaxis_transform(),
+            }
             axes.text((start + end) / 2, 1.015, name, **font, **where)
 
 
@@ -322,7 +330,7 @@ def _mark_drifts(axes: Axes, data: dict[str, Any]) -> None:
     for event in events:
         axes.axvline(event, color=_DRIFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     detected = [drift["event"] for drift in data["drifts"]]
-    triangle = {
+    triangle: dict[str, Any] = {
         "color": _DRIFT,
         "marker": "^",
         "markersize": 5.5,
@@ -341,7 +349,7 @@ def _mark_drifts(axes: Axes, data: dict[str, Any]) -> None:
         for word, there in (("\u2506 true drift", events), ("\u25b4 detected drift", detected))
         if there
     ]
-    where = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
+    where: dict[str, Any] = {"ha": "right", "va": "bottom", "transform": axes.transAxes}
     axes.text(1, 1.095, "    ".join(key), color=_DRIFT, fontsize=_TEXT_PT - 0.5, **where)
 
 
@@ -365,8 +373,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float | None, str]]) -> No
     """Name each line at its right end, in its colour; names that would overlap make way for each
     other."""
     low, high = axes.get_ylim()
-    height_in = axes.get_position().height * axes.figure.get_figheight()
-    gap = 1.25 * _TEXT_PT / 72 / height_in
+    gap = 1.25 * _TEXT_PT / 72 / (_HEIGHT_IN - _BOTTOM_IN - _TOP_IN)
     known = sorted(
         ((value - low) / (high - low), name, colour)
         for name, value, colour in ends

@@ -19,7 +19,7 @@ _MOST_ROWS = 15  # more of them are folded up
 def page(data: dict[str, Any], summary: Sequence[tuple[str, str]], drawn: Sequence[Plot]) -> str:
     """The whole page."""
     true_drifts = bool(data["true_drifts"])
-    drift_head = (
+    drift_head: tuple[str, ...] = (
         ("true drift at", "what", "detected at", "events late") if true_drifts else ("detected at",)
     )
     drift_head += ("by", "mean before \u2192 after", "since", "next cut at")

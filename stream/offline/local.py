@@ -107,7 +107,8 @@ def free_port() -> int:
     """A TCP port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def kafka_answers(port: int) -> bool:

@@ -77,7 +77,8 @@ def report_data(
             [drift for drift in true_drifts if drift["event"] < trainer.events], history
         ),
     }
-    return msgspec.json.decode(msgspec.json.encode(data, enc_hook=lambda value: value.item()))
+    encoded = msgspec.json.encode(data, enc_hook=lambda value: value.item())
+    return msgspec.json.decode(encoded, type=dict[str, Any])
 
 
 def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, str]]:

@@ -7,8 +7,8 @@ like are missing, too.
 """
 
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +69,7 @@ def read_csv(
         first = told = 0
         table = None
         for table in rechunk(blocks, chunk_events, limit_events):
-            bad = np.array([reject.index for reject in malformed], np.int64)
+            bad = np.array([reject.position for reject in malformed], np.int64)
             good_B = np.arange(
                 first, first + len(table)
             )  # each is as many rows further down as bad ones are above it
@@ -90,7 +90,7 @@ def sample_csv(path: Path) -> pa.Table:
 
 
 def _open(
-    file: BinaryIO,
+    file: BufferedIOBase,
     reject: Callable[[csv.InvalidRow], str],
     convert: csv.ConvertOptions | None = None,
 ) -> csv.CSVStreamingReader:

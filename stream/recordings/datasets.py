@@ -97,7 +97,8 @@ def _day_ms(table: pa.Table) -> np.ndarray:
     """Milliseconds since the epoch at the beginning of each row's day."""
     year, month, day = (table[name].to_numpy() for name in ("year", "month", "day"))
     months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
-    return (months.astype("datetime64[D]").astype(np.int64) + day - 1) * _DAY_MS
+    days: np.ndarray = months.astype("datetime64[D]").astype(np.int64) + day - 1
+    return days * _DAY_MS
 
 
 def _place_and_hour(table: pa.Table, hour_ms: pa.Array) -> pa.ChunkedArray:

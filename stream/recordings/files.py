@@ -10,14 +10,14 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from niwaki.model.features.schema import Schema
+from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError
 
 _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
@@ -58,7 +58,7 @@ def translated_file_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_recording(path: Path) -> Iterator[BinaryIO]:
+def open_recording(path: Path) -> Iterator[BufferedIOBase]:
     """The file's bytes from the first to the last, uncompressed."""
     with gzip.open(path) if recording_format(path)[1] else path.open("rb") as file:
         yield file
@@ -91,8 +91,8 @@ def require_columns(path: Path, wanted: Sequence[str], names: Sequence[str]) -> 
     """Each wanted column must be among those of the file, once."""
     for name in wanted:
         if name not in names:
-            nearest = get_close_matches(name, names, 1, cutoff=0) or ["none"]
-            rule = f"has no column {name!r}, which the schema names; the nearest is {nearest[0]!r}"
+            meant = nearest(name, names, cutoff=0) or "none"
+            rule = f"has no column {name!r}, which the schema names; the nearest is {meant!r}"
             raise ConfigError(str(path), rule)
         if names.count(name) > 1:
             raise ConfigError(str(path), f"has more than one column {name!r}")

@@ -10,10 +10,10 @@ tables were cut. Memory does not grow with the file.
 import gzip
 from collections.abc import Iterator
 from contextlib import ExitStack
-from difflib import get_close_matches
+from io import BufferedIOBase
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError, EventError
 from niwaki.stream.events import EventDecoder, Reject, encode_json, table_to_batch
 from niwaki.stream.recordings.csv_rows import read_csv, sample_csv
@@ -79,7 +80,9 @@ def propose_schema(path: str | Path) -> Schema:
     return Schema(
         label=label,
         timestamp=timestamp,
-        **{role: tuple(columns) for role, columns in roles.items()},
+        categorical=tuple(roles["categorical"]),
+        numeric=tuple(roles["numeric"]),
+        ignore=tuple(roles["ignore"]),
     )
 
 
@@ -90,7 +93,7 @@ def read_recording(
     chunk_events: int = CHUNK_EVENTS,
     limit_events: int | None = None,
 ) -> Chunks:
-    """The events of a recording, from `chunk_events` rows at a time; `Reject.index` is the row in
+    """The events of a recording, from `chunk_events` rows at a time; `Reject.position` is the row in
     the file, from 0.
 
     Columns that the schema does not name are not read. Raises `ConfigError` if the file can't be
@@ -163,7 +166,7 @@ class RecordingWriter:
 
     def __enter__(self) -> Self:
         with translated_file_errors(self._path):
-            self._file: BinaryIO = self._stack.enter_context(self._unfinished.open("wb"))
+            self._file: BufferedIOBase = self._stack.enter_context(self._unfinished.open("wb"))
         if self._gzipped:  # without name and time in it, so that the same events are the same bytes
             self._file = self._stack.enter_context(gzip.GzipFile("", "wb", 6, self._file, 0))
         return self
@@ -244,7 +247,7 @@ def _to_batch(
         batch, rejects = table_to_batch(table, schema)
     except EventError as error:  # a whole column is of the wrong type
         raise ConfigError(str(path), str(error)) from error
-    return batch, [reject._replace(index=int(row_B[reject.index])) for reject in rejects]
+    return batch, [reject._replace(position=int(row_B[reject.position])) for reject in rejects]
 
 
 def _read_jsonl(path: Path, schema: Schema, chunk_events: int, limit_events: int | None) -> Chunks:
@@ -256,13 +259,13 @@ def _read_jsonl(path: Path, schema: Schema, chunk_events: int, limit_events: int
     absent = [name for name in columns if name not in names] if names else []
     must = (schema.label, schema.timestamp)
     require_columns(
-        path, [name for name in absent if name in must or get_close_matches(name, others, 1)], names
+        path, [name for name in absent if name in must or nearest(name, others, cutoff=0.6)], names
     )
     decoder = EventDecoder(msgspec.structs.replace(schema, ignore=(*schema.ignore, *others)))
-    first, lines = 0, chain(head, lines)
-    while chunk := list(islice(lines, chunk_events)):
+    first, rest = 0, chain(head, lines)
+    while chunk := list(islice(rest, chunk_events)):
         batch, _, rejects = decoder.decode(chunk)
-        yield batch, [reject._replace(index=first + reject.index) for reject in rejects]
+        yield batch, [reject._replace(position=first + reject.position) for reject in rejects]
         first += len(chunk)
 
 

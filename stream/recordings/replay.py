@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -224,7 +224,7 @@ def _messages(
         yield from map(_Message, values, events.tolist(), times_s.tolist())
 
 
-def _time_s(time_of: msgspec.json.Decoder, line: bytes) -> float:
+def _time_s(time_of: msgspec.json.Decoder[Any], line: bytes) -> float:
     try:
         time_ms = time_of.decode(line).time_ms
     except (
@@ -239,4 +239,5 @@ def _time_s(time_of: msgspec.json.Decoder, line: bytes) -> float:
 def _times_s(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
-    return column.cast(pa.float64(), safe=False).to_numpy() / 1000
+    times_s_B: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy() / 1000
+    return times_s_B

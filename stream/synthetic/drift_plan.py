@@ -16,10 +16,10 @@ It refuses, with a `ConfigError`, what cannot be read or cannot happen in a stre
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import msgspec
 
+from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError
 
 KINDS = ("abrupt", "gradual", "recurring")
@@ -77,8 +77,8 @@ def _parse(text: str, events: int, fields: Sequence[str]) -> DriftPoint:
     values = tail.split(":")[1:]
     for word, known in ((kind, KINDS), (what, tuple(_MOST_VALUES))):
         if word not in known:
-            nearest = get_close_matches(word, known, 1)
-            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+            meant = nearest(word, known)
+            hint = f" (did you mean {meant}?)" if meant else ""
             raise ConfigError("drifts", f"{word} is none of {', '.join(known)}{hint}", text)
     event = _count(position, events, text)
     width = _count(extent, events, text) if extent else 0

@@ -36,6 +36,7 @@ that begins with "+" makes a vector of weights."""
 
 def redrawn_weights(
     rng: np.random.Generator,
+    _first: int,
     *,
     axes: tuple[str, ...],
     sizes: Mapping[str, int],
@@ -57,7 +58,7 @@ def click_logits(
     response_BN: np.ndarray,
 ) -> np.ndarray:
     """Logits of a click without the intercept, float32 (B,); `response_BN` holds the numerics' effects."""
-    logits_B = np.einsum(
+    logits_B: np.ndarray = np.einsum(
         "bn,bn->b", preferences["c_segment", "+numeric"][columns["c_segment"]], response_BN
     )
     user_BL, item_BL = (

@@ -131,7 +131,7 @@ class World:
         renamed = {
             field: self._level((what, field), events_B)
             for what, field in self._switches
-            if what == "values"
+            if what == "values" and field is not None
         }
         return Draw(times_ms_B, columns, missing_BN, renamed, probability_B, labels_B)
 
@@ -164,9 +164,7 @@ class World:
             draw = partial(redrawn_weights, axes=axes, sizes=sizes, scale=scale, share=share)
             key = (20, level, position)
             weights = (
-                self._by_group(lambda rng, _, draw=draw: draw(rng), *key)
-                if axes[0] == "c_item"
-                else draw(self._rng(*key))
+                self._by_group(draw, *key) if axes[0] == "c_item" else draw(self._rng(*key), 0)
             )
             preferences[axes] = (
                 weights if before is None else np.where(np.isnan(weights), before[axes], weights)
@@ -189,16 +187,15 @@ class World:
                 history.append(history[-2])
             else:
                 level = max(history) + 1
-                if point.what == "concept":
-                    self._concepts.append(
-                        self._preferences(level, self._concepts[history[-1]], point.share)
-                    )
-                elif point.what == "base_rate":
-                    self._rates.append(point.base_rate)
-                elif point.what == "new_items":
-                    self._catalogues.append(
-                        self._replaced(self._catalogues[history[-1]], level, point.share)
-                    )
+                match point:
+                    case DriftPoint(what="concept", share=float(share)):
+                        before = self._concepts[history[-1]]
+                        self._concepts.append(self._preferences(level, before, share))
+                    case DriftPoint(what="base_rate"):
+                        self._rates.append(point.base_rate)
+                    case DriftPoint(what="new_items", share=float(share)):
+                        catalogue = self._catalogues[history[-1]]
+                        self._catalogues.append(self._replaced(catalogue, level, share))
                 history.append(level)
             if point.what in ("concept", "base_rate"):
                 concept, rate = (
@@ -238,7 +235,7 @@ class World:
 
     def _visit(
         self, rng: np.random.Generator, size: int, catalogue: np.ndarray | int
-    ) -> tuple[dict, np.ndarray, np.ndarray]:
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Who meets what, where: columns, which numerics are missing, and what the numerics mean
         for a click."""
         user_B = _zipf(rng.random(size), self.config.users)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from niwaki.pruning.policy import Move
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.errors import BrokerError
-from niwaki.stream.kafka.batcher import Intake
+from niwaki.stream.kafka.batcher import Batcher
 from niwaki.stream.kafka.connection import Committer
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
@@ -64,12 +64,12 @@ class Pipeline:
             *([DriftTopic(drifts)] if drifts else []),
             *observers,
         ]
-        self.intake = Intake(
+        self.batcher = Batcher(
             reader,
             dead_letters,
             batch_events=training.batch_events,
             max_batch_age_s=training.max_batch_age_s,
-            on_reading=self._polled,
+            on_polled=self._polled,
         )
         self._topic = reader.topic
         self._outboxes: tuple[DeadLetters | Outbox, ...] = (
@@ -95,7 +95,7 @@ class Pipeline:
             offsets = self._positions.offsets
             log.info("resumed at event %d, offsets %s", self.trainer.events, offsets)
         self.publisher.resume(snapshot.version if snapshot else 0)
-        self.intake.resume(self._positions)
+        self.batcher.resume(self._positions)
         self.telemetry.phase(self.trainer.policy.phase)
 
     def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
@@ -103,7 +103,7 @@ class Pipeline:
         publish and save."""
         while not stop() and not self._reached(limit_events):
             watch = Stopwatch()
-            received = self.intake.receive(last=self._reached(limit_events, polled=True))
+            received = self.batcher.receive(last=self._reached(limit_events, polled=True))
             watch.lap("read")
             if received:
                 step = self.trainer.step(received.batch)
@@ -127,8 +127,8 @@ class Pipeline:
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
 
     def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
-        waiting = self.intake.waiting if polled else 0
-        events = self.trainer.events + self.intake.rejected_events + waiting
+        waiting = self.batcher.waiting if polled else 0
+        events = self.trainer.events + self.batcher.rejected_events + waiting
         return limit_events is not None and events >= limit_events
 
     def _publish_if_due(self, step: Step) -> bool:
@@ -170,6 +170,6 @@ class Pipeline:
         if time.monotonic() < self._pause_after_s:
             return
         self._pause_after_s = time.monotonic() + _PAUSE_EVERY_S
-        lag_events = self.intake.lag()
+        lag_events = self.batcher.lag()
         for observer in self.observers:
             observer.paused(lag_events)

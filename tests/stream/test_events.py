@@ -192,7 +192,7 @@ def test_a_bad_event_is_rejected_with_field_rule_and_value_and_costs_no_other(ki
     batch, index_B, rejects = decode(event(c_user="before"), value, event(c_user="after"))
     assert texts(batch)[0] == ["before", "after"]
     assert index_B.tolist() == [0, 2]
-    assert [(reject.index, reject.rule, reject.events) for reject in rejects] == [(1, rule, 1)]
+    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [(1, rule, 1)]
     assert rejects[0].reason.startswith(reason)
     assert rule in RULES
 
@@ -237,7 +237,9 @@ def test_bad_rows_of_an_arrow_message_make_one_reject_and_the_others_are_read():
     )
     assert texts(batch)[0] == ["first", "a", "b", "last"]
     assert index_B.tolist() == [0, 1, 1, 2]
-    assert [(reject.index, reject.rule, reject.events) for reject in rejects] == [(1, "label", 4)]
+    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [
+        (1, "label", 4)
+    ]
     assert (
         rejects[0].reason
         == "4 of its events, first row 1: label: must be a number in [0, 1], got nan"
@@ -250,7 +252,7 @@ def test_an_arrow_message_with_a_wrong_column_is_rejected_whole_and_only_it():
     good = encode_arrow(table({}), 1)
     batch, index_B, rejects = decode(*wrong, *unknown, *good)
     assert index_B.tolist() == [2]
-    assert [(reject.index, reject.rule, reject.events) for reject in rejects] == [
+    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [
         (0, "label", 2),
         (1, "column", 1),
     ]
@@ -322,7 +324,7 @@ messages = st.one_of(
 def test_whatever_arrives_each_message_is_decoded_or_rejected(many):
     batch, index_B, rejects = decode(*many)
     assert len(batch) == len(index_B)
-    assert sorted({*index_B.tolist(), *(reject.index for reject in rejects)}) == list(
+    assert sorted({*index_B.tolist(), *(reject.position for reject in rejects)}) == list(
         range(len(many))
     )
 
@@ -379,7 +381,7 @@ def test_rows_that_break_the_schema_are_left_out_and_named():
     )
     batch, rejects = table_to_batch(table_, SCHEMA)
     assert batch.times_s_B.tolist() == [0.001]
-    assert [(reject.index, reject.rule) for reject in rejects] == [
+    assert [(reject.position, reject.rule) for reject in rejects] == [
         (1, "label"),
         (2, "timestamp"),
         (3, "label"),

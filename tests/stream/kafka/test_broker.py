@@ -213,7 +213,7 @@ def test_bad_events_are_dead_lettered_with_reason_and_place_and_the_others_are_l
         records = read(source, len(good) + len(BAD_MESSAGES))
         batch, index_B, rejects = decoder.decode([record.value for record in records])
         for reject in rejects:
-            dead_letters.send(records[reject.index], reject.reason)
+            dead_letters.send(records[reject.position], reject.reason)
         dead_letters.flush()
     assert [records[index].value for index in index_B] == good
     assert batch.times_s_B.tolist() == [number / 1000 for number in range(len(good))]

@@ -81,9 +81,11 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
     reading = PolledBatch(
         batch, after_B4, [(record, Reject(0, "json", "value: must be JSON"))], {3: 8}, count + 1, 99
     )
-    head, body = reader_process._columns(reading, {3: 11})
+    head, body = reader_process._pack_batch(reading, {3: 11})
     strings = reader_process._strings_schema(schema)
-    again = reader_process._reading(head, bytearray(b"".join(body)), strings, len(schema.numeric))
+    again = reader_process._unpack_batch(
+        head, bytearray(b"".join(body)), strings, len(schema.numeric)
+    )
     assert same(reading, again)
     assert head.ends == {3: 11}
 
@@ -179,7 +181,7 @@ class Enough(Exception):
 def test_a_slow_learner_pauses_the_partitions_and_still_gets_every_message_in_order(
     filled, monkeypatch
 ):
-    monkeypatch.setattr(reader_process, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(reader_process, "_ROOM_WAIT_S", 0.01)
     monkeypatch.setattr(reader_process, "_POLL_S", 0.01)
     values = [json.dumps({"label": 1, "ts": n, "user": "u" * 10_000}).encode() for n in range(300)]
     config = filled(values, max_poll_messages=10)
@@ -213,7 +215,7 @@ def test_a_slow_learner_pauses_the_partitions_and_still_gets_every_message_in_or
             head = reader_process._unpack(frames.read(head_bytes))
             body = bytearray(frames.read(body_bytes))
             if isinstance(head, reader_process._Columns):
-                reading = reader_process._reading(
+                reading = reader_process._unpack_batch(
                     head, body, reader_process._strings_schema(schema), 0
                 )
                 times_s += reading.batch.times_s_B.tolist()
