@@ -24,7 +24,7 @@ WINGS = {  # each may import those before it, and the rooms below
     ).split(),
     "serving": "errors store double_buffer scorer wire openapi network_export server".split(),
     "stream": (
-        "errors events kafka recordings synthetic drift training config app offline console cli"
+        "errors tables events kafka recordings synthetic drift training config app offline console cli"
     ).split(),
 }
 HOMES = {

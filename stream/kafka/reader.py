@@ -12,8 +12,9 @@ import msgspec
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
-from niwaki.stream.events import EventDecoder, Reject
+from niwaki.stream.events import EventDecoder
 from niwaki.stream.kafka.source import EventSource, Record
+from niwaki.stream.tables import Reject
 
 
 class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError, EventError
-from niwaki.stream.events import EventDecoder, Reject, encode_json, table_to_batch
+from niwaki.stream.events import EventDecoder, encode_json
 from niwaki.stream.recordings.csv_rows import read_csv, sample_csv
 from niwaki.stream.recordings.files import (
     open_parquet,
@@ -36,6 +36,7 @@ from niwaki.stream.recordings.files import (
     schema_columns,
     translated_file_errors,
 )
+from niwaki.stream.tables import Reject, table_to_batch
 
 CHUNK_EVENTS = 65_536
 LABELS = ("label", "click", "clicked", "y", "target")

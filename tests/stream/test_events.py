@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
 from niwaki.stream.errors import ConfigError, EventError
-from niwaki.stream.events import RULES, EventDecoder, encode_arrow, encode_json, table_to_batch
+from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
+from niwaki.stream.tables import RULES, table_to_batch
 
 SCHEMA = Schema(categorical=("c_user", "c_item"), numeric=("n_age", "n_price"), ignore=("trace",))
 GOOD = {

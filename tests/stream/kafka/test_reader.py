@@ -13,7 +13,7 @@ import pytest
 
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import BrokerError
-from niwaki.stream.events import EventDecoder, Reject, encode_json
+from niwaki.stream.events import EventDecoder, encode_json
 from niwaki.stream.kafka import reader_process
 from niwaki.stream.kafka.connection import ensure_topic
 from niwaki.stream.kafka.reader import PolledBatch, Reader
@@ -21,6 +21,7 @@ from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
 from niwaki.stream.recordings.recording import batch_to_table
+from niwaki.stream.tables import Reject
 from tests.support.streams import SCHEMA, click_events
 
 START = """

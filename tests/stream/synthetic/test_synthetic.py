@@ -9,7 +9,6 @@ from niwaki.model.evaluation import binary_entropy, log_losses
 from niwaki.model.features.encoder import Encoder
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.events import table_to_batch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.drift_plan import plan_drifts
@@ -23,6 +22,7 @@ from niwaki.stream.synthetic.generator import (
     write_stream,
 )
 from niwaki.stream.synthetic.world import SyntheticConfig
+from niwaki.stream.tables import table_to_batch
 
 EVERY_DRIFT = [
     "abrupt:concept@30000",

@@ -249,7 +249,7 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
         assert word in headers["reason"].lower()
         assert value == sent
     with Running(*setting) as again:  # what was dead-lettered is not read again
-        assert again.pipeline.intake.receive() is None
+        assert again.pipeline.batcher.receive() is None
     assert len(dead_letters(kafka, len(poison))) == len(poison)
 
 
