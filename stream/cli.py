@@ -196,12 +196,13 @@ def replay(
 
         niwaki replay clicks.parquet --topic events --speed 3600 --loop
     """
+    from niwaki.stream.events import ENCODERS
     from niwaki.stream.kafka.sink import EventSink
     from niwaki.stream.recordings.replay import replay as play
 
     settings = _with_schema(_load(config), file)
-    if wire not in ("json", "arrow"):
-        raise ConfigError("--format", "must be json or arrow", wire)
+    if wire not in ENCODERS:
+        raise ConfigError("--format", f"must be {' or '.join(ENCODERS)}", wire)
     stop = _stop_on_signals()
     with (
         EventSink(_kafka(settings, topic, bootstrap)) as sink,

@@ -1,9 +1,9 @@
-"""What can go wrong on the way of an event, grouped by what happens next.
+"""Errors on the way of an event, grouped by what happens next.
 
     ConfigError     the user corrects it: one line, exit code 2
     EventError      the event goes to the dead-letter topic, the stream goes on
     BrokerError     try again, with backoff
-    PositionError   stop: the topic no longer holds the events that a snapshot says come next
+    PositionError   stop: the topic no longer holds the events that follow a snapshot
 
 Each library's own errors are translated into these in the one module that uses the library.
 """
@@ -14,22 +14,26 @@ _MAX_REASON_CHARACTERS = 400  # a reason travels in a header and in a line of a 
 
 
 class ConfigError(RuleError):
-    """The user asked for what cannot be had. Names the field (or file, or option), the rule and the
-    value."""
+    """A setting, option or file that the user must correct. Names it, the rule and the value."""
 
 
-class EventError(NiwakiError, ValueError):
-    """This event cannot be learned from, whatever is tried. Dead-letter it and go on."""
+class EventError(RuleError):
+    """An event that cannot be learned from, however often it is read. Dead-letter it and go on."""
 
-    def __init__(self, rule: str, reason: str):
-        self.rule = rule
-        super().__init__(reason[:_MAX_REASON_CHARACTERS])
+    kind: str
+    """The kind of broken rule, one of `stream.tables.RULES`."""
+
+    def __init__(self, kind: str, field: str, rule: str, *value: object):
+        """`field`: the column, or "value" for a message as a whole. `value`: see `RuleError`."""
+        super().__init__(field, rule, *value)
+        self.kind = kind
+        self.args = (str(self)[:_MAX_REASON_CHARACTERS],)
 
 
 class BrokerError(NiwakiError):
-    """The broker did not do what was asked. It may later: try again, with backoff."""
+    """A request that the broker did not fulfil. Try again, with backoff."""
 
 
 class PositionError(NiwakiError):
-    """The events at an offset that was asked for do not exist. Going on would skip or repeat
-    events, so stop."""
+    """An offset at which the topic holds no events. Going on would skip or repeat events, so
+    stop."""

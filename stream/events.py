@@ -1,9 +1,10 @@
 """Wire formats: bytes of Kafka messages <-> columns of events.
 
-First stop after the poll. In: message values, each one event as a JSON object or many as an Arrow
-IPC stream, told apart by content. Out: one `EventBatch` in the order of the messages, and a
-`Reject` with its reason for whatever cannot be learned from. One bad event never costs another one.
-It refuses to repair: a wrong type is rejected, not converted.
+First stop after the poll. In: message values, each one event as a JSON object or many events as an
+Arrow IPC stream; the first bytes distinguish them. Out: one `EventBatch` in the order of the
+messages, and a `Reject` with its reason for each message or row that cannot be learned from. One
+bad event never costs another one. The decoder repairs nothing: a wrong type is rejected.
+A further format takes an entry in `ENCODERS` and a branch in `EventDecoder.decode`.
 """
 
 import json
@@ -16,7 +17,6 @@ import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
-from niwaki.pruning.errors import shorten
 from niwaki.stream.errors import ConfigError, EventError
 from niwaki.stream.tables import (
     LABEL_RULE,
@@ -30,17 +30,20 @@ from niwaki.stream.tables import (
     without_events,
 )
 
-ARROW_START = b"\xff\xff\xff\xff"  # the continuation marker of every Arrow IPC stream; no JSON text begins with it
+ARROW_START = b"\xff\xff\xff\xff"
+"""Continuation marker with which every Arrow IPC stream begins, and no JSON text."""
+MAX_EVENT_BYTES = 1_000_000
+"""Default of the largest size of a message for each of its events."""
 _ROWS_AT_ONCE = 1_024
-"""So many JSON events are made into columns while they are still in the processor's cache, which
-takes less time."""
+"""JSON events that are made into columns together: few enough to be still in the processor's
+cache."""
 
 
 class EventDecoder:
-    """Decodes messages to columns. About a microsecond for each JSON event, far less for one in an
-    Arrow message."""
+    """Decodes messages to columns: about a microsecond for a JSON event, far less in an Arrow
+    message."""
 
-    def __init__(self, schema: Schema, *, max_event_bytes: int = 1_000_000):
+    def __init__(self, schema: Schema, *, max_event_bytes: int = MAX_EVENT_BYTES):
         self.schema, self.max_event_bytes = schema, max_event_bytes
         self._row_type = _row_type(schema)
         self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(
@@ -63,7 +66,7 @@ class EventDecoder:
                 try:
                     rows.append(self._decode_row(value))
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    pass  # looked into below: what is wrong with it, or is it Arrow?
+                    pass  # an Arrow message, or a broken one: see below
                 else:
                     row_at.append(index)
                     continue
@@ -75,7 +78,7 @@ class EventDecoder:
                     rows.append(self._decode_leniently(value))
                     row_at.append(index)
             except EventError as error:
-                rejects.append(Reject(index, error.rule, str(error)))
+                rejects.append(Reject(index, error.kind, str(error)))
         pieces.append(self._rows_to_batch(rows, row_at, rejects))
         pieces += [self._tables_to_batch(alike, rejects) for alike in tables.values()]
         batch = EventBatch.concat([piece for piece, _ in pieces])
@@ -86,23 +89,22 @@ class EventDecoder:
         return batch, index_B, sorted(rejects)
 
     def _decode_leniently(self, value: bytes | None) -> msgspec.Struct:
-        """The row of an object with `NaN` in it, which is no JSON but which Python writes; else
-        says what is wrong."""
+        """The row of an object with `NaN`, which Python writes though it is not JSON. Raises
+        `EventError` for a broken message."""
         if value is None:
-            raise EventError("null", "value: must not be null")
+            raise EventError("null", "value", "must not be null")
         if len(value) > self.max_event_bytes:
             raise EventError(
                 "size",
-                f"value: must be at most {self.max_event_bytes} bytes, got {len(value)} bytes",
+                "value",
+                f"must be at most {self.max_event_bytes} bytes, got {len(value)} bytes",
             )
         try:
             row = json.loads(value.decode())
         except (ValueError, RecursionError) as error:
-            raise EventError(
-                "json", f"value: must be JSON ({error}), got {shorten(value[:80])}"
-            ) from error
+            raise EventError("json", "value", f"must be JSON ({error})", value[:80]) from error
         if not isinstance(row, dict):
-            raise EventError("json", f"value: must be a JSON object, got {shorten(row)}")
+            raise EventError("json", "value", "must be a JSON object", row)
         try:
             event = msgspec.convert(row, self._row_type)
         except (
@@ -110,19 +112,19 @@ class EventDecoder:
             UnicodeEncodeError,
         ) as error:  # the latter: half of a surrogate pair in a key
             self._check(row)
-            raise EventError("column", str(error)) from error
+            raise EventError("column", "value", str(error)) from error
         label = msgspec.structs.astuple(event)[0]
         if label != label or b"\\u" in value:  # a label that is NaN; half of a surrogate pair
             self._check(row)
         return event
 
     def _check(self, row: dict[str, object]) -> None:
-        """Raise the `EventError` that names what is wrong with `row`."""
+        """Raise the `EventError` that names the field and rule that `row` breaks, if any."""
         schema = self.schema
         if isinstance(row.get(schema.label), bool):
-            raise EventError("label", f"{schema.label}: {LABEL_RULE}, got {row[schema.label]}")
+            raise EventError("label", schema.label, LABEL_RULE, row[schema.label])
         if schema.timestamp and row.get(schema.timestamp) is None:
-            raise EventError("timestamp", f"{schema.timestamp}: {TIME_RULE}, got None")
+            raise EventError("timestamp", schema.timestamp, TIME_RULE, None)
         try:
             rows_to_batch([row], schema, labelled=True)
         except FeatureError as error:
@@ -130,7 +132,8 @@ class EventDecoder:
             roles |= dict.fromkeys(schema.numeric, "numeric") | {schema.label: "label"}
             if schema.timestamp:
                 roles[schema.timestamp] = "timestamp"
-            raise EventError(roles.get(error.field, "column"), str(error)) from error
+            rule = f"{error.rule}, got {error.value}" if error.value else error.rule
+            raise EventError(roles.get(error.field, "column"), error.field, rule) from error
 
     def _open_arrow(self, value: bytes) -> pa.Table:
         try:
@@ -139,23 +142,25 @@ class EventDecoder:
                 full=True
             )  # offsets and UTF-8: reading what a damaged message points at could crash
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise EventError("arrow", f"value: must be an Arrow IPC stream ({error})") from error
+            raise EventError("arrow", "value", f"must be an Arrow IPC stream ({error})") from error
         if table.num_rows > len(value):
             raise EventError(
-                "arrow", f"value: must hold no more events than bytes, got {table.num_rows} events"
+                "arrow",
+                "value",
+                f"must hold no more events than bytes, got {table.num_rows} events",
             )
         if len(value) > self.max_event_bytes * max(table.num_rows, 1):
             got = f"{len(value)} bytes for {table.num_rows} events"
             raise EventError(
-                "size", f"value: must be at most {self.max_event_bytes} bytes an event, got {got}"
+                "size", "value", f"must be at most {self.max_event_bytes} bytes an event, got {got}"
             )
         return table
 
     def _tables_to_batch(
         self, tables: list[tuple[int, pa.Table]], rejects: list[Reject]
     ) -> tuple[EventBatch, np.ndarray]:
-        """The events of tables of one schema, at once: what a column costs is paid once for all of
-        them."""
+        """The events of tables of one schema, decoded together: the cost of a column is paid
+        once."""
         lengths = [len(table) for _, table in tables]
         index_B = np.repeat(np.array([index for index, _ in tables], np.int64), lengths)
         try:
@@ -164,7 +169,7 @@ class EventDecoder:
             )
         except EventError as error:
             rejects += [
-                Reject(index, error.rule, str(error), len(table)) for index, table in tables
+                Reject(index, error.kind, str(error), len(table)) for index, table in tables
             ]
             return self._rows_to_batch([], [], rejects)
         first_row = dict(
@@ -222,6 +227,14 @@ def encode_arrow(table: pa.Table, events_per_message: int) -> list[bytes]:
             writer.write_table(table.slice(start, events_per_message).combine_chunks())
         messages.append(sink.getvalue().to_pybytes())
     return messages
+
+
+ENCODERS: dict[str, Callable[[pa.Table, int], list[bytes]]] = {
+    "json": lambda table, events_per_message: encode_json(table),
+    "arrow": encode_arrow,
+}
+"""By name of a wire format, the function that makes messages of a table; the second argument is the
+number of events per message, which only formats with many events use."""
 
 
 def _row_type(schema: Schema) -> type[msgspec.Struct]:

@@ -16,7 +16,7 @@ from niwaki.pruning.errors import shorten
 from niwaki.stream.errors import EventError
 
 RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
-"""What a message can break: a name for each kind of reason, few enough to count by."""
+"""Kinds of rules that a message can break, few enough to be labels of a metric."""
 
 LARGEST_TIME_MS = 2**53
 _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
@@ -35,41 +35,40 @@ _STRING_TYPES = (
 
 
 class Reject(NamedTuple):
-    """Something that cannot be learned from, and why."""
+    """A message or row that cannot be learned from, with the reason."""
 
     position: int
     """Position in the decoded sequence: of a message, or of a row of a table."""
     rule: str
-    """Which kind of rule it breaks, one of `RULES`."""
+    """The kind of rule that it breaks, one of `RULES`."""
     reason: str
     """The field, the rule and the value, as far as they are known."""
     events: int = 1
-    """How many events it stands for. The other events of the same message, if any, were decoded."""
+    """Number of rejected events. Other events of the same message, if any, are decoded."""
 
 
 def table_to_batch(
     table: pa.Table | pa.RecordBatch, schema: Schema
 ) -> tuple[EventBatch, list[Reject]]:
-    """The columns of `table` as the schema reads them, without the rows that break it;
-    `Reject.position` is the row.
+    """The events of `table`, without the rows that break the schema, and a `Reject` for each of
+    those; `Reject.position` is the row.
 
-    Integers are as good as strings for a categorical field, Arrow timestamps as milliseconds,
-    booleans as 0 and 1; a categorical or numeric column may be absent. Raises `EventError` where a
-    whole column is wrong.
+    A categorical column may hold strings or integers; Arrow timestamps are read as milliseconds,
+    booleans as 0 and 1. A categorical or numeric column may be absent. Raises `EventError` where a
+    whole column has a wrong type.
     """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
     for name in table.column_names:
         if name not in known:
-            raise EventError("column", f"{shorten(name)}: must be a column of the schema")
+            raise EventError("column", shorten(name), "must be a column of the schema")
         if table.column_names.count(name) > 1:
-            raise EventError("column", f"{name}: must be there once")
+            raise EventError("column", name, "must be there once")
     for name in (schema.label, schema.timestamp):
         if name is not None and name not in table.column_names:
-            raise EventError(
-                "label" if name == schema.label else "timestamp", f"{name}: must be there"
-            )
+            kind = "label" if name == schema.label else "timestamp"
+            raise EventError(kind, name, "must be there")
     labels_B = _number_column(table, schema.label, schema)
     times_ms_B = _time_column(table, schema.timestamp) if schema.timestamp else np.zeros(len(table))
     categorical = tuple(_string_column(table, name) for name in schema.categorical)
@@ -90,12 +89,13 @@ def table_to_batch(
 
 
 def narrow(numerics_NB: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what overflows is rejected
+    """Numerics of 64 bits, (N, B), as float32 (B, N)."""
+    with np.errstate(over="ignore"):  # numbers that overflow are rejected
         return np.ascontiguousarray(numerics_NB.T, np.float32)
 
 
 def numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Reject]:
-    """By row, the rows with a number that 32 bits can't hold."""
+    """A `Reject` for each row with a number that 32 bits can't hold, by row."""
     rejects = {}
     for field, row in zip(*np.nonzero(np.abs(numerics_NB) > _LARGEST_NUMERIC), strict=True):
         reason = f"{schema.numeric[field]}: {_NUMERIC_RULE}, got {numerics_NB[field, row]}"
@@ -104,6 +104,7 @@ def numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Reject
 
 
 def take_events(batch: EventBatch, order_B: np.ndarray) -> EventBatch:
+    """The events of `batch` at the indices `order_B`, in that order."""
     categorical = tuple(column.take(pa.array(order_B)) for column in batch.categorical)
     return EventBatch(
         batch.labels_B[order_B], batch.times_s_B[order_B], categorical, batch.numerics_BN[order_B]
@@ -111,6 +112,7 @@ def take_events(batch: EventBatch, order_B: np.ndarray) -> EventBatch:
 
 
 def without_events(batch: EventBatch, rows: Collection[int]) -> EventBatch:
+    """The events of `batch` without those of `rows`."""
     return take_events(batch, np.delete(np.arange(len(batch)), list(rows))) if rows else batch
 
 
@@ -126,7 +128,7 @@ def _number_column(table: pa.Table, name: str, schema: Schema) -> np.ndarray:
     kind = _value_type(column)
     if not any(test(kind) for test in _NUMBER_TYPES):
         role = "label" if name == schema.label else "numeric"
-        raise EventError(role, f"{name}: must be numbers, got a column of {kind}")
+        raise EventError(role, name, f"must be numbers, got a column of {kind}")
     return _float64(column.cast(kind))
 
 
@@ -136,7 +138,7 @@ def _time_column(table: pa.Table, name: str) -> np.ndarray:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
     if not pa.types.is_integer(column.type):
-        raise EventError("timestamp", f"{name}: {TIME_RULE}, got a column of {column.type}")
+        raise EventError("timestamp", name, f"{TIME_RULE}, got a column of {column.type}")
     return _float64(column)
 
 
@@ -152,6 +154,6 @@ def _string_column(table: pa.Table, name: str) -> pa.Array:
     kind = _value_type(column)
     if not any(test(kind) for test in _STRING_TYPES):
         raise EventError(
-            "categorical", f"{name}: must be strings or integers, got a column of {kind}"
+            "categorical", name, f"must be strings or integers, got a column of {kind}"
         )
     return column.cast(kind).cast(pa.string()).combine_chunks()

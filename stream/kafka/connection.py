@@ -29,6 +29,7 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from niwaki.stream.errors import BrokerError, ConfigError
+from niwaki.stream.events import MAX_EVENT_BYTES
 
 log = logging.getLogger("niwaki.kafka")
 # The client reports every failed attempt at length; here one line says what it means. Who sets its
@@ -70,7 +71,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     between its batches."""
     max_poll_messages: int = 8192
     """Messages taken at once, >= 1."""
-    max_event_bytes: int = 1_000_000
+    max_event_bytes: int = MAX_EVENT_BYTES
     """A message that needs more bytes for an event is dead-lettered, >= 1."""
     connect_timeout_s: float = 30
     """How long to wait for a first answer, seconds, > 0."""

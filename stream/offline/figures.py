@@ -1,5 +1,4 @@
-"""The plots of a report, as SVG that takes on the colours of its page and as PNG. The one home of
-matplotlib.
+"""Plots of a report, as SVG in the colours of its page and as PNG. The one home of matplotlib.
 
 In: a report's data (`stream.offline.report.report_data`). Out: figures. They are `Figure` objects,
 not pyplot's, so neither a display nor any state of matplotlib's is needed or left behind. Figures
@@ -19,22 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from niwaki.stream.offline.colours import COLOURS
 from niwaki.stream.offline.words import events_of, number, percent
-
-COLOURS = {
-    "ink": ("#2a2a26", "#d9d8cf"),
-    "faint": ("#6d6c64", "#96958c"),
-    "line": ("#cfcec5", "#45453f"),
-    "paper": ("#fffffa", "#171814"),
-    "served": ("#2c6a4a", "#86c79f"),
-    "drift": ("#b2432a", "#ee8f76"),
-    "dense": ("#dfe7ef", "#202a36"),
-    "pruning": ("#f4e9cf", "#302a1b"),
-    "layer-1": ("#3f6a9c", "#8db4e2"),
-    "layer-2": ("#a06a12", "#dfb163"),
-    "layer-3": ("#7d4f8b", "#c99bd6"),
-}
-"""By name: the colour on a light and on a dark page."""
 
 WIDTHS_IN = {"wide": 7.4, "narrow": 3.8, "square": 4.1}
 _INK, _FAINT, _LINE, _PAPER, _SERVED, _DRIFT, _DENSE, _PRUNING, *_LAYERS = (
@@ -51,7 +36,7 @@ class Plot(NamedTuple):
     """Its file's name, without the extension."""
     caption: str
     alt: str
-    """What it shows, for those who cannot see it."""
+    """Alternative text, which describes the plot."""
     draw: Callable[[dict[str, Any], float], Figure]
     """The figure of a report's data at a width in inches."""
     widths: tuple[str, ...] = ("wide", "narrow")
@@ -71,20 +56,22 @@ def plots(data: dict[str, Any]) -> list[Plot]:
         found += [
             Plot(
                 "normalized_entropy",
-                "Normalized entropy over events: 1 is a model that always predicts the click rate, lower is better. "
-                "Served: each event predicted by the checkpoint published last before it; until the first one, an even "
-                "chance. Learning: by the learner itself, just before it learned the event. Each step is a window of "
+                "Normalized entropy over events: 1 is a model that always predicts the click rate, "
+                "lower is better. Served: each event predicted by the checkpoint published last "
+                "before it; until the first one, an even chance. Learning: by the learner itself, "
+                "just before it learned the event. Each step is a window of "
                 f"about {data['window_events']:,} events. Shaded: a dense network learns.",
-                f"Normalized entropy by window. Served predictions end at {served}, learning at {learning}. True "
-                f"drifts: {events_of(data['true_drifts'])}. Detected drifts: {events_of(data['drifts'])}.",
+                f"Normalized entropy by window. Served predictions end at {served}, "
+                f"learning at {learning}. True drifts: {events_of(data['true_drifts'])}. "
+                f"Detected drifts: {events_of(data['drifts'])}.",
                 entropy,
             ),
             Plot(
                 "sparsity",
-                "Sparsity of the published network: the share of each layer's units, and of all multiply-adds, that is "
-                "cut away. No layer's share is set by hand.",
-                f"Sparsity by layer over events. At the end: {layers}, and {percent(last['sparsity_ratio'])} of "
-                "multiply-adds.",
+                "Sparsity of the published network: the share of each layer's units, and of all "
+                "multiply-adds, that is cut away. No layer's share is set by hand.",
+                f"Sparsity by layer over events. At the end: {layers}, and "
+                f"{percent(last['sparsity_ratio'])} of multiply-adds.",
                 sparsity,
             ),
         ]
@@ -96,9 +83,11 @@ def plots(data: dict[str, Any]) -> list[Plot]:
         found.append(
             Plot(
                 "calibration",
-                "Calibration of the served predictions: ten slices of the events, from the lowest prediction to the "
-                "highest. On the diagonal as many click as was predicted. Whiskers: two standard errors.",
-                f"Calibration by decile of the prediction. The lowest decile {lowest}, the highest {highest}.",
+                "Calibration of the served predictions: ten slices of the events, from the lowest "
+                "prediction to the highest. On the diagonal as many click as was predicted. "
+                "Whiskers: two standard errors.",
+                f"Calibration by decile of the prediction. The lowest decile {lowest}, "
+                f"the highest {highest}.",
                 calibration,
                 ("square",),
             )
@@ -174,8 +163,8 @@ class Line(NamedTuple):
 
 
 def write_gaps(path: Path, lines: Sequence[Line], *, events: int, drifts: Sequence[int]) -> None:
-    """Draw `lines` around zero, which is what they are compared with, over `events` events with
-    true `drifts`."""
+    """Draw `lines` and the zero line of their reference, over `events` events with true
+    `drifts`."""
     figure, axes = _canvas({"events": events}, WIDTHS_IN["wide"])
     axes.axhline(0, color=_LINE, linewidth=0.8, zorder=0.5)
     ends = []
@@ -253,9 +242,8 @@ def svg(plot: Plot, data: dict[str, Any], width: str) -> str:
     variables."""
     buffer = io.StringIO()
     figure = plot.draw(data, WIDTHS_IN[width])
-    with rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": plot.name}
-    ):  # no other way to say this; undone at once
+    # Matplotlib takes these two from its global settings only; they are restored at once.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

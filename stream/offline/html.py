@@ -2,7 +2,7 @@
 and a phone.
 
 In: a report's data, the rows of its summary, its plots. Out: the text of the page. Everything that
-came from outside is escaped. It reckons nothing.
+came from outside is escaped. The page computes nothing.
 """
 
 import re
@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from niwaki.stream.offline.figures import COLOURS, Plot, svg
+from niwaki.stream.offline.colours import COLOURS
+from niwaki.stream.offline.figures import Plot, svg
 from niwaki.stream.offline.words import number, of_dense, percent
 
 _MOST_ROWS = 15  # more of them are folded up
@@ -54,8 +55,8 @@ def page(data: dict[str, Any], summary: Sequence[tuple[str, str]], drawn: Sequen
         "<h2>Calibration</h2>",
         f"<div class=beside>{plot.get('calibration', '')}"
         f"{_table(('decile', 'mean prediction', 'click rate', 'events'), deciles)}</div>",
-        "<footer>The data of this page, without what a clock measured, is in report.json beside it. "
-        "The same seed and events give the same file, byte for byte.</footer>",
+        "<footer>The data of this page, without what a clock measured, is in report.json beside "
+        "it. The same seed and events give the same file, byte for byte.</footer>",
     ]
     return _HTML.format(title=escape(data["title"]), style=_style(), body="\n".join(parts))
 
@@ -70,8 +71,8 @@ def _lede(data: dict[str, Any]) -> str:
         else _many(len(data["drifts"]), "drift")
     )
     return (
-        f"{_many(data['events'], 'event')}, predicted by the served model with a normalized entropy of "
-        f"{number(data['served']['normalized_entropy'])}. {detected} detected. "
+        f"{_many(data['events'], 'event')}, predicted by the served model with a normalized "
+        f"entropy of {number(data['served']['normalized_entropy'])}. {detected} detected. "
         f"{_many(len(data['prunings']), 'newly pruned network')}; what is served in the end takes "
         f"{of_dense(data, data)} of the dense network's multiply-adds."
     )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
+from niwaki.stream.events import ENCODERS, EventDecoder
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.files import recording_format
 from niwaki.stream.recordings.recording import (
@@ -63,7 +63,7 @@ def replay(
     sink: Sink,
     schema: Schema,
     *,
-    wire: Literal["json", "arrow"] = "json",
+    wire: str = "json",
     events_per_message: int = 256,
     rate: float | None = None,
     speed: float | None = None,
@@ -90,6 +90,8 @@ def replay(
     for name, value in given.items():
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(name, "must be above 0", value)
+    if wire not in ENCODERS:
+        raise ConfigError("wire", f"must be one of {', '.join(ENCODERS)}", wire)
     if rate and speed:
         raise ConfigError("rate", "can't be set together with speed", rate)
     if speed and schema.timestamp is None:
@@ -215,7 +217,7 @@ def _messages(
     size = 1 if wire == "json" else events_per_message
     chunk_events = max(_CHUNK_EVENTS // size, 1) * size
     for table in read_tables(path, schema, chunk_events=chunk_events, limit_events=limit_events):
-        values = encode_json(table) if wire == "json" else encode_arrow(table, size)
+        values = ENCODERS[wire](table, size)
         last = np.minimum(np.arange(1, len(values) + 1) * size, len(table)) - 1
         times_s = (
             _times_s(table[schema.timestamp])[last] if timed else np.full(len(values), math.nan)

@@ -16,7 +16,7 @@ from niwaki.model.features.schema import EventBatch
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.offline.backtest import rebatch
-from niwaki.stream.offline.figures import COLOURS
+from niwaki.stream.offline.colours import COLOURS
 from niwaki.stream.offline.history import History
 from niwaki.stream.offline.report import Measured, report_data, size, summary_rows, write_report
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
