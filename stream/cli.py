@@ -264,16 +264,18 @@ def generate(
         Path, typer.Option(help="File to write; its true drift points go to OUT.drifts.json.")
     ],
     events: Annotated[
-        int, typer.Option("--events", "-n", min=1, help="Length of the stream.")
-    ] = 300_000,
+        int | None, typer.Option("--events", "-n", min=1, help="Length of the stream.")
+    ] = None,
     drift: Annotated[
         list[str] | None,
         typer.Option(
             help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none` for a stationary stream."
         ),
     ] = None,
-    base_rate: Annotated[float, typer.Option(help="Share of clicks at the start.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Same seed, same stream.")] = 0,
+    base_rate: Annotated[
+        float | None, typer.Option(help="Share of clicks at the start.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same stream.")] = None,
 ) -> None:
     """Make a drifting click stream. KIND: abrupt, gradual, recurring. WHAT: concept, base_rate,
     new_items, values.
@@ -287,12 +289,16 @@ def generate(
     from niwaki.stream.synthetic.generator import drifts_path, write_stream
     from niwaki.stream.synthetic.world import SyntheticConfig
 
-    drifts = {} if drift is None else {"drifts": tuple(one for one in drift if one != "none")}
-    settings = SyntheticConfig(events=events, base_rate=base_rate, seed=seed, **drifts)
-    with progress("generating", events) as advance:
+    drifts = None if drift is None else tuple(one for one in drift if one != "none")
+    given: dict[str, Any] = {"events": events, "base_rate": base_rate, "seed": seed}
+    given["drifts"] = drifts
+    settings = SyntheticConfig(
+        **{name: value for name, value in given.items() if value is not None}
+    )
+    with progress("generating", settings.events) as advance:
         write_stream(settings, out, on_events=advance)
     console.print(
-        f"{events:,} events in {out}, their true drifts in {drifts_path(out)}",
+        f"{settings.events:,} events in {out}, their true drifts in {drifts_path(out)}",
         highlight=False,
         soft_wrap=True,
     )

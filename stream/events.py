@@ -178,12 +178,11 @@ class EventDecoder:
         by_message: dict[int, list[Reject]] = {}
         for reject in wrong:
             by_message.setdefault(int(index_B[reject.position]), []).append(reject)
-        for (
-            index,
-            those,
-        ) in by_message.items():  # one for each message: it will be dead-lettered as a whole
+        # One reject for each message, since a message is dead-lettered as a whole.
+        for index, those in by_message.items():
             first = those[0]
-            reason = f"{len(those)} of its events, first row {first.position - first_row[index]}: {first.reason}"
+            row = first.position - first_row[index]
+            reason = f"{len(those)} of its events, first row {row}: {first.reason}"
             rejects.append(Reject(index, first.rule, reason, len(those)))
         return batch, np.delete(index_B, [reject.position for reject in wrong])
 

@@ -1,8 +1,7 @@
-"""How Kafka is reached: its settings, connections that wait for a broker, topics, committed
-offsets.
+"""Connections to Kafka: settings, clients that wait for a broker, topics, committed offsets.
 
-Beneath `broker`, which reads, and `sink`, which writes. Each function does what it says or raises
-one of this room's errors; but for `connect_once` the client's own stay inside these three modules.
+Beneath `source`, which reads, and `sink`, which writes. Each function succeeds or raises one of
+this room's errors; the client's own errors leave these three modules from `connect_once` only.
 """
 
 import logging
@@ -32,8 +31,8 @@ from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events import MAX_EVENT_BYTES
 
 log = logging.getLogger("niwaki.kafka")
-# The client reports every failed attempt at length; here one line says what it means. Who sets its
-# level gets it all.
+# The client logs every failed attempt at length; this module logs one line instead. An explicit
+# level of the client's logger is kept.
 if not logging.getLogger("kafka").level:
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
@@ -49,19 +48,19 @@ _Client = TypeVar("_Client", KafkaConsumer, KafkaProducer, KafkaAdminClient)
 
 
 class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where events come from (the `[kafka]` section)."""
+    """Settings of the `[kafka]` section: brokers, topics, and the way that events are read."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     """host:port of one or more brokers, separated by commas."""
     topic: str = "events"
     """Topic that carries the events."""
     dead_letter_topic: str = ""
-    """Topic for what cannot be learned from; "" = the topic's name + ".dead-letters"."""
+    """Topic for messages that cannot be learned from; "" = the topic's name + ".dead-letters"."""
     group_id: str = "niwaki"
     """Consumer group under which offsets are committed, for lag dashboards only; "" = they are
     not."""
     start: Literal["earliest", "latest"] = "earliest"
-    """Where a learner without a snapshot begins in each partition."""
+    """Position in each partition at which a learner without a snapshot begins."""
     rank: int = 0
     """This trainer's number among `world_size`: partition p is ours when p % world_size == rank."""
     world_size: int = 1
@@ -74,7 +73,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_event_bytes: int = MAX_EVENT_BYTES
     """A message that needs more bytes for an event is dead-lettered, >= 1."""
     connect_timeout_s: float = 30
-    """How long to wait for a first answer, seconds, > 0."""
+    """Longest wait for a first answer, seconds, > 0."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = ""
     sasl_username: str = ""
@@ -143,17 +142,17 @@ class Record(NamedTuple):
 
 
 def is_topic(name: str) -> bool:
-    """Whether a topic may be called so."""
+    """True if `name` is a valid name of a topic."""
     return bool(_TOPIC.fullmatch(name))
 
 
 def connect(kind: type[_Client], config: KafkaConfig, **settings: Any) -> _Client:
-    """A client that a broker has answered. Waits for one, and says so; `BrokerError` after
+    """A client that a broker has answered. Logs a line if it must wait; raises `BrokerError` after
     `connect_timeout_s`."""
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         if (path := getattr(config, name)) and not os.access(path, os.R_OK):
             raise ConfigError(f"kafka.{name}", "must be a file that can be read", path)
-    deadline_s, told = time.monotonic() + config.connect_timeout_s, False
+    deadline_s, logged = time.monotonic() + config.connect_timeout_s, False
     where = f"{config.bootstrap_servers} over {config.security_protocol}"
     while True:
         left_s = deadline_s - time.monotonic()
@@ -170,11 +169,11 @@ def connect(kind: type[_Client], config: KafkaConfig, **settings: Any) -> _Clien
             if time.monotonic() >= deadline_s:
                 within = f"within {config.connect_timeout_s:g} s"
                 raise BrokerError(f"no Kafka answered at {where} {within}: {reason}") from error
-            if not told:
+            if not logged:
                 log.warning(
                     "no Kafka answers at %s (%s); waiting for up to %.0f s", where, reason, left_s
                 )
-                told = True
+                logged = True
         time.sleep(max(0, min(_PAUSE_S, deadline_s - time.monotonic())))
 
 
@@ -294,8 +293,8 @@ class Committer:
         self._failed = False
 
     def commit(self, offsets: Mapping[int, int]) -> None:
-        """Have the offset of the next message committed for each partition. One that fails is
-        logged and forgotten."""
+        """Queue a commit of the offset of each partition's next message. A failed commit is logged
+        and not repeated."""
         topic = self._config.topic
         self._newest.append(
             {TopicPartition(topic, p): OffsetAndMetadata(n, "", -1) for p, n in offsets.items()}
@@ -303,7 +302,7 @@ class Committer:
         self._thread.submit(self._send)
 
     def close(self) -> None:
-        """Send what waits and disconnect."""
+        """Send the commit that waits, and disconnect."""
         self._thread.shutdown()
         if self._admin:
             self._admin.close()

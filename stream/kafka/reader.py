@@ -53,8 +53,7 @@ class EventReader(Protocol):
         """By partition, the offset after its last message, as of the last fetch."""
 
     def start(self, offsets: Mapping[int, int]) -> None:
-        """Begin at these offsets; see `EventSource.seek`. Without any, begin where the configuration
-        says."""
+        """Begin at these offsets; see `EventSource.seek`. Without any, see `KafkaConfig.start`."""
 
     def read(self, timeout_s: float) -> PolledBatch | None:
         """The next events, in order within each partition; None if none came in time."""

@@ -1,5 +1,4 @@
-"""Kafka, written to: events by `EventSink`, notices by `Outbox`, and by `DeadLetters` what could
-not be learned from.
+"""Producers for Kafka: `EventSink` for events, `Outbox` for notices, `DeadLetters` for rejects.
 
 In: bytes. Out: acknowledged by all replicas, or an error; nothing is dropped in silence. Both batch
 and compress, and both hold the caller back when the broker does not keep up.
@@ -29,12 +28,12 @@ _PRODUCER = {
     "compression_type": "lz4",
     "batch_size": 256 * 1024,
     "linger_ms": 20,
-    "max_request_size": 64 * 2**20,  # the broker says what is too large, not we
+    "max_request_size": 64 * 2**20,  # the broker decides on the largest size
     "request_timeout_ms": REQUEST_MS,
     "delivery_timeout_ms": int(_DELIVERY_S * 1000),
     "max_block_ms": REQUEST_MS,
 }
-_RECORD_BYTES = 1_000  # what the client's own objects weigh for each record that waits
+_RECORD_BYTES = 1_000  # size of the client's objects for each waiting record
 _CUTS_BYTES = (100_000, 0)
 _MAX_LETTERS = 1_000
 
@@ -43,7 +42,7 @@ class EventSink:
     """Writes events to a topic, in order within each partition and each exactly once, unless it
     raises.
 
-    `max_waiting_bytes` is what may wait for the broker; `send` blocks while there is more.
+    `max_waiting_bytes`: bytes that may wait for the broker; `send` blocks while there are more.
     """
 
     def __init__(
@@ -188,7 +187,7 @@ class Outbox:
 
 
 class DeadLetters(Outbox):
-    """Keeps what cannot be learned from, with the headers reason, topic, partition and offset.
+    """Writes rejected messages, with the headers reason, topic, partition and offset.
 
     A value that this topic refuses as too large is cut, and the header value_bytes says how long it
     was. None is lost.

@@ -1,8 +1,8 @@
-"""Kafka, read from: `EventSource`. The rest of what others use of Kafka is imported from here, too.
+"""Consumer of a Kafka topic: `EventSource`.
 
-Partitions are assigned by rank and read from the offsets that the caller gives. A broker that is
-away costs time, never a position: `EventSource.poll` keeps its place, says so once, and comes back
-with backoff. Lag is reckoned from the high watermark of fetches, since some brokers answer
+Partitions are assigned by rank and read from the offsets that the caller gives. An absent broker
+costs time, never a position: `EventSource.poll` keeps its offsets, logs one line, and reconnects
+with backoff. Lag is computed from the high watermark of fetches, since some brokers answer
 ListOffsets with the base offset of the last batch.
 """
 
@@ -54,7 +54,7 @@ _FIELDS = itemgetter(
 
 
 class EventSource:
-    """The partitions of one topic that are ours, read in order."""
+    """Reader of this trainer's partitions of one topic, in order within each partition."""
 
     def __init__(self, config: KafkaConfig):
         self.config, self.topic = config, config.topic
@@ -76,7 +76,7 @@ class EventSource:
 
     @property
     def partitions(self) -> tuple[int, ...]:
-        """Those of the topic's partitions that are ours; more may join when the topic gets more."""
+        """Partitions of the topic that this trainer reads; new ones may join."""
         return tuple(sorted(self._next))
 
     def seek(self, offsets: Mapping[int, int]) -> None:
@@ -140,7 +140,7 @@ class EventSource:
         return {p: max(0, end - self._next[p]) for p, end in self._highwater.items()}
 
     def pause(self) -> None:
-        """Have `poll` return nothing, for back-pressure, while the connection stays alive."""
+        """Make `poll` return no records, for back-pressure, while the connection stays alive."""
         self._paused = True
         if self._connected:
             self._consumer.pause(*map(self._at, self._next))
@@ -190,7 +190,7 @@ class EventSource:
             self.pause()
 
     def _ends(self, partitions: list[TopicPartition]) -> dict[int, int]:
-        """The true ends, from fetches: ListOffsets may answer with an offset somewhat before."""
+        """Ends of partitions, from fetches, since ListOffsets may answer with a smaller offset."""
         for at, offset in self._consumer.end_offsets(partitions, REQUEST_MS).items():
             self._consumer.seek(at, offset)
         deadline_s = time.monotonic() + REQUEST_MS / 1000
@@ -204,8 +204,8 @@ class EventSource:
         return ends
 
     def _look_around(self, records: bool) -> None:
-        """After a fetch: how much is left, is the broker there, and is this still the topic that we
-        think it is?"""
+        """Update high watermarks after a fetch, probe an idle broker, and refuse a topic that ends
+        before our position."""
         now_s = time.monotonic()
         for partition in self._next:
             highwater = self._consumer.highwater(self._at(partition))
@@ -229,7 +229,8 @@ class EventSource:
             position = self._next[at.partition]
             if position > begin:
                 self._refuse({at.partition: self._consumer.end_offsets([at], REQUEST_MS)[at]})
-            lost = f"{begin - position} messages of {self.topic}[{at.partition}] from offset {position} on"
+            where = f"{self.topic}[{at.partition}]"
+            lost = f"{begin - position} messages of {where} from offset {position} on"
             log.error(
                 "%s were deleted by the broker before they were read; going on at %d", lost, begin
             )

@@ -24,8 +24,8 @@ from niwaki.stream.training.trainer import Trainer, TrainerConfig
 def rebatch(
     chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
 ) -> Iterator[EventBatch]:
-    """The same events in batches of exactly `batch_events`, the last one excepted; `limit_events`
-    in all."""
+    """Events of `chunks` in batches of exactly `batch_events`, except for the last one;
+    `limit_events` in all."""
     left = None
     remaining = limit_events
     for chunk in chunks:
@@ -44,8 +44,8 @@ def rebatch(
 
 
 def constant_ne(labels: Iterable[np.ndarray]) -> tuple[int, float]:
-    """Events, and normalized entropy of a prediction that is always the click rate so far: what a
-    model must beat."""
+    """Number of events, and normalized entropy of a prediction of the click rate so far: the
+    baseline of every model."""
     evaluation, clicks = Evaluation(), 0.0
     for labels_B in labels:
         rate = (clicks + 0.5) / (evaluation.events + 1)
@@ -107,8 +107,8 @@ def backtest(
     limit_events: int | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
-    """Every policy over the same recorded events; what the schema does not allow is left out, as a
-    trainer would."""
+    """Results of every policy over the same recorded events. Events that break the schema are left
+    out, as in a trainer."""
 
     def batches() -> Iterator[EventBatch]:
         chunks = (chunk for chunk, _ in read_recording(file, config.schema))

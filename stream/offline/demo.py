@@ -45,7 +45,7 @@ _SWAP_S = 30.0
 
 
 class DemoStream(NamedTuple):
-    """What a demo replays."""
+    """The stream that a demo replays."""
 
     path: Path
     title: str
@@ -88,10 +88,10 @@ def demonstrate(
     out: Path,
     on_events: Callable[[int], Any] = lambda events: None,
 ) -> tuple[dict[str, Any], Measured]:
-    """Run the path over `stream`, snapshots in `out`; returns the report's data and what was
-    measured.
+    """Run the path over `stream`, snapshots in `out`; returns the report's data and the
+    measurements.
 
-    `on_events` is told of each batch how many events it had.
+    `on_events` is called after each batch with its number of events.
     """
     schema = config.events_schema()
     snapshot = SnapshotConfig(directory=str(out / "snapshot"))
@@ -131,8 +131,8 @@ def demonstrate(
         data = report_data(title, pipeline.trainer, pipeline.replica, history, stream.drifts)
         last = _last_events(stream, schema)
         scored = (
-            f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events differs from the "
-            f"trainer's by at most {_difference(scorer, pipeline, last):.0e}"
+            f"{scorer.swaps:,} checkpoints taken over; its score of the last {len(last):,} events "
+            f"differs from the trainer's by at most {_difference(scorer, pipeline, last):.0e}"
         )
         full = max(
             (p for p in pipeline.store.versions() if p.kind == "full"), key=lambda p: p.version

@@ -177,21 +177,25 @@ def _style() -> str:
 
 _CSS = """
 :root { color-scheme: light dark }
-body { margin: 2.5rem auto 4rem; padding: 0 1.1rem; max-width: 47rem; color: var(--ink); background: var(--paper);
+body { margin: 2.5rem auto 4rem; padding: 0 1.1rem; max-width: 47rem;
+  color: var(--ink); background: var(--paper);
   font: 1rem/1.5 "Iowan Old Style", Palatino, "Palatino Linotype", Georgia, serif }
 h1 { font-size: 1.7rem; font-weight: 400; line-height: 1.2; margin: 0 0 .6rem }
 h2 { font-size: 1.1rem; font-weight: 400; font-style: italic; margin: 2.6rem 0 .5rem }
 .lede { margin: 0 0 2rem }
 figure { margin: 1.6rem 0 }
 svg { display: block; width: 100%; height: auto }
-svg text { white-space: pre; font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important }
+svg text { white-space: pre;
+  font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important }
 .both .narrow { display: none }
 figcaption, footer { color: var(--faint); font-size: .85rem; line-height: 1.4; margin-top: .4rem }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem }
 .scroll { overflow-x: auto }
-.beside { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 2.5rem; align-items: center }
+.beside { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 2.5rem;
+  align-items: center }
 .beside figure { margin: 0 }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums lining-nums }
+table { border-collapse: collapse; font-size: .88rem;
+  font-variant-numeric: tabular-nums lining-nums }
 th { font-weight: 400; text-align: left; color: var(--faint); vertical-align: top }
 th, td { padding: .25rem 1.1rem .25rem 0; border-bottom: 1px solid var(--line) }
 th:last-child, td:last-child { padding-right: 0 }

@@ -112,7 +112,7 @@ def free_port() -> int:
 
 
 def kafka_answers(port: int) -> bool:
-    """Whether a broker answers an ApiVersions request there."""
+    """True if a broker answers an ApiVersions request on `port`."""
     correlation = 7
     return _ask(port, struct.pack(">ihhih", 10, 18, 0, correlation, -1), 8)[4:] == struct.pack(
         ">i", correlation
@@ -120,7 +120,7 @@ def kafka_answers(port: int) -> bool:
 
 
 def redis_answers(port: int) -> bool:
-    """Whether a Redis answers PING there."""
+    """True if a Redis answers PING on `port`."""
     return _ask(port, b"PING\r\n", 5) == b"+PONG"
 
 

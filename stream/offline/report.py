@@ -1,8 +1,8 @@
-"""What a run came to: its data, its summary, and a page that a person reads.
+"""The report of a run: its data, its summary, and a page to read.
 
 In: a trainer, one series of its publications, its history, and the true drifts where they are
 known. Out: `report.json`, the same byte for byte for the same seed and events; `report.html`; and
-PNG plots. What a clock measured (`Measured`) is on the page only, and is called so there.
+PNG plots. Times that a clock measured (`Measured`) are on the page only, marked as such.
 """
 
 import math
@@ -25,7 +25,7 @@ from niwaki.stream.training.trainer import Trainer
 
 
 class Measured(NamedTuple):
-    """What differs from one run to the next."""
+    """Measurements that differ from one run to the next."""
 
     elapsed_s: float
     """Wall-clock time of the run."""
@@ -82,7 +82,7 @@ def report_data(
 
 
 def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, str]]:
-    """(label, value) of what there is to say in short, for a terminal and for the page."""
+    """Rows (label, value) of the summary, for a terminal and for the page."""
     served, events, true_drifts = data["served"], data["events"], data["true_drifts"]
     layers = ", ".join(
         f"{name} {percent(ratio)}" for name, ratio in data["sparsity_by_layer"].items()
@@ -196,7 +196,7 @@ def _delays(true_drifts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _achieved(detection: Mapping[str, Any]) -> str:
-    """What was asked for and what came of it."""
+    """Numbers of drifts and watched events, and the expected rate of false alarms."""
     asked = detection["expected_events_between_false_alarms"]
     bound = f"; false alarms asked for: one in {asked:,} events" if asked else ""
     return (

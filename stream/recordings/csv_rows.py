@@ -46,14 +46,15 @@ def read_csv(
     path: Path, schema: Schema, chunk_events: int, limit_events: int | None
 ) -> Iterator[tuple[pa.Table, np.ndarray, list[Reject]]]:
     """The schema's columns, typed, `chunk_events` rows at a time; each row's place in the file;
-    what is no event."""
+    a `Reject` for each broken row."""
     columns = schema_columns(schema)
     with translated_file_errors(path), open_recording(path) as file:
         require_columns(path, columns, _open(file, lambda row: "skip").schema.names)
     malformed: list[Reject] = []
 
     def reject(row: csv.InvalidRow) -> str:
-        reason = f"row: must have {row.expected_columns} fields, has {row.actual_columns}, got {shorten(row.text)}"
+        fields = f"must have {row.expected_columns} fields, has {row.actual_columns}"
+        reason = f"row: {fields}, got {shorten(row.text)}"
         malformed.append(Reject(row.number - 2, "column", reason))  # the header is row 1
         return "skip"
 
@@ -66,7 +67,7 @@ def read_csv(
     )
     with translated_file_errors(path), open_recording(path) as file:
         blocks = (pa.Table.from_batches([block]) for block in _open(file, reject, convert))
-        first = told = 0
+        first = sent = 0
         table = None
         for table in rechunk(blocks, chunk_events, limit_events):
             bad = np.array([reject.position for reject in malformed], np.int64)
@@ -75,10 +76,10 @@ def read_csv(
             )  # each is as many rows further down as bad ones are above it
             row_B = good_B + np.searchsorted(bad - np.arange(len(bad)), good_B, "right")
             typed, typed_row_B, rejects = _typed(table, row_B, schema)
-            yield typed, typed_row_B, sorted(rejects + malformed[told:])
-            first, told = first + len(table), len(malformed)
-        if malformed[told:] and table is not None:
-            yield _typed(table.slice(0, 0), row_B, schema)[0], row_B[:0], malformed[told:]
+            yield typed, typed_row_B, sorted(rejects + malformed[sent:])
+            first, sent = first + len(table), len(malformed)
+        if malformed[sent:] and table is not None:
+            yield _typed(table.slice(0, 0), row_B, schema)[0], row_B[:0], malformed[sent:]
 
 
 def sample_csv(path: Path) -> pa.Table:

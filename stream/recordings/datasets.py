@@ -89,7 +89,7 @@ def nycflights13(data: Path) -> pa.Table:
 
 
 DATASETS: dict[str, Callable[[Path], pa.Table]] = {"nycflights13": nycflights13}
-"""By name of the data set and of its package: what makes a table of the package's data
+"""By name of the data set and of its package, the function that makes a table of the package's data
 directory."""
 
 

@@ -1,7 +1,6 @@
-"""Beneath `recording`: which format a name stands for, files opened whether gzipped or not, tables
-cut to size.
+"""Beneath `recording`: formats by a file's name, plain and gzipped files, tables cut to size.
 
-What the file system, gzip and Arrow have to say about a file becomes a `ConfigError` that names it.
+Errors of the file system, gzip and Arrow become a `ConfigError` that names the file.
 """
 
 import gzip
@@ -24,7 +23,7 @@ _FORMATS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv"
 
 
 def recording_format(path: Path) -> tuple[str, bool]:
-    """parquet, jsonl or csv, and whether it is gzipped, by the end of the name."""
+    """Format (parquet, jsonl or csv), and True for a gzipped file, by the end of the name."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     gzipped = suffixes[-1:] == [".gz"]
     suffix = "".join(suffixes[:-1][-1:] if gzipped else suffixes[-1:])
@@ -36,14 +35,14 @@ def recording_format(path: Path) -> tuple[str, bool]:
 
 
 def is_recording(path: Path) -> bool:
-    """Whether it is a file whose name stands for a format."""
+    """True for a file whose name stands for a format."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     return path.is_file() and suffixes[-1:] != [] and suffixes[-1] in _FORMATS
 
 
 @contextmanager
 def translated_file_errors(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with the file is said of `path`."""
+    """Context in which any error of the file becomes a `ConfigError` about `path`."""
     try:
         yield
     except OSError as error:
@@ -88,7 +87,7 @@ def schema_columns(schema: Schema) -> list[str]:
 
 
 def require_columns(path: Path, wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Each wanted column must be among those of the file, once."""
+    """Raise `ConfigError` unless each wanted column is in the file, once."""
     for name in wanted:
         if name not in names:
             meant = nearest(name, names, cutoff=0) or "none"
@@ -101,7 +100,8 @@ def require_columns(path: Path, wanted: Sequence[str], names: Sequence[str]) -> 
 def rechunk(
     tables: Iterable[pa.Table], chunk_events: int, limit_events: int | None = None
 ) -> Iterator[pa.Table]:
-    """The same rows in tables of `chunk_events`, the last one excepted; `limit_events` in all."""
+    """Rows of `tables`, in tables of `chunk_events` except for the last one; `limit_events` in
+    all."""
     held: list[pa.Table] = []
     length, left = 0, limit_events
     for table in tables:

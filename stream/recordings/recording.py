@@ -51,11 +51,14 @@ Chunks = Iterator[tuple[EventBatch, list[Reject]]]
 def propose_schema(path: str | Path) -> Schema:
     """The schema that the first 20,000 events of a recording suggest, by names and types:
 
-    1. The label is the column called label, click, clicked, y or target (the first of these that is there); the event
-       time one of integers or timestamps called ts, timestamp, time or event_time. Case does not matter.
-    2. Where columns are called c_* or n_*, those are the categorical and the numeric ones, and all others are ignored.
-    3. Otherwise strings are categorical, and so are integers that are called id or *_id or have at most 1,000 different
-       values; all other numbers and booleans are numeric. What is neither, or always null, is ignored.
+    1. The label is the column called label, click, clicked, y or target (the first of these that is
+       there); the event time is one of integers or timestamps called ts, timestamp, time or
+       event_time. Case does not matter.
+    2. Where columns are called c_* or n_*, those are the categorical and the numeric ones, and all
+       others are ignored.
+    3. Otherwise strings are categorical, and so are integers that are called id or *_id or have at
+       most 1,000 different values; all other numbers and booleans are numeric. Columns of other
+       types, and those that are always null, are ignored.
     """
     path = Path(path)
     with translated_file_errors(path):
@@ -94,7 +97,7 @@ def read_recording(
     chunk_events: int = CHUNK_EVENTS,
     limit_events: int | None = None,
 ) -> Chunks:
-    """The events of a recording, from `chunk_events` rows at a time; `Reject.position` is the row in
+    """Events of a recording, from `chunk_events` rows at a time; `Reject.position` is the row in
     the file, from 0.
 
     Columns that the schema does not name are not read. Raises `ConfigError` if the file can't be
@@ -325,6 +328,6 @@ def _role(name: str, column: pa.ChunkedArray) -> str:
 
 
 def _is(column: pa.ChunkedArray, *kinds: str) -> bool:
-    """Whether the values of a column are of one of these kinds, as `pyarrow.types` names them."""
+    """True if a column's values are of one of these kinds, as `pyarrow.types` names them."""
     value_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     return any(getattr(pa.types, f"is_{kind}")(value_type) for kind in kinds)

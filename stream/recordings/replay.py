@@ -43,14 +43,14 @@ _POLL_S = 0.5
 
 
 class Sink(Protocol):
-    """What a replay needs of an `EventSink`."""
+    """The part of an `EventSink` that a replay uses."""
 
     def send(self, value: bytes) -> None: ...
     def flush(self) -> None: ...
 
 
 class Source(Protocol):
-    """What a recording needs of an `EventSource`."""
+    """The part of an `EventSource` that a recording uses."""
 
     @property
     def partitions(self) -> tuple[int, ...]: ...
@@ -130,8 +130,8 @@ def record(
     stop: Callable[[], bool] = lambda: False,
     on_events: Callable[[int], object] = lambda events: None,
 ) -> int:
-    """Keep the events that `source` has to give in a file; returns how many. What can't be decoded
-    is left out.
+    """Write the events of `source` to a file; returns their number. Messages that can't be decoded
+    are left out.
 
     Ends with `stop()`, after `limit_events`, or at the end of the topic unless it is to `follow`
     what comes.

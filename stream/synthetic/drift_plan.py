@@ -7,11 +7,12 @@ Positions and widths are events, or percent of the stream:
     abrupt:concept@40%:0.3               only 30 % of them are
     gradual:base_rate@200000+50000:0.2   the click rate goes to 20 %, linearly over 50,000 events
     recurring:concept@80%                back to what held before the latest drift of the same WHAT
-    abrupt:new_items@50%:0.9:0.03        items with 90 % of the visits give way to new ids, on which 3 % click (without
-                                         a rate: as many as elsewhere)
-    abrupt:values@50%:c_device           each value of a field gets a new name; numbers are told in a smaller unit
+    abrupt:new_items@50%:0.9:0.03        items with 90 % of the visits give way to new ids, of which
+                                         3 % are clicked (without a rate: as many as elsewhere)
+    abrupt:values@50%:c_device           each value of a field gets a new name; numbers change to a
+                                         smaller unit
 
-It refuses, with a `ConfigError`, what cannot be read or cannot happen in a stream of that length.
+A text that cannot be read, or that does not fit a stream of that length, is a `ConfigError`.
 """
 
 import re
@@ -52,7 +53,7 @@ class DriftPoint(
 
 
 def plan_drifts(drifts: Sequence[str], events: int, fields: Sequence[str]) -> list[DriftPoint]:
-    """What `drifts` do to a stream of `events` events with these `fields`, in the order of their
+    """True drifts of a stream of `events` events with these `fields`, in the order of their
     events."""
     points = sorted(
         (_parse(text, events, fields) for text in drifts), key=lambda point: point.event

@@ -1,5 +1,4 @@
-"""A click stream that drifts where it is told to: seeded, with known drift points and known click
-probabilities.
+"""Seeded click streams with drifts at given points and known click probabilities.
 
 In: a `SyntheticConfig`, with drifts in the language of `drift_plan`. Out: Arrow tables drawn from a
 `World`, the same bytes whatever the chunk size, over a million events a second; and the truth about
@@ -22,7 +21,7 @@ from niwaki.stream.synthetic.world import SyntheticConfig, World
 
 
 class _Truth(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a generated stream, as it is written beside it."""
+    """The truth about a generated stream, as it is written beside it."""
 
     drifts: list[dict[str, Any]]
     base_rate: float
@@ -80,7 +79,7 @@ def write_stream(
 
 
 def drifts_path(path: Path) -> Path:
-    """Where the truth about a generated stream lies: FILE.drifts.json."""
+    """Path of the truth about a generated stream: FILE.drifts.json."""
     return path.with_name(path.name + ".drifts.json")
 
 

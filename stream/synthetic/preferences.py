@@ -57,7 +57,7 @@ def click_logits(
     columns: dict[str, np.ndarray],
     response_BN: np.ndarray,
 ) -> np.ndarray:
-    """Logits of a click without the intercept, float32 (B,); `response_BN` holds the numerics' effects."""
+    """Logits of a click without the intercept, float32 (B,); `response_BN`: effects of numerics."""
     logits_B: np.ndarray = np.einsum(
         "bn,bn->b", preferences["c_segment", "+numeric"][columns["c_segment"]], response_BN
     )

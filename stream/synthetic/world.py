@@ -1,5 +1,4 @@
-"""The world behind a synthetic click stream: users, items, contexts, what they prefer, and how all
-that changes.
+"""The world behind a synthetic click stream: users, items, contexts, preferences, and their drifts.
 
 Users meet items in a context; users and items are popular by Zipf's law. A click depends on single
 values, on pairs of them (segment x category, latent vectors of user and item) and on heavy-tailed
@@ -83,7 +82,7 @@ class SyntheticConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class World:
-    """What is drawn once for a stream: users, items, preferences, and which of them hold when."""
+    """Users, items and preferences of a stream, and the time at which each of them holds."""
 
     def __init__(self, config: SyntheticConfig):
         self.config = config
@@ -214,7 +213,7 @@ class World:
         on."""
         ranks = np.arange(self.config.items)
         visits = np.diff(np.log(np.arange(1, self.config.items + 2)))
-        new, debt = [], 0.0  # what new items should have had of the visits so far and have not
+        new, debt = [], 0.0  # share of visits that new items still lack
         for visit in visits.tolist():
             debt += share * visit
             new.append(debt > visit / 2)
@@ -236,8 +235,8 @@ class World:
     def _visit(
         self, rng: np.random.Generator, size: int, catalogue: np.ndarray | int
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Who meets what, where: columns, which numerics are missing, and what the numerics mean
-        for a click."""
+        """Users who meet items in contexts: columns, a mask of missing numerics, and the effect of
+        the numerics on a click."""
         user_B = _zipf(rng.random(size), self.config.users)
         item_B = self._slots[catalogue, _zipf(rng.random(size), self.config.items)]
         price_z_B = self._price_z[item_B] + 0.2 * rng.standard_normal(size, np.float32)
