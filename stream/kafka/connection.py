@@ -66,8 +66,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     world_size: int = 1
     """Number of trainers that share the topic's partitions, >= 1."""
     reader: Literal["process", "inline"] = "process"
-    """Where messages are polled and decoded: in a process of their own beside the learner, or
-    between its batches."""
+    """Place where messages are polled and decoded: a process beside the learner, or the learner's
+    own between its batches."""
     max_poll_messages: int = 8192
     """Messages taken at once, >= 1."""
     max_event_bytes: int = MAX_EVENT_BYTES

@@ -1,5 +1,5 @@
-"""What happened, in the order of events: windows, phases, drifts. The material of a report and of a
-backtest's result.
+"""Rows about a run in the order of events: windows, phases, drifts, prunings. They are the material
+of a report and of a backtest's result.
 
 In: the steps of a trainer. Out: plain rows that are the same, byte for byte, for the same seed and
 events: no clock is read.
