@@ -46,6 +46,8 @@ def export(model: ServedModel, format: str) -> bytes:
     `ServingError` without the package `onnx`."""
     if format not in FORMATS:
         raise RuleError("--format", f"must be one of {', '.join(FORMATS)}", format)
+    if model.further and format != "safetensors":
+        raise ServingError(f"further experts can be exported as safetensors only, not as {format}")
     if format == "onnx":
         return _onnx(model)
     if format == "torchscript":
