@@ -24,12 +24,13 @@ class RuleError(NiwakiError, ValueError):
     value: str
     """The value as it is shown; empty where there is none, or where it must not be shown."""
 
-    def __init__(self, field: str, rule: str, *value: object):
-        """`value`: the offending value, where there is one; shown as its `repr`, shortened."""
+    def __init__(self, field: str, rule: str, *value: object, shown: str = ""):
+        """`value`: the offending value, where there is one; shown as its `repr`, shortened.
+        `shown`: the value as it is to be shown, instead."""
         self.field = field
         self.rule = rule
-        self.value = shorten(value[0]) if value else ""
-        super().__init__(f"{field}: {rule}" + (f", got {self.value}" if value else ""))
+        self.value = shorten(value[0]) if value else shown
+        super().__init__(f"{field}: {rule}" + (f", got {self.value}" if self.value else ""))
 
 
 def shorten(value: object, limit: int = 80) -> str:

@@ -1,5 +1,5 @@
-"""The model of each version, made beside the one that serves: nobody who scores waits, nor sees
-half of a change.
+"""The model of each version, made beside the one that serves: nobody who scores waits, or sees half
+of a change.
 
 In: a full checkpoint, or deltas to the one that serves. Out: a model to try out, and then to
 `adopt`. Two sets of tables take turns (left-right, Ramalhete & Correia, 2013): a delta is written
@@ -21,57 +21,62 @@ Checkpoint = tuple[Header, dict[str, torch.Tensor]]
 
 
 class DoubleBuffer:
-    """One thread makes and adopts; any thread may read `model`."""
+    """One thread makes and adopts models; any thread may read `model`."""
 
     def __init__(self) -> None:
         self.model: PublishedModel | None = None
-        """The one that serves."""
+        """The model that serves."""
         self._reserve: Tables | None = None
         self._reader: weakref.ref[PublishedModel] | None = None
         """The model that served from the reserve last."""
-        self._lacks: list[Checkpoint] = []
-        """What the reserve has not had yet; begins with a full checkpoint where there is no
-        reserve."""
+        self._missing: list[Checkpoint] = []
+        """The checkpoints that the reserve has not had yet; a full one comes first where there is
+        no reserve."""
 
     def make(self, path: list[Checkpoint]) -> PublishedModel:
         """The model after `path`: a full checkpoint and deltas, or only deltas to the one that
         serves.
 
-        Raises `CheckpointError`. What serves stays as it is.
+        Raises `CheckpointError`. The model that serves stays as it is.
         """
-        (header, tensors), *deltas = path
-        before = header
-        if header.base:
-            if self.model is None:
-                raise CheckpointError(
-                    f"version {header.version}", "is a delta, and nothing is held"
-                )
-            deltas, before = path, self.model.header
-        for delta, _ in deltas:
-            delta.check_follows(before)
-            before = delta
+        header, tensors = path[0]
         if not header.base:
+            _check_order(header, path[1:])
             model = PublishedModel.from_checkpoint(header, tensors)
-            return model.successor(deltas, model.tables)
+            return model.successor(path[1:], model.tables)
+        if self.model is None:
+            raise CheckpointError(f"version {header.version}", "is a delta, and nothing is held")
+        _check_order(self.model.header, path)
+        return self._make_from(self.model, path)
+
+    def _make_from(self, served: PublishedModel, deltas: list[Checkpoint]) -> PublishedModel:
+        """The model after deltas to `served`, on the tables in reserve."""
         if self._reserve is None or (self._reader and self._reader() is not None):
-            self._reserve, self._reader = self.model.frame.empty_tables(), None
-            if not self._lacks or self._lacks[0][0].base:
-                self._lacks = [
-                    (msgspec.structs.replace(self.model.header, base=0), self.model.tensors())
-                ]
-        changes, self._lacks = self._lacks + path, []
-        tables, self._reserve = (
-            self._reserve,
-            None,
-        )  # lost if this fails, or comes to nothing: a fresh one is made then
-        return self.model.successor(changes, tables)
+            self._reserve = served.frame.empty_tables()
+            self._reader = None
+            if not self._missing or self._missing[0][0].base:
+                full = msgspec.structs.replace(served.header, base=0)
+                self._missing = [(full, served.tensors())]
+        changes = self._missing + deltas
+        self._missing = []
+        # The reserve is lost if this fails or comes to nothing: a fresh one is made then.
+        tables = self._reserve
+        self._reserve = None
+        return served.successor(changes, tables)
 
     def adopt(self, model: PublishedModel, path: list[Checkpoint]) -> None:
         """Serve from `model`, which `path` made."""
         before = self.model
         self.model = model
+        self._reserve = self._reader = None
         if before is not None and path[0][0].base:
-            self._reserve, self._reader = before.tables, weakref.ref(before)
-        else:
-            self._reserve = self._reader = None
-        self._lacks = list(path)
+            self._reserve = before.tables
+            self._reader = weakref.ref(before)
+        self._missing = list(path)
+
+
+def _check_order(before: Header, deltas: list[Checkpoint]) -> None:
+    """Raise `CheckpointError` unless each delta changes the checkpoint before it."""
+    for delta, _ in deltas:
+        delta.check_follows(before)
+        before = delta

@@ -9,6 +9,7 @@ says; here it gets its status.
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import threading
@@ -19,15 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import torch
 import uvicorn
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -35,18 +28,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from niwaki.model.published.served import PublishedModel
+from niwaki.pruning.errors import RuleError
 from niwaki.serving import openapi, wire
 from niwaki.serving.errors import NotReady, ServingError
+from niwaki.serving.metrics import OUTCOMES, ScoringMetrics
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.serving.wire import RequestError
 
 log = logging.getLogger("niwaki")
-
-_BUCKETS_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
-_OUTCOMES = {408: "late", 413: "too_large", 503: "not_ready"}  # "refused" for the others
-
-disable_created_metrics()  # a second series for each counter, which nobody looks at
 
 
 class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +64,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
-            raise ValueError(f"serve.port must be in 0..65535, got {self.port}")
+            raise RuleError("port", "must be in 0..65535", self.port)
         for name, least in (
             ("max_body_bytes", 1),
             ("max_events", 1),
@@ -82,16 +72,12 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ("inline_bytes", 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"serve.{name} must be at least {least}, got {getattr(self, name)}"
-                )
+                raise RuleError(name, f"must be at least {least}", getattr(self, name))
         for name in ("max_age_s", "stop_timeout_s"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"serve.{name} must not be negative, got {getattr(self, name)}")
+                raise RuleError(name, "must not be negative", getattr(self, name))
         if not self.read_timeout_s > 0:
-            raise ValueError(
-                f"serve.read_timeout_s must be greater than 0, got {self.read_timeout_s}"
-            )
+            raise RuleError("read_timeout_s", "must be greater than 0", self.read_timeout_s)
 
 
 def run(config: ServeConfig, store: StoreConfig) -> None:
@@ -174,7 +160,7 @@ class _Endpoints:
 
     def __init__(self, scorer: Scorer, config: ServeConfig):
         self._scorer, self._config = scorer, config
-        self._metrics = _Metrics(scorer)
+        self._metrics = ScoringMetrics(scorer)
         self._pool = ThreadPoolExecutor(config.threads, "niwaki-score")
 
     def close(self) -> None:
@@ -247,7 +233,7 @@ class _Endpoints:
             self._metrics.seconds.observe(time.perf_counter() - started_s)
             outcome = "scored"
         except RequestError as refusal:
-            outcome = _OUTCOMES.get(refusal.status, "refused")
+            outcome = OUTCOMES.get(refusal.status, "refused")
             raise
         except ClientDisconnect:
             outcome = "gone"
@@ -302,76 +288,40 @@ class _Endpoints:
             raise RequestError(404, "name", f"must be {self._scorer.name}", name[:80])
 
 
-class _Metrics:
-    """Every metric of the server."""
-
-    def __init__(self, scorer: Scorer):
-        self._scorer = scorer
-        self.registry = CollectorRegistry()
-        self.seconds = Histogram(
-            "niwaki_scoring_seconds",
-            "Time from the body of a request to that of its answer.",
-            buckets=_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.requests = Counter(
-            "niwaki_requests",
-            "Requests to score, by what became of them.",
-            ("endpoint", "outcome"),
-            registry=self.registry,
-        )
-        self.events = Counter(
-            "niwaki_scored_events", "Events or candidates scored.", registry=self.registry
-        )
-        for endpoint in ("score", "infer"):
-            for outcome in ("scored", "refused", "failed", "gone", *_OUTCOMES.values()):
-                self.requests.labels(endpoint, outcome)
-        self.registry.register(self)
-
-    def collect(self) -> Iterator[Metric]:
-        """What the scorer counts, read when Prometheus asks."""
-        scorer = self._scorer
-        yield GaugeMetricFamily(
-            "niwaki_served_version", "Version that serves; 0: none yet.", scorer.version
-        )
-        if scorer.version:
-            yield GaugeMetricFamily(
-                "niwaki_served_age_seconds", "Age of the checkpoint that serves.", scorer.age_s
-            )
-        yield CounterMetricFamily("niwaki_swaps", "Checkpoints taken over.", scorer.swaps)
-        yield CounterMetricFamily(
-            "niwaki_refused_checkpoints", "Checkpoints not taken over.", scorer.refused
-        )
-
-
 def _json(content: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
 
 
-def _refused(request: Request, refusal: RequestError) -> Response:
+def _refusal(request: Request, refusal: RequestError) -> Response:
     content = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
-    # After these the rest of the body is not wanted.
+    # After these statuses the rest of the body is not wanted.
     headers = {"connection": "close"} if refusal.status in (408, 413) else None
     return Response(content, refusal.status, headers, "application/json")
 
 
-def _not_routed(request: Request, error: HTTPException) -> Response:
-    field, value = (
-        ("method", request.method) if error.status_code == 405 else ("path", request.url.path)
-    )
-    response = _refused(
-        request, RequestError(error.status_code, field, "must be one in /openapi.json", value[:80])
-    )
+# Starlette calls each of these for one kind of error, and types all of them with `Exception`.
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _refusal(request, error)
+
+
+def _not_routed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    field, value = "path", request.url.path
+    if error.status_code == 405:
+        field, value = "method", request.method
+    refusal = RequestError(error.status_code, field, "must be one in /openapi.json", value[:80])
+    response = _refusal(request, refusal)
     response.headers.update(error.headers or {})
     return response
 
 
-def _gone(_: Request, __: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # which nobody reads
+def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
 
 
 def _failed(request: Request, _: Exception) -> Response:
-    return _refused(request, RequestError(500, "server", "failed; its log says why"))
+    return _refusal(request, RequestError(500, "server", "failed; its log says why"))
 
 
 def _listen(config: ServeConfig) -> socket.socket:
@@ -399,6 +349,6 @@ def _uvicorn(scorer: Scorer, config: ServeConfig) -> uvicorn.Server:
             log_config=None,
             log_level="warning",
             server_header=False,
-            timeout_graceful_shutdown=config.stop_timeout_s,
+            timeout_graceful_shutdown=math.ceil(config.stop_timeout_s),
         )
     )

@@ -1,4 +1,4 @@
-"""Checkpoints in Redis: publish, fetch, watch. The one home of the Redis client.
+"""Checkpoints in Redis: publish, fetch, watch. The Redis client is in `serving.redis_client`.
 
 In: the bytes of a checkpoint and its header. Out: the same bytes, in another process. It refuses to
 read what it moves.
@@ -26,20 +26,16 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
-from urllib.parse import unquote, urlsplit
 
 import msgspec
-import redis
 from redis import exceptions as rex
-from redis.backoff import ExponentialWithJitterBackoff
 from redis.client import PubSub
-from redis.cluster import RedisCluster
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
+from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
+from niwaki.serving.redis_client import Client, address, connect, connect_cluster
 
 _UPLOAD_EXPIRES_S = 900
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
@@ -123,18 +119,14 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", self.name):
-            raise ValueError(
-                f"redis.name must be 1 to 100 letters, digits, '_', '-' or '.', got {self.name!r}"
-            )
+            raise RuleError("name", "must be 1 to 100 letters, digits, '_', '-' or '.'", self.name)
         if self.keep_versions < 1:
-            raise ValueError(f"redis.keep_versions must be at least 1, got {self.keep_versions}")
+            raise RuleError("keep_versions", "must be at least 1", self.keep_versions)
         if not 1 <= self.chunk_bytes <= 512 * 2**20:
-            raise ValueError(
-                f"redis.chunk_bytes must be in 1 .. {512 * 2**20}, got {self.chunk_bytes}"
-            )
+            raise RuleError("chunk_bytes", f"must be in 1 .. {512 * 2**20}", self.chunk_bytes)
         for name in ("timeout_s", "poll_interval_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"redis.{name} must be greater than 0, got {getattr(self, name)}")
+                raise RuleError(name, "must be greater than 0", getattr(self, name))
         address(self.url)
 
 
@@ -160,11 +152,15 @@ class CheckpointStore:
     """The published checkpoints of one model. Threads may share it."""
 
     def __init__(self, config: StoreConfig):
-        self.config, self.name, self.address = config, config.name, address(config.url)
+        self.config = config
+        self.name = config.name
+        self.address = address(config.url)
         prefix = f"niwaki:{{{config.name}}}"
         self._pointer, self._checkpoints = f"{prefix}:pointer", f"{prefix}:checkpoints"
         self._blob, self._channel = f"{prefix}:blob:", f"{prefix}:published"
-        self._connected = None if "+cluster:" in config.url else _connect(config)
+        self._connected: Client | None = (
+            None if "+cluster:" in config.url else connect(config.url, config.timeout_s)
+        )
         self._published: Pointer | None = None
         """What we published last."""
 
@@ -224,7 +220,8 @@ class CheckpointStore:
     def head(self) -> Pointer | None:
         """The checkpoint to serve now; None before the first."""
         with self._translated():
-            return self._decode(self._client.get(self._pointer))
+            text = self._client.get(self._pointer)
+        return self._decode(text) if text is not None else None
 
     def versions(self) -> list[Pointer]:
         """Every checkpoint that is kept, oldest first."""
@@ -235,7 +232,8 @@ class CheckpointStore:
     def path(self, pointer: Pointer, held: str = "") -> list[Pointer]:
         """What to fetch for `pointer`, in order: a full checkpoint and its deltas, or only those
         that come after the one whose `upload` is `held`. Empty where a part is no longer kept."""
-        path, kept = [pointer], {}
+        path = [pointer]
+        kept: dict[str, Pointer] = {}
         while path[-1].kind == "delta" and path[-1].parent != held:
             kept = kept or {other.upload: other for other in self.versions()}
             before = kept.get(path[-1].parent)
@@ -253,17 +251,17 @@ class CheckpointStore:
         wanted = pointer or self.head()
         while wanted is not None:
             with self._translated():
-                chunks = self._client.mget(self._keys(wanted))
-                if None not in chunks and sum(map(len, chunks)) == wanted.bytes:
+                found = self._client.mget(self._keys(wanted))
+                chunks = [chunk for chunk in found if chunk is not None]
+                if len(chunks) == len(found) and sum(map(len, chunks)) == wanted.bytes:
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-                kept = self._decode(self._client.hget(self._checkpoints, str(wanted.version)))
-            if kept == wanted:
+                kept = self._client.hget(self._checkpoints, str(wanted.version))
+            if kept is not None and self._decode(kept) == wanted:
                 raise CheckpointError(
                     f"bytes of version {wanted.version}", f"are missing from {self.address}"
                 )
-            wanted = (
-                None if pointer else self.head()
-            )  # dropped under our hands: the pointer has moved on
+            # The checkpoint was dropped meanwhile: the pointer has moved on.
+            wanted = None if pointer else self.head()
         return None
 
     @contextmanager
@@ -289,19 +287,17 @@ class CheckpointStore:
         self.close()
 
     @property
-    def _client(self) -> redis.Redis | RedisCluster:
+    def _client(self) -> Client:
         if self._connected is None:  # the client of a cluster asks it at once for its nodes
-            self._connected = RedisCluster.from_url(
-                self.config.url.replace("+cluster", "", 1), **_options(self.config)
-            )
+            self._connected = connect_cluster(self.config.url, self.config.timeout_s)
         return self._connected
 
     def _keys(self, pointer: Pointer) -> list[str]:
         return [f"{self._blob}{pointer.upload}:{i}" for i in range(pointer.chunks)]
 
-    def _decode(self, text: bytes | None) -> Pointer | None:
+    def _decode(self, text: bytes) -> Pointer:
         try:
-            return None if text is None else msgspec.json.decode(text, type=Pointer)
+            return msgspec.json.decode(text, type=Pointer)
         except msgspec.DecodeError as error:
             raise StoreRefused(
                 f"{self.address}: {self._pointer} is not niwaki's: {error}"
@@ -329,70 +325,3 @@ class Watch:
     def wait(self, timeout_s: float) -> bool:
         """True as soon as a publication is told, False after `timeout_s` without one."""
         return self._subscription.get_message(timeout=timeout_s) is not None
-
-
-def address(url: str) -> str:
-    """`url` without its credentials, fit for a log. Raises `ValueError` where it is no URL of a
-    store."""
-    parts = urlsplit(url)
-    if parts.scheme not in (
-        "redis",
-        "rediss",
-        "unix",
-        "redis+sentinel",
-        "redis+cluster",
-        "rediss+cluster",
-    ):
-        raise ValueError(
-            "redis.url must begin with redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
-        )
-    if parts.scheme == "redis+sentinel" and (
-        parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)
-    ):
-        raise ValueError("redis.url for Sentinel must end with /service or /service/db")
-    hosts = parts.netloc.rpartition("@")[2]
-    if not all(
-        re.fullmatch(r"([^\s:\[\]]*|\[[\da-fA-F:.]+\])(:\d{1,5})?", host)
-        for host in hosts.split(",")
-    ):
-        raise ValueError(
-            "redis.url must name host:port; special characters in a password are written %XX"
-        )
-    return f"{parts.scheme}://{hosts}{parts.path}"
-
-
-def _options(config: StoreConfig) -> dict[str, object]:
-    return {
-        "socket_timeout": config.timeout_s,
-        "socket_connect_timeout": config.timeout_s,
-        "health_check_interval": 15,
-        "protocol": 2,  # whose errors are the clearer ones
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
-    }
-
-
-def _connect(config: StoreConfig) -> redis.Redis:
-    options = _options(config)
-    if config.url.startswith("redis+sentinel:"):
-        return _connect_by_sentinel(config.url, options)
-    try:
-        client = redis.Redis.from_url(config.url, **options)
-        client.connection_pool.make_connection()  # opens nothing, but reads the options
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"redis.url is not understood: {error}") from error
-    return client
-
-
-def _connect_by_sentinel(url: str, options: dict[str, object]) -> redis.Redis:
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = credentials.partition(":")
-    service, _, db = parts.path.strip("/").partition("/")
-    places = [urlsplit(f"//{place}") for place in hosts.split(",")]
-    sentinels = [(place.hostname or "127.0.0.1", place.port or 26379) for place in places]
-    access = {
-        "username": unquote(user) or None,
-        "password": unquote(password) or None,
-        "db": int(db or 0),
-    }
-    return Sentinel(sentinels, sentinel_kwargs=options).master_for(service, **options, **access)

@@ -2,8 +2,8 @@
 (version 2).
 
 In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong
-with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a client
-can send raises anything else. It knows no HTTP server.
+with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a
+client can send raises anything else. It knows no HTTP server.
 """
 
 import re
@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
 from niwaki.model.published.checkpoint import Header
-from niwaki.pruning.errors import shorten
+from niwaki.pruning.errors import RuleError, shorten
 
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
@@ -36,13 +36,13 @@ _NAMED = re.compile(
 _NAMED_RULES = {"contains unknown": "a field that is known", "missing required": "there"}
 
 
-class RequestError(Exception):
-    """A request that is not answered. Says with which HTTP status, and the field, the rule and the
-    value as shown."""
+class RequestError(RuleError):
+    """A request that breaks a rule, and the HTTP status of its answer."""
 
-    def __init__(self, status: int, field: str, rule: str, value: str = ""):
-        self.status, self.field, self.rule, self.value = status, field[:200], rule[:200], value
-        super().__init__(f"{self.field}: {self.rule}" + (f", got {value}" if value else ""))
+    def __init__(self, status: int, field: str, rule: str, shown: str = ""):
+        """`shown`: the offending value as the client is to see it; empty: none is shown."""
+        self.status = status
+        super().__init__(field[:200], rule[:200], shown=shown)
 
 
 class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):

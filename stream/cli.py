@@ -7,35 +7,44 @@ stderr, and only to a terminal; results go to stdout.
 
 import json
 import logging
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from importlib import metadata
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from niwaki.model.errors import CheckpointError, FeatureError, LearnError
 from niwaki.pruning.errors import NiwakiError
 from niwaki.pruning.policies import POLICIES
-from niwaki.serving.errors import ServingError
+from niwaki.stream.cli_options import (
+    BootstrapOption,
+    ConfigOption,
+    EventsOption,
+    JsonOption,
+    VersionOption,
+    checked,
+    kafka,
+    load,
+    positive,
+    stop_on_signals,
+    with_schema,
+)
 from niwaki.stream.console import (
-    console,
     errors,
     log_to_stderr,
     print_backtest,
     print_checkpoint,
+    print_line,
     print_rows,
     progress,
 )
 from niwaki.stream.errors import ConfigError
 
 app = typer.Typer(
-    help="A click model that never stops learning, served sparse, and grown dense again when the world changes.",
+    help="A click model that never stops learning, served sparse, and grown dense again"
+    " when the world changes.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -44,34 +53,11 @@ app = typer.Typer(
 log = logging.getLogger("niwaki")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        print(metadata.version("niwaki"))
-        raise typer.Exit()
-
-
-VersionOption = Annotated[
-    bool,
-    typer.Option(
-        "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-    ),
-]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")
-]
-EventsOption = Annotated[
-    int | None, typer.Option("--events", "-n", min=1, help="Read at most this many events.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-]
-
-
 def main() -> None:
     """The program `niwaki`."""
     try:
         app()
-    except (NiwakiError, ServingError, CheckpointError, FeatureError, LearnError, OSError) as error:
+    except (NiwakiError, OSError) as error:
         errors.print(f"niwaki: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
@@ -119,7 +105,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     with progress("preparing the stream") as advance:
         source = demo_recording(recording, dataset, out, events, seed, on_events=advance)
-    settings = _with_schema(_load(config), source.path)
+    settings = with_schema(load(config), source.path)
     if seed is not None:
         settings = msgspec.structs.replace(
             settings, model=msgspec.structs.replace(settings.model, seed=seed)
@@ -134,7 +120,7 @@ def demo(
         )
     report = write_report(out, data, measured)
     print_rows(summary_rows(data, measured), "niwaki demo")
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    print_line(f"report: {report}")
 
 
 @app.command()
@@ -147,9 +133,9 @@ def train(config: ConfigOption = None) -> None:
     from niwaki.stream.app import open_pipeline
     from niwaki.stream.training.second_thread import tensor_threads
 
-    settings = _load(config)
+    settings = load(config)
     log_to_stderr()
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     tensor_threads(settings.training.threads)
     with open_pipeline(settings) as pipeline:
         pipeline.resume()
@@ -164,7 +150,7 @@ def serve(config: ConfigOption = None) -> None:
     """
     from niwaki.serving import server
 
-    settings = _load(config)
+    settings = load(config)
     log_to_stderr()
     server.run(settings.serve, settings.redis)
 
@@ -183,9 +169,7 @@ def replay(
     ] = "json",
     events: EventsOption = None,
     config: ConfigOption = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
-    ] = None,
+    bootstrap: BootstrapOption = None,
 ) -> None:
     """Write a recorded stream to Kafka, in order; as fast as possible unless a rate or a speed is
     given.
@@ -200,12 +184,12 @@ def replay(
     from niwaki.stream.kafka.sink import EventSink
     from niwaki.stream.recordings.replay import replay as play
 
-    settings = _with_schema(_load(config), file)
+    settings = with_schema(load(config), file)
     if wire not in ENCODERS:
         raise ConfigError("--format", f"must be {' or '.join(ENCODERS)}", wire)
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     with (
-        EventSink(_kafka(settings, topic, bootstrap)) as sink,
+        EventSink(kafka(settings, topic, bootstrap)) as sink,
         progress("replaying", events) as advance,
     ):
         play(
@@ -230,9 +214,7 @@ def record(
     ],
     events: EventsOption = None,
     config: ConfigOption = None,
-    bootstrap: Annotated[
-        str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
-    ] = None,
+    bootstrap: BootstrapOption = None,
 ) -> None:
     """Write a topic's events to a file: what is there now, or until --events of them or Ctrl-C.
 
@@ -241,10 +223,10 @@ def record(
     from niwaki.stream.kafka.source import EventSource
     from niwaki.stream.recordings.replay import record as keep
 
-    settings = _load(config)
-    stop = _stop_on_signals()
+    settings = load(config)
+    stop = stop_on_signals()
     with (
-        EventSource(_kafka(settings, topic, bootstrap)) as source,
+        EventSource(kafka(settings, topic, bootstrap)) as source,
         progress("recording", events) as advance,
     ):
         kept = keep(
@@ -255,7 +237,7 @@ def record(
             stop=stop.is_set,
             on_events=advance,
         )
-    console.print(f"{kept:,} events in {out}", highlight=False, soft_wrap=True)
+    print_line(f"{kept:,} events in {out}")
 
 
 @app.command()
@@ -269,7 +251,7 @@ def generate(
     drift: Annotated[
         list[str] | None,
         typer.Option(
-            help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none` for a stationary stream."
+            help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none`: stationary."
         ),
     ] = None,
     base_rate: Annotated[
@@ -284,7 +266,8 @@ def generate(
 
         niwaki generate --out clicks.parquet --drift abrupt:concept@120000
 
-        niwaki generate --out clicks.jsonl.gz --drift gradual:base_rate@30%+20%:0.2 --drift abrupt:new_items@80%:0.9
+        niwaki generate --out clicks.jsonl.gz --drift gradual:base_rate@30%+20%:0.2
+            --drift abrupt:new_items@80%:0.9
     """
     from niwaki.stream.synthetic.generator import drifts_path, write_stream
     from niwaki.stream.synthetic.world import SyntheticConfig
@@ -297,11 +280,7 @@ def generate(
     )
     with progress("generating", settings.events) as advance:
         write_stream(settings, out, on_events=advance)
-    console.print(
-        f"{settings.events:,} events in {out}, their true drifts in {drifts_path(out)}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_line(f"{settings.events:,} events in {out}, their true drifts in {drifts_path(out)}")
 
 
 @app.command()
@@ -337,23 +316,24 @@ def backtest(
 
         niwaki backtest clicks.parquet
 
-        niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05 --publish-every 128,1000,5000 --json
+        niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05
+            --publish-every 128,1000,5000 --json
     """
     from niwaki.stream.offline.backtest import backtest as run
     from niwaki.stream.training.second_thread import tensor_threads
 
-    settings = _with_schema(_load(config), file)
+    settings = with_schema(load(config), file)
     model, pruning = settings.model, settings.pruning
     if seed is not None:
         model = msgspec.structs.replace(model, seed=seed)
     if budget is not None:
-        given = budget if budget == "auto" else _checked("--budget", lambda: float(budget))
-        pruning = _checked("--budget", lambda: msgspec.structs.replace(pruning, budget=given))
+        given = budget if budget == "auto" else checked("--budget", lambda: float(budget))
+        pruning = checked("--budget", lambda: msgspec.structs.replace(pruning, budget=given))
     policies = policy.split(",")
     for one in policies:
         if one not in POLICIES:
             raise ConfigError("--policy", f"must be of {', '.join(POLICIES)}", one)
-        _checked("--policy", lambda name=one: msgspec.structs.replace(pruning, policy=name))
+        checked("--policy", partial(msgspec.structs.replace, pruning, policy=one))
     tensor_threads(settings.training.threads)
     with progress("backtest") as advance:
         result = run(
@@ -361,7 +341,7 @@ def backtest(
             msgspec.structs.replace(settings.trainer(), model=model, pruning=pruning),
             policies=policies,
             publish_every=[
-                _checked("--publish-every", lambda each=each: _positive(each))
+                checked("--publish-every", partial(positive, each))
                 for each in publish_every.split(",")
             ],
             limit_events=events,
@@ -382,7 +362,7 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     from niwaki.model.published.checkpoint import read_header
     from niwaki.serving.store import CheckpointStore
 
-    settings = _load(config)
+    settings = load(config)
     with CheckpointStore(settings.redis) as store:
         data = store.fetch()
     if data is None:
@@ -411,7 +391,7 @@ def export(
     """
     from niwaki.serving.network_export import published
 
-    out.write_bytes(published(_load(config).redis, format))
+    out.write_bytes(published(load(config).redis, format))
 
 
 @app.command()
@@ -430,58 +410,3 @@ def schema(
     for name in ("label", "timestamp", "categorical", "numeric", "ignore"):
         value = getattr(proposed, name)
         print(f"{name} = {json.dumps('' if value is None else value, ensure_ascii=False)}")
-
-
-def _load(path: Path | None) -> Any:
-    from niwaki.stream.config import load_config
-
-    return load_config(path)
-
-
-def _kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
-    """The `[kafka]` section, with what the options say instead; the topic is there when this
-    returns."""
-    from niwaki.stream.kafka.connection import ensure_topic
-
-    given = {"topic": topic, "bootstrap_servers": bootstrap}
-    kafka = msgspec.structs.replace(
-        settings.kafka, **{name: value for name, value in given.items() if value is not None}
-    )
-    ensure_topic(kafka, kafka.topic)
-    return kafka
-
-
-def _with_schema(settings: Any, file: Path) -> Any:
-    """The settings, with a schema proposed from the recording where they have none."""
-    from niwaki.stream.recordings.recording import propose_schema
-
-    if settings.schema is not None:
-        return settings
-    return msgspec.structs.replace(settings, schema=propose_schema(file))
-
-
-def _checked(option: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns; its `ValueError` becomes one about `option`."""
-    try:
-        return make()
-    except ValueError as error:
-        raise ConfigError(option, str(error)) from error
-
-
-def _positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise ValueError(f"must be whole numbers from 1 on, got {text!r}")
-    return int(text)
-
-
-def _stop_on_signals() -> threading.Event:
-    """Set by the first SIGTERM or Ctrl-C; the second one ends the program at once."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return stop

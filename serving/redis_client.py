@@ -1,0 +1,115 @@
+"""Clients of Redis: one server, Sentinel, or a Cluster, behind one typed interface.
+
+In: a URL. Out: a client that answers in bytes, or an error that names the rule which the URL
+breaks.
+"""
+
+import re
+from typing import Any, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.client import PubSub
+from redis.cluster import RedisCluster
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from niwaki.pruning.errors import RuleError
+
+
+class Client(Protocol):
+    """The commands of redis-py that the store uses, as a synchronous client answers them in
+    bytes."""
+
+    def set(self, key: str, value: memoryview, *, ex: int) -> object: ...
+    def get(self, key: str) -> bytes | None: ...
+    def mget(self, keys: list[str]) -> list[bytes | None]: ...
+    def hget(self, key: str, field: str) -> bytes | None: ...
+    def hvals(self, key: str) -> list[bytes]: ...
+    def eval(self, script: str, count: int, *arguments: object) -> int: ...
+    def unlink(self, *keys: str) -> object: ...
+    def pubsub(self, *, ignore_subscribe_messages: bool) -> PubSub: ...
+    def close(self) -> None: ...
+
+
+def address(url: str) -> str:
+    """`url` without its credentials, fit for a log. Raises `RuleError` where it is no URL of a
+    store."""
+    parts = urlsplit(url)
+    if parts.scheme not in (
+        "redis",
+        "rediss",
+        "unix",
+        "redis+sentinel",
+        "redis+cluster",
+        "rediss+cluster",
+    ):
+        schemes = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+        raise RuleError("url", f"must begin with {schemes}")
+    if parts.scheme == "redis+sentinel" and (
+        parts.query or not re.fullmatch(r"/[^/]+(/\d+)?", parts.path)
+    ):
+        raise RuleError("url", "for Sentinel must end with /service or /service/db")
+    hosts = parts.netloc.rpartition("@")[2]
+    if not all(
+        re.fullmatch(r"([^\s:\[\]]*|\[[\da-fA-F:.]+\])(:\d{1,5})?", host)
+        for host in hosts.split(",")
+    ):
+        rule = "must name host:port; special characters in a password are written %XX"
+        raise RuleError("url", rule)
+    return f"{parts.scheme}://{hosts}{parts.path}"
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "health_check_interval": 15,
+        "protocol": 2,  # whose errors are the clearer ones
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 3),
+    }
+
+
+def connect(url: str, timeout_s: float) -> Client:
+    """A client of one server, or of the master that Sentinel names; it connects when first used.
+    `timeout_s`: longest wait for a connection, or for an answer. Raises `RuleError` where redis-py
+    does not understand `url`."""
+    options = _options(timeout_s)
+    if url.startswith("redis+sentinel:"):
+        return _connect_by_sentinel(url, options)
+    try:
+        client = redis.Redis.from_url(url, **options)
+        client.connection_pool.make_connection()  # opens nothing, but reads the options
+    except (TypeError, ValueError) as error:
+        raise RuleError("url", f"must be understood by redis-py ({error})") from error
+    return _synchronous(client)
+
+
+def _synchronous(client: object) -> Client:
+    """`client` with the types of its synchronous answers: redis-py's own types mix them with those
+    of its asynchronous client, and with those of strings."""
+    return cast(Client, client)
+
+
+def connect_cluster(url: str, timeout_s: float) -> Client:
+    """A client of a Redis Cluster, which asks it at once for its nodes."""
+    plain = url.replace("+cluster", "", 1)
+    return _synchronous(RedisCluster.from_url(plain, **_options(timeout_s)))
+
+
+def _connect_by_sentinel(url: str, options: dict[str, Any]) -> Client:
+    parts = urlsplit(url)
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    places = [urlsplit(f"//{place}") for place in hosts.split(",")]
+    sentinels = [(place.hostname or "127.0.0.1", place.port or 26379) for place in places]
+    access = {
+        "username": unquote(user) or None,
+        "password": unquote(password) or None,
+        "db": int(db or 0),
+    }
+    # Sentinel has no types in redis-py.
+    sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    return _synchronous(sentinel.master_for(service, **options, **access))  # type: ignore[no-untyped-call]
