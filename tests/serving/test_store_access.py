@@ -177,15 +177,15 @@ def test_an_address_shows_no_credentials(url, shown):
 @pytest.mark.parametrize(
     ("wrong", "rule"),
     [
-        ({"url": "http://cache"}, "redis.url must begin with"),
+        ({"url": "http://cache"}, "url: must begin with"),
         ({"url": "redis://ann:p/w@cache:6379"}, "special characters in a password"),
         ({"url": "redis+sentinel://a:26379"}, "must end with /service"),
-        ({"name": "a b"}, "redis.name must be"),
-        ({"name": "{a}"}, "redis.name must be"),
-        ({"keep_versions": 0}, "redis.keep_versions must be at least 1"),
-        ({"chunk_bytes": 0}, "redis.chunk_bytes must be in 1"),
-        ({"timeout_s": 0.0}, "redis.timeout_s must be greater than 0"),
-        ({"poll_interval_s": -1.0}, "redis.poll_interval_s must be greater than 0"),
+        ({"name": "a b"}, "name: must be"),
+        ({"name": "{a}"}, "name: must be"),
+        ({"keep_versions": 0}, "keep_versions: must be at least 1"),
+        ({"chunk_bytes": 0}, "chunk_bytes: must be in 1"),
+        ({"timeout_s": 0.0}, "timeout_s: must be greater than 0"),
+        ({"poll_interval_s": -1.0}, "poll_interval_s: must be greater than 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_rule(wrong, rule):
@@ -194,5 +194,5 @@ def test_a_wrong_setting_is_named_with_its_rule(wrong, rule):
 
 
 def test_an_option_that_the_client_does_not_know_is_named():
-    with pytest.raises(ValueError, match="redis.url is not understood.*colour"):
+    with pytest.raises(ValueError, match="url: must be understood.*colour"):
         CheckpointStore.from_url("redis://127.0.0.1/0?colour=red")

@@ -112,7 +112,7 @@ def test_bytes_lost_after_the_swap_are_a_checkpoint_that_can_not_be_trusted(stor
     with redis.Redis.from_url(store.config.url) as client:
         client.delete(f"niwaki:{{{store.name}}}:blob:{store.head().upload}:0")
     for pointer in (None, store.head()):
-        with pytest.raises(CheckpointError, match="version 1 are missing"):
+        with pytest.raises(CheckpointError, match="version 1: are missing"):
             store.fetch(pointer)
 
 
