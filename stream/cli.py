@@ -29,6 +29,7 @@ from niwaki.stream.cli_options import (
     kafka,
     load,
     positive,
+    replaced,
     stop_on_signals,
     with_schema,
 )
@@ -247,9 +248,7 @@ def generate(
             help="KIND:WHAT@POSITION[+WIDTH][:VALUE], any number of times; `none`: stationary."
         ),
     ] = None,
-    base_rate: Annotated[
-        float | None, typer.Option(help="Share of clicks at the start.")
-    ] = None,
+    base_rate: Annotated[float | None, typer.Option(help="Share of clicks at the start.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same stream.")] = None,
 ) -> None:
     """Make a drifting click stream. KIND: abrupt, gradual, recurring. WHAT: concept, base_rate,
@@ -266,11 +265,8 @@ def generate(
     from niwaki.stream.synthetic.world import SyntheticConfig
 
     drifts = None if drift is None else tuple(one for one in drift if one != "none")
-    given: dict[str, Any] = {"events": events, "base_rate": base_rate, "seed": seed}
-    given["drifts"] = drifts
-    settings = SyntheticConfig(
-        **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {"events": events, "base_rate": base_rate, "seed": seed, "drifts": drifts}
+    settings = replaced(SyntheticConfig(), given)
     with progress("generating", settings.events) as advance:
         write_stream(settings, out, on_events=advance)
     print_line(f"{settings.events:,} events in {out}, their true drifts in {drifts_path(out)}")

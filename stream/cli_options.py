@@ -5,7 +5,7 @@ In: what a user wrote on the command line. Out: settings, or a `ConfigError` tha
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,6 +17,7 @@ from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 def _print_version(asked: bool) -> None:
@@ -61,11 +62,15 @@ def kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
     from niwaki.stream.kafka.connection import ensure_topic
 
     given = {"topic": topic, "bootstrap_servers": bootstrap}
-    kafka = msgspec.structs.replace(
-        settings.kafka, **{name: value for name, value in given.items() if value is not None}
-    )
+    kafka = replaced(settings.kafka, given)
     ensure_topic(kafka, kafka.topic)
     return kafka
+
+
+def replaced(settings: S, given: Mapping[str, Any]) -> S:
+    """`settings` with the fields that are given; those that are None stay."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    return msgspec.structs.replace(settings, **changes)
 
 
 def with_schema(settings: Any, file: Path) -> Any:

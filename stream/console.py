@@ -62,7 +62,8 @@ def print_rows(rows: list[tuple[str, str]], title: str) -> None:
 def print_backtest(result: dict[str, Any], profile: bool = False) -> None:
     """The measures of each policy, and where its time went if a `profile` is wanted."""
     console.print(
-        f"{result['events']:,} events; the click rate so far as prediction: {result['constant_ne']:.4f}"
+        f"{result['events']:,} events; the click rate so far as prediction:"
+        f" {result['constant_ne']:.4f}"
     )
     intervals = list(next(iter(result["policies"].values()))["served_ne"])
     table = Table(
@@ -118,7 +119,8 @@ def print_checkpoint(name: str, header: Header, size_bytes: int) -> None:
         ("policy, phase", f"{header.policy}, {header.phase}"),
         (
             "multiply-adds",
-            f"{header.multiply_adds:,} of {header.dense_multiply_adds:,}, sparsity {header.sparsity_ratio:.1%}",
+            f"{header.multiply_adds:,} of {header.dense_multiply_adds:,},"
+            f" sparsity {header.sparsity_ratio:.1%}",
         ),
         ("sparsity by layer", layers),
         ("bytes", f"{size_bytes:,}, dense {header.dense_bytes:,}"),

@@ -36,7 +36,8 @@ def test_without_a_file_everything_has_its_default():
 
 def test_a_file_replaces_what_it_names_and_nothing_else(load):
     config = load(
-        '[schema]\ncategorical = ["user", "item"]\n[pruning]\nbudget = 0.05\n[model]\ntop = [256, 128]'
+        '[schema]\ncategorical = ["user", "item"]\n[pruning]\nbudget = 0.05\n'
+        "[model]\ntop = [256, 128]"
     )
     assert config.schema.categorical == ("user", "item")
     assert config.pruning == msgspec.structs.replace(Config().pruning, budget=0.05)
@@ -55,7 +56,8 @@ def test_drifts_are_told_in_a_topic_of_their_own(load, topic):
 
 
 def test_a_list_of_tables_becomes_detectors(load):
-    toml = '[[drift.detectors]]\ndetector = "ADWIN"\n[[drift.detectors]]\ndetector = "KSWIN"\nsignal = "prediction"'
+    toml = '[[drift.detectors]]\ndetector = "ADWIN"\n'
+    toml += '[[drift.detectors]]\ndetector = "KSWIN"\nsignal = "prediction"'
     assert [(one.detector, one.signal) for one in load(toml).drift.detectors] == [
         ("ADWIN", "staleness"),
         ("KSWIN", "prediction"),
@@ -117,8 +119,8 @@ def test_names_that_a_cluster_sets_for_services_are_not_overrides(load):
         ),
         (
             "[pruning]\npolicy = 'lazy'",
-            "pruning.policy: must be one of adaptive, adaptive-live, dense, magnitude, periodic, rigl, small, static, "
-            "got 'lazy'",
+            "pruning.policy: must be one of adaptive, adaptive-live, dense, magnitude, periodic,"
+            " rigl, small, static, got 'lazy'",
         ),
         (
             "[pruning]\nbudgt = 0.2",
