@@ -1,8 +1,6 @@
-"""The command line. It reads options and a config, builds the parts, and says in one line what a
-user did wrong.
+"""The command line: each command is a few lines around a room's own function.
 
-Nothing is decided here: each command is a few lines around a room's own function. Progress goes to
-stderr, and only to a terminal; results go to stdout.
+Progress goes to stderr, and only to a terminal; results go to stdout.
 """
 
 import json
