@@ -1,4 +1,4 @@
-# One image for our parts: trainer, server and replay differ only in their command.
+# One image for trainer, server and replay, which differ only in their command.
 # torch comes from TORCH_INDEX_URL, PyTorch's public index of CPU builds; if that can't be reached, from wherever pip finds it.
 FROM python:3.11-slim
 
