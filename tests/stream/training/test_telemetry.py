@@ -211,7 +211,7 @@ def expressions() -> dict[str, str]:
 
 def test_panels_and_alerts_look_at_each_metric_and_at_nothing_else():
     code = (ROOT / "stream/training/telemetry.py").read_text("utf-8") + (
-        ROOT / "serving/server.py"
+        ROOT / "serving/metrics.py"
     ).read_text("utf-8")
     declared = set(re.findall(r'"(niwaki_\w+)"', code))
     looked_at = set(re.findall(r"niwaki_\w+", " ".join(expressions().values())))
