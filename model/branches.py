@@ -156,12 +156,10 @@ class Branches:
         gradients = self.dense.mask_gradients(events)
         self.masks.update(gradients, target_ratio, table_ratio, self.dense.parameters)
         pruned = losses.get(self.dense, 0.0)
-        for running, other, horizon in (
-            (self._beside_served, self.sparse, _SERVED_EVENTS),
-            (self._beside_reference, self.reference, _REFERENCE_EVENTS),
-        ):
-            share = min(sum(events) / horizon, 1.0)
-            running.update(pruned, losses.get(other, 0.0) if other else 0.0, share)
+        served = losses.get(self.sparse, 0.0) if self.sparse else 0.0
+        self._beside_served.update(pruned, served, min(sum(events) / _SERVED_EVENTS, 1.0))
+        unmasked = losses.get(self.reference, 0.0) if self.reference else 0.0
+        self._beside_reference.update(pruned, unmasked, min(sum(events) / _REFERENCE_EVENTS, 1.0))
 
     def prune(self, kind: MaskKind = AUXILIARY, beside_reference: bool = False) -> None:
         """Begin to learn masks on the dense branch. `beside_reference`: a copy of it learns on

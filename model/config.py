@@ -49,18 +49,18 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert
     corrects the first."""
     shrinkage_rate: float = 0.2
-    """How fast the linear expert's prior variances follow the stream, >= 0; 0: they stay as they
-    are set."""
+    """Rate at which the linear expert's prior variances follow the stream, >= 0; 0: they stay as
+    they are set."""
     numeric_codes: bool = True
-    """Whether the linear expert reads piecewise-linear codes of numerics beside their standard
+    """True: the linear expert reads piecewise-linear codes of numerics beside their standard
     scores."""
     mixture_half_life_events: float = 50_000
     """Half-life of what the mixture of the experts has learned, events, >= 0; 0: it learns nothing,
     and the deep expert alone predicts."""
     debt_rate: float = 0.002
-    """How strongly the mean prediction is held to the click rate, logit for each click too many or
-    too few, >= 0; 0: not beyond what the mixture does. It falls with the cube of the delay beyond
-    1,000 events."""
+    """Strength with which the mean prediction is held to the click rate, logit for each click too
+    many or too few, >= 0; 0: the mixture alone holds it. It falls with the cube of the delay
+    beyond 1,000 events."""
     hash_seed: int = 0
     """Seed of the hash from values to rows."""
     seed: int = 0
@@ -76,7 +76,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     numeric_horizon_events: float = 100_000
     """Events over which the moments of numerics are averaged, >= 1."""
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
-    """How the auxiliary parameters learn while pruning."""
+    """Settings of the auxiliary parameters' learning while pruning."""
 
     def __post_init__(self) -> None:
         for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():

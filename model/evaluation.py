@@ -7,6 +7,7 @@ with the stream.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,6 +30,16 @@ def binary_entropy(rate: float) -> float:
     """Entropy of a coin with probability `rate`, in nats."""
     rate = min(max(rate, _EPSILON), 1 - _EPSILON)
     return -rate * math.log(rate) - (1 - rate) * math.log(1 - rate)
+
+
+class Decile(NamedTuple):
+    """A slice of the events, by prediction."""
+
+    predicted: float
+    """Mean prediction."""
+    clicked: float
+    """Click rate."""
+    events: int
 
 
 class Evaluation:
@@ -86,9 +97,8 @@ class Evaluation:
         below = np.cumsum(others) - others
         return float((self._clicks * (below + others / 2)).sum() / pairs)
 
-    def calibration_by_decile(self) -> list[tuple[float, float, int]]:
-        """(mean prediction, click rate, events) for ten slices of about equal size, from the lowest
-        prediction to the highest."""
+    def calibration_by_decile(self) -> list[Decile]:
+        """Ten slices of about equally many events, from the lowest prediction to the highest."""
         total = self._shown.sum()
         if not total:
             return []
@@ -99,7 +109,7 @@ class Evaluation:
         shown = np.bincount(decile, self._shown, 10)
         predicted = np.bincount(decile, self._shown * centres, 10)
         clicked = np.bincount(decile, self._clicks, 10)
-        return [(predicted[i] / n, clicked[i] / n, int(n)) for i, n in enumerate(shown) if n]
+        return [Decile(predicted[i] / n, clicked[i] / n, int(n)) for i, n in enumerate(shown) if n]
 
     def summary(self) -> dict[str, float]:
         """The measures by name."""
@@ -183,13 +193,11 @@ class WindowedEvaluation:
         """Continue where `state` was taken."""
         self.completed = int(arrays["completed"][0])
         for name, part in (("total", self.total), ("window", self.window)):
-            events, part.loss_sum, part.label_sum, part.prediction_sum = (
-                float(x) for x in arrays[f"{name}.sums"]
-            )
-            part.events = int(events)
-            part._clicks, part._shown = (
-                arrays[f"{name}.clicks"].copy(),
-                arrays[f"{name}.shown"].copy(),
-            )
+            sums = arrays[f"{name}.sums"].tolist()
+            part.events = int(sums[0])
+            part.loss_sum, part.label_sum = sums[1:3]
+            part.prediction_sum = sums[3]
+            part._clicks = arrays[f"{name}.clicks"].copy()
+            part._shown = arrays[f"{name}.shown"].copy()
         keys = sorted(Evaluation().summary())
         self.last = dict(zip(keys, arrays["last"].tolist(), strict=False))

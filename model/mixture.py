@@ -231,7 +231,8 @@ def _newton(
     """Weights and their precision after some steps of Newton's method. `evidence`: the precision of
     `before`. `share`: the weight of each event."""
     size = len(before)
-    weights, precision, gradient, x = before.copy(), evidence.copy(), np.empty(size), np.ones(size)
+    weights, precision = before.copy(), evidence.copy()
+    gradient, x = np.empty(size), np.ones(size)
     for _ in range(_NEWTON_STEPS):
         precision[:] = evidence
         for i in range(size):

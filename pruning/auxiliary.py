@@ -24,7 +24,7 @@ _NO_TENSORS: Tensors = MappingProxyType({})
 
 
 class AuxiliaryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the auxiliary parameters learn."""
+    """Settings of the auxiliary parameters' learning."""
 
     horizon_steps: float = 100.0
     """Steps over which a unit's importance is averaged, >= 1."""
@@ -112,9 +112,8 @@ class AuxiliaryMasks(UnitMasks):
 
         price = float("-inf")
         if not fits(price):
-            every = np.sort(
-                np.concatenate(list(ordered.values())), kind="stable"
-            )  # fast on sorted runs
+            # A stable sort is fast on sorted runs.
+            every = np.sort(np.concatenate(list(ordered.values())), kind="stable")
             place = bisect.bisect_left(every, True, key=fits)  # the dearer, the fewer
             price = float(every[place]) if place < len(every) else float("inf")
         for name, v in value.items():

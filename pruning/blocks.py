@@ -111,7 +111,8 @@ class BlockGroup(NamedTuple):
 
     def sums(self, matrix_OI: torch.Tensor) -> torch.Tensor:
         """(U,): the sum over each unit's weights."""
-        (rows, columns), (height, width) = self.grid, self.block
+        rows, columns = self.grid
+        height, width = self.block
         beyond = (0, columns * width - self.shape[1], 0, rows * height - self.shape[0])
         return fn.pad(matrix_OI, beyond).view(rows, height, columns, width).sum((1, 3)).flatten()
 

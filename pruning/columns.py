@@ -21,11 +21,11 @@ from niwaki.pruning.auxiliary import AuxiliaryConfig, average_importance
 from niwaki.pruning.units import MaskGradient, Tensors, UnitGroup
 
 _CLOSE_RATIO = 0.01
-"""How much of the tables' bytes may stay unused without looking for other columns."""
+"""Share of the tables' bytes that may stay unused without a search for other columns."""
 
 
 class Tables(Protocol):
-    """What is asked of the embedding tables."""
+    """The part of the embedding tables that masks of their columns read."""
 
     touched_F: np.ndarray
     """int64, rows of each field learned so far; they may become more while masks are learned."""
@@ -38,7 +38,9 @@ class ColumnMasks:
     """The auxiliary parameters of the columns, and the masks that follow from them."""
 
     def __init__(self, group: UnitGroup, tables: Tables, config: AuxiliaryConfig):
-        self.group, self._tables, self._config = group, tables, config
+        self.group = group
+        self._tables = tables
+        self._config = config
         self._fields = len(tables.touched_F)
         self._importance_X = torch.zeros(group.size)
         self.alive_X = torch.ones(group.size, dtype=torch.bool)
@@ -68,7 +70,7 @@ class ColumnMasks:
         }
 
     def restore(self, tensors: Mapping[str, torch.Tensor], steps: int) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self.steps = steps
         self._importance_X = tensors[f"importance.{self.group.name}"].clone()
         self.alive_X = tensors[f"alive.{self.group.name}"].clone()
@@ -115,7 +117,7 @@ class ColumnMasks:
         return best
 
     def _largest(self, size_X: torch.Tensor, ratio: float) -> torch.Tensor:
-        """The same number of columns of each field, those of the largest size."""
+        """Equally many columns of each field, those of the largest size."""
         size_FD = size_X.view(self._fields, -1)
         count = self._of_each_field(ratio)
         chosen_FD = torch.zeros_like(size_FD, dtype=torch.bool).scatter_(
@@ -164,7 +166,8 @@ class MagnitudeColumns(ColumnMasks):
     one that is gone stays gone."""
 
     def update(self, gradient: MaskGradient, target_ratio: float, weights: Tensors) -> None:
-        """As `ColumnMasks.update`, by the size of values and `weights`; `gradient` is not read."""
+        """Update the masks as `ColumnMasks.update` does, by the size of the values and of
+        `weights`; `gradient` is not read."""
         self.steps += 1
         if self._of_each_field(target_ratio) * self._fields < int(self.alive_X.sum()):
             size_X = self.group.magnitudes(weights) * self._tables.column_norms()

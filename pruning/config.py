@@ -20,9 +20,9 @@ class PruningConfig(PhaseConfig, frozen=True, kw_only=True, forbid_unknown_field
     sparse network cut from it at intervals. adaptive: regrown and pruned anew after each drift.
     adaptive-live: the same, and dense all along."""
     unit: Unit = "neuron"
-    """What is pruned. neuron: what is left is a narrow network, whose products are the fastest.
-    block: blocks of weights. weight: single ones. The policy small has narrow layers whatever the
-    unit; tables are pruned only with neurons."""
+    """The unit that is pruned. neuron: whole neurons; a narrow network remains, with the fastest
+    products. block: blocks of weights. weight: single weights. The policy small has narrow layers
+    with every unit; tables are pruned only with neurons."""
     block: tuple[int, int] = (8, 8)
     """unit = "block": the outputs and inputs of a block, >= 1 each."""
 

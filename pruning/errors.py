@@ -5,7 +5,7 @@ Each room's own errors derive from these, grouped by what the caller does next. 
 one line, fit for a terminal.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
@@ -31,6 +31,16 @@ class RuleError(NiwakiError, ValueError):
         self.rule = rule
         self.value = shorten(value[0]) if value else shown
         super().__init__(f"{field}: {rule}" + (f", got {self.value}" if self.value else ""))
+
+
+def check_rules(settings: object, rules: Mapping[str, tuple[object, str]]) -> None:
+    """Raise the `RuleError` of the first rule that `settings` breaks.
+
+    `rules`: by name of a field, a truth value (the rule holds) and the rule.
+    """
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise RuleError(name, rule, getattr(settings, name))
 
 
 def shorten(value: object, limit: int = 80) -> str:

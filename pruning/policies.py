@@ -89,8 +89,8 @@ class Adaptive(Static):
 
 
 class AdaptiveLive(Adaptive):
-    """As `Adaptive`, but the dense branch learns all along: nothing is dormant, and no computation
-    is saved."""
+    """The policy `Adaptive` with a dense branch that learns all along: nothing is dormant, and no
+    computation is saved."""
 
     stays_dense = True
 

@@ -64,8 +64,8 @@ class PhaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Last share of a pruning phase in which the budget has been reached and masks only settle, [0,
     1)."""
     tolerance_ratio: float = 0.001
-    """How much more log loss than the served network a newly pruned one may have when it takes
-    over, as a share, 0..1."""
+    """Share, 0..1, by which the log loss of a newly pruned network may lie above that of the served
+    one when it takes over."""
     longest_wait_events: int = 20_000
     """Events that a newly pruned network may learn on to get there before it takes over anyhow, >=
     0."""

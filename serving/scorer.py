@@ -88,7 +88,7 @@ class Scorer:
 
     @property
     def following(self) -> bool:
-        """Whether newer checkpoints are being looked for."""
+        """True while the scorer looks for newer checkpoints."""
         return self._follower is not None and self._follower.is_alive()
 
     def score(self, events: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -129,10 +129,8 @@ class Scorer:
                         error,
                     )
                     return False
-                before, pointer = (
-                    pointer,
-                    self.store.head(),
-                )  # dropped before we had it: there is a newer one
+                # The store dropped it before it was fetched: there is a newer one.
+                before, pointer = pointer, self.store.head()
                 if pointer == before:
                     raise StoreRefused(
                         f"{self.store.address}: what version {pointer.version} changes is not kept"
@@ -170,7 +168,8 @@ class Scorer:
         self.close()
 
     def _fetch(self, pointer: Pointer) -> list[Checkpoint]:
-        """What leads from the model that serves to `pointer`; empty where it is no longer kept."""
+        """The checkpoints from the model that serves to `pointer`; empty where one of them is no
+        longer kept."""
         if pointer.version <= self.version:
             if not self._begins_anew(pointer):
                 raise CheckpointError("version", "must be newer; has Redis lost its last writes?")
@@ -193,9 +192,9 @@ class Scorer:
         return path
 
     def _begins_anew(self, pointer: Pointer) -> bool:
-        """Whether `pointer`, of a version that is not greater, was made after what serves, by a
-        trainer that had to begin again because the store was emptied. While the store holds what
-        serves, it takes no lesser version."""
+        """True if a trainer that had to begin again, because the store was emptied, made `pointer`
+        after the model that serves. `pointer` is of a version that is not greater. While the store
+        holds the model that serves, a scorer takes no lesser version."""
         kept = {other.upload for other in self.store.versions()}
         return pointer.created_s > self.model.header.created_s and self._held not in kept
 

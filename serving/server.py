@@ -86,9 +86,8 @@ def run(config: ServeConfig, store: StoreConfig) -> None:
 
     Raises `StoreRefused` where Redis refuses, `ServingError` where the port can't be had.
     """
-    torch.set_num_threads(
-        1
-    )  # a compact network is too small to be worth splitting: more requests at once are
+    # A compact network is too small to be split over threads; several requests at once are not.
+    torch.set_num_threads(1)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with (

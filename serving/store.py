@@ -103,7 +103,7 @@ _REFUSING = (
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where checkpoints are published (the `[redis]` section)."""
+    """The Redis to which checkpoints are published (the `[redis]` section)."""
 
     url: str = "redis://127.0.0.1:6379/0"
     """redis://[user:password@]host:port/db, rediss:// for TLS, unix:///path/to.sock?db=0, or
@@ -166,7 +166,7 @@ class CheckpointStore:
             None if "+cluster:" in config.url else connect(config.url, config.timeout_s)
         )
         self._published: Pointer | None = None
-        """What we published last."""
+        """The checkpoint that this store published last."""
 
     @classmethod
     def from_url(cls, url: str, name: str = "niwaki") -> Self:
@@ -234,8 +234,9 @@ class CheckpointStore:
         return sorted((self._decode(text) for text in kept), key=lambda pointer: pointer.version)
 
     def path(self, pointer: Pointer, held: str = "") -> list[Pointer]:
-        """What to fetch for `pointer`, in order: a full checkpoint and its deltas, or only those
-        that come after the one whose `upload` is `held`. Empty where a part is no longer kept."""
+        """The checkpoints to fetch for `pointer`, in order: a full one and its deltas, or only
+        those that come after the one whose `upload` is `held`. Empty where one of them is no
+        longer kept."""
         path = [pointer]
         kept: dict[str, Pointer] = {}
         while path[-1].kind == "delta" and path[-1].parent != held:

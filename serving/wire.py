@@ -84,7 +84,7 @@ class InferBody(msgspec.Struct):
 
 
 class ScoreRequest(NamedTuple):
-    """What a body asks for, checked."""
+    """The request that a body holds, checked."""
 
     batch: EventBatch
     id: str | None = None

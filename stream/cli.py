@@ -342,7 +342,7 @@ def backtest(
 
 @app.command()
 def inspect(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """What is published now: version, source offsets, sparsity by layer, bytes, age, evaluation.
+    """Show the published checkpoint: version, offsets, sparsity by layer, bytes, age, evaluation.
 
     Example: niwaki inspect --config config/niwaki.toml
     """

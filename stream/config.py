@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import inspect
@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Everything that can be set, one field a section."""
 
     schema: Schema | None = None
-    """What an event consists of. Only where no event is read may it be left out."""
+    """The columns of an event. It may be left out only where no event is read."""
     kafka: KafkaConfig = KafkaConfig()
     model: LearnerConfig = LearnerConfig()
     pruning: PruningConfig = PruningConfig()
@@ -90,12 +90,10 @@ def load_config(path: str | Path | None = None, env: Mapping[str, str] = os.envi
     tree = _read(Path(path)) if path is not None else {}
     known = _struct_type()
     names = _override(tree, env, known)
-    for where, name, struct in _unknown(tree, known, ""):
-        key = where + name
+    for unknown in _unknown(tree, known, ""):
+        key = unknown.where + unknown.name
         variables = [variable for at, variable in names.items() if f"{at}.".startswith(f"{key}.")]
-        raise ConfigError(
-            [*variables, key][0], f"is not a known key; {_hint(where, name, struct, known)}"
-        )
+        raise ConfigError([*variables, key][0], f"is not a known key; {_hint(unknown, known)}")
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
@@ -178,10 +176,18 @@ def _type_at(known: inspect.Type, key: str) -> inspect.Type | None:
     return at
 
 
-def _unknown(
-    value: Any, known: inspect.Type, where: str
-) -> Iterator[tuple[str, str, inspect.StructType]]:
-    """Every key that nobody reads: ("section.", key, the struct that lacks it)."""
+class _Unknown(NamedTuple):
+    """A key that no struct has."""
+
+    where: str
+    """The path of its section, with a point at the end."""
+    name: str
+    struct: inspect.StructType
+    """The struct that lacks it."""
+
+
+def _unknown(value: Any, known: inspect.Type, where: str) -> Iterator[_Unknown]:
+    """Every key of `value` that no struct has."""
     for option in _alternatives(known):
         if isinstance(option, inspect.StructType) and isinstance(value, dict):
             fields = {field.encode_name: field.type for field in option.fields}
@@ -189,20 +195,20 @@ def _unknown(
                 if name in fields:
                     yield from _unknown(inner, fields[name], f"{where}{name}.")
                 else:
-                    yield where, name, option
+                    yield _Unknown(where, name, option)
         elif isinstance(option, inspect.VarTupleType) and isinstance(value, list):
             for index, inner in enumerate(value):
                 yield from _unknown(inner, option.item_type, f"{where[:-1]}[{index}].")
 
 
-def _hint(where: str, name: str, struct: inspect.StructType, known: inspect.StructType) -> str:
-    """The nearest key of the same struct, or the same key of another section, or all that there is
-    to choose from."""
-    names = [field.encode_name for field in struct.fields]
-    key = nearest(name, names, cutoff=0.6)
-    near = [where + key] if key else []
-    sections = (field.encode_name for field in known.fields)
-    near += [f"{section}.{name}" for section in sections if _type_at(known, f"{section}.{name}")]
+def _hint(unknown: _Unknown, known: inspect.StructType) -> str:
+    """A hint that names the nearest key of the section, or a section that has the key, or all keys
+    of the section."""
+    names = [field.encode_name for field in unknown.struct.fields]
+    key = nearest(unknown.name, names, cutoff=0.6)
+    near = [unknown.where + key] if key else []
+    elsewhere = (f"{field.encode_name}.{unknown.name}" for field in known.fields)
+    near += [place for place in elsewhere if _type_at(known, place)]
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
 
 

@@ -1,4 +1,4 @@
-"""What the command line shows: results on stdout, progress and log lines on stderr."""
+"""Output of the command line: results on stdout, progress and log lines on stderr."""
 
 import logging
 import sys
@@ -108,7 +108,7 @@ def _print_profile(result: dict[str, Any]) -> None:
 
 
 def print_checkpoint(name: str, header: Header, size_bytes: int) -> None:
-    """What is published as `name`."""
+    """Show the checkpoint that is published as `name`."""
     evaluation = ", ".join(f"{measure} {value:.4g}" for measure, value in header.evaluation.items())
     layers = ", ".join(f"{layer} {ratio:.1%}" for layer, ratio in header.sparsity_by_layer.items())
     rows = [

@@ -9,7 +9,7 @@ A further format takes an entry in `ENCODERS` and a branch in `EventDecoder.deco
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -39,6 +39,16 @@ _ROWS_AT_ONCE = 1_024
 cache."""
 
 
+class Decoded(NamedTuple):
+    """The events of messages, and the messages that hold none."""
+
+    batch: EventBatch
+    message_B: np.ndarray
+    """int64, the index of each event's message."""
+    rejects: list[Reject]
+    """In the order of their messages."""
+
+
 class EventDecoder:
     """Decodes messages to columns: about a microsecond for a JSON event, far less in an Arrow
     message."""
@@ -50,9 +60,8 @@ class EventDecoder:
             self._row_type
         ).decode
 
-    def decode(self, values: Sequence[bytes | None]) -> tuple[EventBatch, np.ndarray, list[Reject]]:
-        """The events of `values`; the index of each event's message, int64 (B,); the rejects in
-        order of index."""
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """The events of the messages `values`; None is a message without a value, a reject."""
         rows: list[msgspec.Struct] = []
         row_at: list[int] = []
         tables: dict[pa.Schema, list[tuple[int, pa.Table]]] = {}
@@ -86,7 +95,7 @@ class EventDecoder:
         if (index_B[1:] < index_B[:-1]).any():  # both kinds of message in one poll
             order_B = np.argsort(index_B, kind="stable")
             batch, index_B = take_events(batch, order_B), index_B[order_B]
-        return batch, index_B, sorted(rejects)
+        return Decoded(batch, index_B, sorted(rejects))
 
     def _decode_leniently(self, value: bytes | None) -> msgspec.Struct:
         """The row of an object with `NaN`, which Python writes though it is not JSON. Raises
@@ -107,10 +116,8 @@ class EventDecoder:
             raise EventError("json", "value", "must be a JSON object", row)
         try:
             event = msgspec.convert(row, self._row_type)
-        except (
-            msgspec.ValidationError,
-            UnicodeEncodeError,
-        ) as error:  # the latter: half of a surrogate pair in a key
+        # A UnicodeEncodeError: half of a surrogate pair in a key.
+        except (msgspec.ValidationError, UnicodeEncodeError) as error:
             self._check(row)
             raise EventError("column", "value", str(error)) from error
         label = msgspec.structs.astuple(event)[0]
@@ -138,9 +145,8 @@ class EventDecoder:
     def _open_arrow(self, value: bytes) -> pa.Table:
         try:
             table = pa.ipc.open_stream(value).read_all()
-            table.validate(
-                full=True
-            )  # offsets and UTF-8: reading what a damaged message points at could crash
+            # Of offsets and UTF-8: a read of what a damaged message points at could crash.
+            table.validate(full=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise EventError("arrow", "value", f"must be an Arrow IPC stream ({error})") from error
         if table.num_rows > len(value):
@@ -258,10 +264,8 @@ def _struct(
 ) -> type[msgspec.Struct]:
     """A struct type with fields f0, f1, ..., which in JSON have the names of their columns. A
     column may be called "class" or "a b"."""
-    names = {f"f{at}": name for at, (name, _, _) in enumerate(columns)}
-    fields = [
-        (field, kind, default) for field, (_, kind, default) in zip(names, columns, strict=True)
-    ]
+    names = {f"f{at}": column[0] for at, column in enumerate(columns)}
+    fields = [(field, *column[1:]) for field, column in zip(names, columns, strict=True)]
     try:
         return msgspec.defstruct(
             "Event",

@@ -187,9 +187,8 @@ class Ingest:
             consumer.seek(at, 0)
             while not consumer.poll(100, max_records=1):
                 pass
-            consumer.seek(
-                at, 0
-            )  # which drops what has been fetched: now it is connected, and begins
+            # The consumer is connected now; the seek drops what it has fetched.
+            consumer.seek(at, 0)
 
             def poll() -> int:
                 polled = consumer.poll(100, max_records=config.max_poll_messages)

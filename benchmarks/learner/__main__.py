@@ -179,6 +179,8 @@ def run_niwaki(
         for replica in publications.values():
             if replica.due(step.move):
                 replica.refresh()
+    for replica in publications.values():
+        replica.settle()
     return {delay: np.concatenate(evaluation.logits) for delay, evaluation in evaluations.items()}
 
 

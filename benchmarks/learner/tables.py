@@ -75,7 +75,7 @@ def decile_error(evaluation: Evaluation) -> float:
     """Mean distance of the prediction from the click rate over ten slices by prediction, relative
     to the click rate."""
     deciles = evaluation.calibration_by_decile()
-    apart = sum(abs(predicted - clicked) * events for predicted, clicked, events in deciles)
+    apart = sum(abs(one.predicted - one.clicked) * one.events for one in deciles)
     return apart / max(evaluation.label_sum, 1.0)
 
 

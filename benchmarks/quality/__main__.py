@@ -172,9 +172,8 @@ def summarise(
             for layer in seeds[0]["by_layer"]
         )
         line["served_by_seed"] = {row["seed"]: row[f"served_{SERVED}"] for row in seeds}
-        line["table_ratio"] = _median(
-            row.get("table_ratio") for row in seeds
-        )  # rows of before have none
+        # Older rows have no such ratio.
+        line["table_ratio"] = _median(row.get("table_ratio") for row in seeds)
         if line["table_ratio"] < 1:
             line["by_layer"] += f", table bytes {1 - line['table_ratio']:.0%}"
         line |= {"drifts_found": _median(len(row["drifts_found"]) for row in seeds)}

@@ -122,11 +122,11 @@ class Encoder:
         pairs_BP = np.empty((events, len(self.pairs)), np.int64)
         if hashing.columns and events:
             strings = pa.concat_arrays(batch.categorical)
-            valid, offsets, text = (
-                np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers()
-            )
+            buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers()]
+            valid, text = buffers[0], buffers[2]
             seeds_F = hashing.seeds_F[: hashing.columns]
-            _hash_strings(valid, offsets.view(np.int32), text, strings.offset, seeds_F, hashes_BF)
+            offsets = buffers[1].view(np.int32)
+            _hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
         _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF, pairs_BP)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
         if ages := len(self.schema.ages):

@@ -22,7 +22,7 @@ _STANDARD_ERRORS = 3.0
 
 
 class EvidenceCheckState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a check stands; part of a snapshot."""
+    """The state of a check; part of a snapshot."""
 
     events_left: float = 0.0
     """Events that are still to be checked; 0 or less: no check is under way."""

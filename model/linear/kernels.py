@@ -32,9 +32,9 @@ def linear_contributions(
     out_BSK: np.ndarray,
 ) -> None:
     """Write the contribution of each slot to the logit, at each time scale."""
-    events, slots, scales = out_BSK.shape
-    for b in range(events):
-        for s in range(slots):
+    scales = out_BSK.shape[2]
+    for b in range(out_BSK.shape[0]):
+        for s in range(out_BSK.shape[1]):
             row = rows_BS[b, s]
             value = values_BS[b, s]
             for k in range(scales):

@@ -39,6 +39,16 @@ from niwaki.model.published.table_codes import (
 MAGIC = b"NIWAKI"
 FORMAT_VERSION = 1
 _PREFIX = struct.Struct("<6sHI")
+
+
+class _Prefix(NamedTuple):
+    """The fields of `_PREFIX`."""
+
+    magic: bytes
+    version: int
+    header_bytes: int
+
+
 _DIGEST_BYTES = 32
 _FIXED = (
     "schema",
@@ -231,15 +241,15 @@ def _open(data: bytes, header_type: type[H]) -> tuple[H, int]:
     """The header in `data`, and where the tensors begin."""
     if len(data) < _PREFIX.size + _DIGEST_BYTES:
         raise CheckpointError("checkpoint", "must not be cut short", f"{len(data)} bytes")
-    magic, version, length = _PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise CheckpointError("checkpoint", f"must begin with {MAGIC!r}", bytes(magic))
-    if version != FORMAT_VERSION:
+    prefix = _Prefix(*_PREFIX.unpack_from(data))
+    if prefix.magic != MAGIC:
+        raise CheckpointError("checkpoint", f"must begin with {MAGIC!r}", prefix.magic)
+    if prefix.version != FORMAT_VERSION:
         rule = f"must be {FORMAT_VERSION} for this program"
-        raise CheckpointError("checkpoint format version", rule, version)
+        raise CheckpointError("checkpoint format version", rule, prefix.version)
     if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise CheckpointError("checkpoint", "is damaged: its sha256 does not match")
-    end = _PREFIX.size + length
+    end = _PREFIX.size + prefix.header_bytes
     try:
         return msgspec.json.decode(data[_PREFIX.size : end], type=header_type), end
     except (msgspec.DecodeError, ValueError) as error:

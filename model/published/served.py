@@ -62,8 +62,8 @@ class ModelFrame:
     @classmethod
     def of(cls, header: Header) -> "ModelFrame":
         """The frame of the model that `header` describes."""
-        rows, pair_rows, seed = header.table_rows, header.pair_rows, header.hash_seed
-        encoder = Encoder(header.schema, rows=rows, pair_rows=pair_rows, seed=seed)
+        rows, pair_rows = header.table_rows, header.pair_rows
+        encoder = Encoder(header.schema, rows=rows, pair_rows=pair_rows, seed=header.hash_seed)
         dim, scales = header.shape.embedding_dim, len(header.half_lives_events)
         return cls(header.schema, encoder, embedding_dim=dim, scales=scales)
 

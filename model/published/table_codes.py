@@ -78,8 +78,8 @@ def rounded(tensors: Tensors, precision: Precision) -> Tensors:
 
 
 def drop_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
-    """What `encode` made, of the embedding tables only the columns alive: of each row one after the
-    other. `table_rows`: rows of each field's table."""
+    """The output of `encode` with only the columns alive of the embedding tables, row after row.
+    `table_rows`: rows of each field's table."""
     alive = _alive(stored, alive_FD, table_rows)
     return stored | {name: stored[name][alive_XD] for name, alive_XD in alive.items()}
 
@@ -192,7 +192,8 @@ def _encode_values(values: torch.Tensor, precision: Precision) -> Tensors:
 
 
 def _decode_values(parts: Tensors) -> torch.Tensor:
-    codes, scales, exact, in_full = (parts.get(part) for part in _PARTS)
+    codes, scales = parts.get("values"), parts.get("scales")
+    exact, in_full = parts.get("exact"), parts.get("in_full")
     if (
         codes is None
         or exact is None

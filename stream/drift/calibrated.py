@@ -130,7 +130,7 @@ class CalibratedDetector(MeasuredDetector):
         return left_events
 
     def achieved(self) -> dict[str, Any]:
-        """As of any measured detector, with the target and the parameters."""
+        """The figures of any measured detector, with the target and the parameters."""
         return super().achieved() | {
             "expected_events_between_false_alarms": self._expected_events,
             "parameters": self._parameters._asdict() if self._parameters else {},
@@ -151,7 +151,7 @@ class CalibratedDetector(MeasuredDetector):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._parameters = _Parameters(*state["parameters"]) if state["parameters"] else None
         self._heights = list(state["heights"])
         self._scale = state["scale"]

@@ -46,7 +46,7 @@ class Unseen:
         return {"": np.packbits(self._seen_R)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._seen_R = np.unpackbits(arrays[""], count=self._rows).astype(bool)
 
 
@@ -90,7 +90,7 @@ class Stability:
         return {":first": self._first, ":edges": self._edges, ":counts": self._counts_2K}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._first = arrays[":first"].copy()
         self._edges = arrays[":edges"].copy()
         self._counts_2K = arrays[":counts"].copy()

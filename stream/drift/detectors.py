@@ -48,7 +48,7 @@ class Detector(Protocol):
         """Everything that later detections depend on, as plain data, for a snapshot."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo `state`, in a detector just built from equal parameters."""
+        """Continue where `state` was taken; the detector is just built from equal parameters."""
 
 
 class RiverDetector:
@@ -76,7 +76,7 @@ class RiverDetector:
         return {"river": detector_state(self._detector)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         restore_detector(self._detector, state["river"])
 
 

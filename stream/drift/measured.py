@@ -98,7 +98,7 @@ class MeasuredDetector:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self.reset()
         self._detector.restore(state["detector"])
         self._sums.restore(state["sums"])

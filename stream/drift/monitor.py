@@ -20,12 +20,12 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import numpy as np
 
+from niwaki.pruning.errors import check_rules
 from niwaki.stream.drift.calibrated import CalibratedDetector
 from niwaki.stream.drift.detectors import DetectorConfig
 from niwaki.stream.drift.measured import Change, MeasuredDetector
 from niwaki.stream.drift.running_sums import RunningSums
 from niwaki.stream.drift.signals import signal_named
-from niwaki.stream.errors import ConfigError
 
 log = logging.getLogger("niwaki")
 
@@ -68,19 +68,17 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         expected = self.expected_events_between_false_alarms
         detectors = len(self.detectors)
         agreeable = isinstance(self.agree, str) or 1 <= self.agree <= detectors
-        for name, holds, rule in (
-            ("quiet_events", self.quiet_events >= 0, ">= 0"),
-            ("within_events", self.within_events >= 1, ">= 1"),
-            ("calibration_events", self.calibration_events >= 1_000, ">= 1,000"),
-            (
-                "expected_events_between_false_alarms",
+        rules = {
+            "quiet_events": (self.quiet_events >= 0, "must be >= 0"),
+            "within_events": (self.within_events >= 1, "must be >= 1"),
+            "calibration_events": (self.calibration_events >= 1_000, "must be >= 1,000"),
+            "expected_events_between_false_alarms": (
                 expected == 0 or expected >= 1_000,
-                "0, or >= 1,000",
+                "must be 0, or >= 1,000",
             ),
-            ("agree", agreeable, f"any, all, or 1 to {detectors}, the number of detectors"),
-        ):
-            if not holds:
-                raise ConfigError(name, f"must be {rule}", getattr(self, name))
+            "agree": (agreeable, f"must be any, all, or 1 to {detectors}, the number of detectors"),
+        }
+        check_rules(self, rules)
 
     @property
     def votes(self) -> int:
@@ -122,6 +120,16 @@ class Drift(NamedTuple):
     """Mean log loss since the change."""
     loss_error: float | None = None
     """Standard error of their difference."""
+
+
+class _Noticed(NamedTuple):
+    """A change that one detector noticed within a batch."""
+
+    position: int
+    """Position in the batch of the event at which it was noticed."""
+    place: int
+    """Place of the detector in `DriftConfig.detectors`."""
+    change: Change
 
 
 class DriftMonitor:
@@ -176,7 +184,7 @@ class DriftMonitor:
                     stop = start + left_events
             watching = [detector for _, detector in reading if detector.watching]
             noticed = [
-                (start + index, place, change)
+                _Noticed(start + index, place, change)
                 for place, detector in reading
                 for index, change in detector.read(signals[detector.config.signal][start:stop])
             ]
@@ -293,13 +301,13 @@ class DriftMonitor:
         )
 
     def _agreed(
-        self, noticed: list[tuple[int, int, Change]], first_event: int, times_s_B: np.ndarray
+        self, noticed: list[_Noticed], first_event: int, times_s_B: np.ndarray
     ) -> int | None:
         """Index in the batch at which enough detectors had noticed, if any; `_votes` then holds
-        their changes. `noticed`: index, place of the detector, change."""
+        their changes."""
         by_index: dict[int, list[tuple[int, Change]]] = defaultdict(list)
-        for index, place, change in noticed:
-            by_index[index].append((place, change))
+        for one in noticed:
+            by_index[one.position].append((one.place, one.change))
         for index in sorted(by_index):
             event = first_event + index
             for place, change in by_index[index]:

@@ -66,7 +66,7 @@ class Computation(Protocol):
         "" or ":PART"."""
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
 
 
 @kernel("float64[::1](float32[:], float64[::1])", brief=True)

@@ -137,7 +137,7 @@ class PageHinkley(base.DriftDetector):
         return {**dict(sums), "detected": self._detected}
 
     def restore(self, state: dict[str, float | bool]) -> None:
-        """Undo `state`, in a detector with equal parameters."""
+        """Continue where `state` of a detector with equal parameters was taken."""
         for name in _SUMS.fields or ():
             self._sums[name] = state[name]
         self._detected = bool(state["detected"])

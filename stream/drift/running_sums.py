@@ -123,7 +123,7 @@ class RunningSums:
         }
 
     def restore(self, state: RunningSumsState) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._sums[0] = (state["events"], state["total"], state["squares"])
         last = np.frombuffer(state["recent"])
         self._recent[(self.events - len(last) + np.arange(len(last))) % RECENT_EVENTS] = last

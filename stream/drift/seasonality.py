@@ -90,7 +90,7 @@ class Seasonality:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._known_H = unstructured_to_structured(arrays["known"].copy(), HOURLY_SUMS)
         self.today_H = unstructured_to_structured(arrays["today"].copy(), HOURLY_SUMS)
         self._forecast = _Forecast(*arrays["forecast"].tolist())
@@ -128,8 +128,8 @@ class Seasonality:
 
 @kernel(_FORECAST_TYPE(structs(HOURLY_SUMS), types.float64[::1]), brief=True)
 def _forecast(today_H: np.ndarray, means_H: np.ndarray) -> _Forecast:
-    """How well the hours' means forecast a day's: their covariance, and the variance of the
-    forecast, summed over events."""
+    """The quality of the hours' means as a forecast of a day's: their covariance, and the variance
+    of the forecast, summed over events."""
     events_H = today_H["events"]
     events = max(events_H.sum(), 1.0)
     mean = today_H["values"].sum() / events

@@ -85,7 +85,7 @@ class _AdjustedLabel:
         return {f":{name}": array for name, array in self._season.state().items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._season.restore({name: arrays[f":{name}"] for name in self._season.state()})
 
 
@@ -239,7 +239,7 @@ class Signals:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`; a signal that is not among the arrays begins anew."""
+        """Continue where `state` was taken; a signal that is not among the arrays begins anew."""
         for name, computation in self._computations.items():
             parts = computation.state()
             if all(f"{name}{part}" in arrays for part in parts):

@@ -72,7 +72,7 @@ class Staleness:
         return spread | season
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Undo `state`."""
+        """Continue where `state` was taken."""
         self._squares = float(arrays[":squares"][0])
         self._events = float(arrays[":events"][0])
         self._season.restore({name: arrays[f":season:{name}"] for name in self._season.state()})

@@ -40,12 +40,12 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ):
         """`on_polled` is called with each polled batch, before its events are cut."""
-        self._reader, self._dead_letters, self._on_polled = reader, dead_letters, on_polled
-        self._batch_events, self._max_batch_age_s, self._clock = (
-            batch_events,
-            max_batch_age_s,
-            clock,
-        )
+        self._reader = reader
+        self._dead_letters = dead_letters
+        self._on_polled = on_polled
+        self._batch_events = batch_events
+        self._max_batch_age_s = max_batch_age_s
+        self._clock = clock
         self._waiting: list[tuple[EventBatch, np.ndarray]] = []  # each with its `after_B4`
         self._since_s = 0.0
         self._positions = Positions()

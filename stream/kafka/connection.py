@@ -27,7 +27,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from niwaki.pruning.errors import RuleError
+from niwaki.pruning.errors import check_rules
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events import MAX_EVENT_BYTES
 
@@ -114,9 +114,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"{self.security_protocol} needs it, username and password",
             ),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise RuleError(name, rule, getattr(self, name))
+        check_rules(self, rules)
 
     @property
     def dead_letters(self) -> str:
@@ -327,9 +325,8 @@ class Committer:
             except RetriableError as error:
                 if time.monotonic() > deadline_s or self._newest:
                     return self._give_up(error)
-                time.sleep(
-                    _PAUSE_S
-                )  # a cluster's first commit waits until it has made a topic for offsets
+                # A cluster's first commit waits until the cluster has made its topic for offsets.
+                time.sleep(_PAUSE_S)
             except KafkaError as error:
                 return self._give_up(error)
 

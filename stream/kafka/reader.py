@@ -66,7 +66,9 @@ class Reader:
     """An `EventReader` that polls and decodes in the calling process."""
 
     def __init__(self, source: EventSource, decoder: EventDecoder):
-        self._source, self._decoder, self.topic = source, decoder, source.topic
+        self._source = source
+        self._decoder = decoder
+        self.topic = source.topic
 
     @property
     def ends(self) -> Mapping[int, int]:
@@ -81,12 +83,12 @@ class Reader:
         if not records:
             return None
         values = [record.value for record in records]
-        batch, message_B, rejects = self._decoder.decode(values)
+        decoded = self._decoder.decode(values)
         places_M2 = np.array([(record.partition, record.offset) for record in records], np.int64)
         return PolledBatch(
-            batch,
-            _after(places_M2[message_B], message_B),
-            [(records[reject.position], reject) for reject in rejects],
+            decoded.batch,
+            _after(places_M2[decoded.message_B], decoded.message_B),
+            [(records[reject.position], reject) for reject in decoded.rejects],
             {record.partition: record.offset + 1 for record in records},
             len(records),
             sum(len(value) for value in values if value),

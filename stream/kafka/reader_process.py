@@ -150,7 +150,9 @@ class ReaderProcess:
     process."""
 
     def __init__(self, config: KafkaConfig, schema: Schema):
-        self.topic, self._config, self._schema = config.topic, config, schema
+        self.topic = config.topic
+        self._config = config
+        self._schema = schema
         self._strings = _strings_schema(schema)
         self._child: _Child | None = None
         self._ready = selectors.DefaultSelector()

@@ -281,7 +281,8 @@ class EventSource:
             now_s - (self._lost_s or now_s),
             self._next,
         )
-        self._lost_s, self._backoff_s, self._heard_s = None, 0.0, now_s
+        self._lost_s, self._backoff_s = None, 0.0
+        self._heard_s = now_s
         return True
 
     def _disconnect(self) -> None:

@@ -8,6 +8,7 @@ have the colours of the light page; in SVG each becomes the CSS variable of its 
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from html import escape
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -22,11 +23,16 @@ from niwaki.stream.offline.colours import COLOURS
 from niwaki.stream.offline.words import events_of, number, percent
 
 WIDTHS_IN = {"wide": 7.4, "narrow": 3.8, "square": 4.1}
-_INK, _FAINT, _LINE, _PAPER, _SERVED, _DRIFT, _DENSE, _PRUNING, *_LAYERS = (
-    light for light, _ in COLOURS.values()
-)
+_LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+_INK, _PAPER = _LIGHT["ink"], _LIGHT["paper"]
+_FAINT, _LINE = _LIGHT["faint"], _LIGHT["line"]
+_SERVED, _DRIFT = _LIGHT["served"], _LIGHT["drift"]
+_DENSE, _PRUNING = _LIGHT["dense"], _LIGHT["pruning"]
+_LAYERS = [light for name, light in _LIGHT.items() if name.startswith("layer")]
 _TEXT_PT = 8.5
-_HEIGHT_IN, _LEFT_IN, _RIGHT_IN, _BOTTOM_IN, _TOP_IN = 2.9, 0.5, 0.98, 0.5, 0.45
+_HEIGHT_IN = 2.9
+_LEFT_IN, _RIGHT_IN = 0.5, 0.98
+_BOTTOM_IN, _TOP_IN = 0.5, 0.45
 
 
 class Plot(NamedTuple):
@@ -99,31 +105,20 @@ def entropy(data: dict[str, Any], width_in: float) -> Figure:
     """Normalized entropy over events, with phases and drifts."""
     figure, axes = _canvas(data, width_in)
     windows = data["windows"]
-    series = {
-        "learning": (
-            _FAINT,
-            0.9,
-            [window["prequential"]["normalized_entropy"] for window in windows],
-        ),
-        "served": (_SERVED, 1.6, [window["served"]["normalized_entropy"] for window in windows]),
-    }
-    edges = [0, *(window["event"] for window in windows)]
-    for name, (colour, line_width, values) in series.items():
-        axes.stairs(
-            _plain(values), edges, baseline=None, color=colour, linewidth=line_width, label=name
-        )
-    known = [
-        1.0,
-        *(value for _, _, values in series.values() for value in values if value is not None),
-    ]
+    learning = [window["prequential"]["normalized_entropy"] for window in windows]
+    served = [window["served"]["normalized_entropy"] for window in windows]
+    steps = partial(axes.stairs, edges=[0, *(window["event"] for window in windows)], baseline=None)
+    steps(_plain(learning), color=_FAINT, linewidth=0.9, label="learning")
+    steps(_plain(served), color=_SERVED, linewidth=1.6, label="served")
+    known = [1.0, *(value for value in learning + served if value is not None)]
     low, high = min(known), max(known)
     axes.set_ylim(low - 0.04 * (high - low + 0.1), high + 0.01)
     axes.axhline(1, color=_LINE, linewidth=0.8, zorder=0.5)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     _mark_phases(axes, data, width_in)
     _mark_drifts(axes, data)
-    ends = [(name, values[-1], colour) for name, (colour, _, values) in series.items()]
-    _label_ends(axes, [*ends, ("constant", 1.0, _FAINT)])
+    ends = [_End("learning", learning[-1], _FAINT), _End("served", served[-1], _SERVED)]
+    _label_ends(axes, [*ends, _End("constant", 1.0, _FAINT)])
     return figure
 
 
@@ -140,10 +135,10 @@ def sparsity(data: dict[str, Any], width_in: float) -> Figure:
             linewidth=1.1,
             linestyle="-" if place < len(_LAYERS) else "--",
         )
-        ends.append((name, values[-1], colour))
+        ends.append(_End(name, values[-1], colour))
     values = [window["sparsity_ratio"] for window in windows]
     axes.plot(*_course(data, values), color=_INK, linewidth=1.8, zorder=1.9)
-    ends.append(("multiply-adds", values[-1], _INK))
+    ends.append(_End("multiply-adds", values[-1], _INK))
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}\u00a0%"))
@@ -169,13 +164,12 @@ def write_gaps(path: Path, lines: Sequence[Line], *, events: int, drifts: Sequen
     axes.axhline(0, color=_LINE, linewidth=0.8, zorder=0.5)
     ends = []
     for place, line in enumerate(lines):
-        colour = [*_LAYERS, _SERVED][
-            (place - len(lines)) % (len(_LAYERS) + 1)
-        ]  # the last one is ours
+        colours = [*_LAYERS, _SERVED]  # the last line is niwaki's
+        colour = colours[(place - len(lines)) % len(colours)]
         axes.plot(
             line.events, line.values, color=colour, linewidth=1.8 if colour == _SERVED else 1.1
         )
-        ends.append((line.name, line.values[-1], colour))
+        ends.append(_End(line.name, line.values[-1], colour))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:+g}\u00a0%" if value else "dense")
@@ -290,9 +284,8 @@ def _mark_phases(axes: Axes, data: dict[str, Any], width_in: float) -> None:
     """Shade the dense and the pruning phases; name each above its band where the name fits."""
     colours = {"dense": _DENSE, "pruning": _PRUNING}
     starts = {phase["event"]: phase["phase"] for phase in data["phases"]}
-    runs = [
-        next(run)[0] for _, run in groupby(starts.items(), key=lambda item: item[1])
-    ]  # dense again is still dense
+    # A dense phase after a dense phase continues its band.
+    runs = [next(run)[0] for _, run in groupby(starts.items(), key=lambda item: item[1])]
     across_in = width_in - _LEFT_IN - _RIGHT_IN
     for start, end in pairwise([*runs, data["events"]]):
         name = starts[start]
@@ -345,7 +338,8 @@ def _course(data: dict[str, Any], values: Sequence[float]) -> tuple[list[int], l
     """The points of a line through the values at the ends of windows: it moves while pruning, and
     jumps at a cut."""
     cuts = {pruning["event"] for pruning in data["prunings"]}
-    points, start, before = [(0, 0.0)], 0, 0.0
+    points = [(0, 0.0)]
+    start, before = points[0]
     for window, value in zip(data["windows"], values, strict=True):
         for phase in data["phases"]:
             if start < phase["event"] <= window["event"]:
@@ -357,28 +351,32 @@ def _course(data: dict[str, Any], values: Sequence[float]) -> tuple[list[int], l
     return [event for event, _ in points], [value for _, value in points]
 
 
-def _label_ends(axes: Axes, ends: Sequence[tuple[str, float | None, str]]) -> None:
+class _End(NamedTuple):
+    """The right end of a line."""
+
+    name: str
+    value: float | None
+    colour: str
+
+
+def _label_ends(axes: Axes, ends: Sequence[_End]) -> None:
     """Name each line at its right end, in its colour; names that would overlap make way for each
     other."""
     low, high = axes.get_ylim()
     gap = 1.25 * _TEXT_PT / 72 / (_HEIGHT_IN - _BOTTOM_IN - _TOP_IN)
-    known = sorted(
-        ((value - low) / (high - low), name, colour)
-        for name, value, colour in ends
-        if value is not None
-    )
-    heights = [height for height, _, _ in known]
+    known = sorted(((end.value - low) / (high - low), end) for end in ends if end.value is not None)
+    heights = [height for height, _ in known]
     for place in range(1, len(heights)):
         heights[place] = max(heights[place], heights[place - 1] + gap)
     for place in range(len(heights) - 1, -1, -1):
         above = heights[place + 1] - gap if place + 1 < len(heights) else 1.0
         heights[place] = min(heights[place], above)
-    for height, (_, name, colour) in zip(heights, known, strict=True):
+    for height, end in zip(heights, (end for _, end in known), strict=True):
         axes.text(
             1.012,
             height,
-            name,
-            color=colour,
+            end.name,
+            color=end.colour,
             fontsize=_TEXT_PT,
             va="center",
             transform=axes.transAxes,

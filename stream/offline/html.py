@@ -97,9 +97,10 @@ def _size(drift: Mapping[str, Any]) -> str:
     """The change of a drift's signal and that of the log loss, in words."""
     parts = []
     for name, key in (("", ""), ("loss ", "loss_")):
-        before, after, error = (drift[key + part] for part in ("before", "after", "error"))
+        before, after = drift[f"{key}before"], drift[f"{key}after"]
         if before is not None:
-            parts.append(f"{name}{number(before)} \u2192 {number(after)} \u00b1 {number(error)}")
+            error = number(drift[f"{key}error"])
+            parts.append(f"{name}{number(before)} \u2192 {number(after)} \u00b1 {error}")
     return ", ".join(parts)
 
 
@@ -154,10 +155,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -
 
     def line(cells: Sequence[str], begins: str, others: str) -> str:
         tags = [begins, *[others] * (len(cells) - 1)]
-        parts = (
-            f"<{tag}{how}>{escape(cell)}"
-            for tag, how, cell in zip(tags, aligned, cells, strict=True)
-        )
+        opened = (f"<{tag}{how}>" for tag, how in zip(tags, aligned, strict=True))
+        parts = (tag + escape(cell) for tag, cell in zip(opened, cells, strict=True))
         return "<tr>" + "".join(parts)
 
     lines = [line(head, "th scope=col", "th scope=col")] if head else []

@@ -7,6 +7,7 @@ PNG plots. Times that a clock measured (`Measured`) are on the page only, marked
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,8 @@ def report_data(
 
 def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, str]]:
     """Rows (label, value) of the summary, for a terminal and for the page."""
-    served, events, true_drifts = data["served"], data["events"], data["true_drifts"]
+    served, events = data["served"], data["events"]
+    true_drifts = data["true_drifts"]
     layers = ", ".join(
         f"{name} {percent(ratio)}" for name, ratio in data["sparsity_by_layer"].items()
     )
@@ -154,16 +156,13 @@ def size(count: int) -> str:
 
 
 def _bytes(network: Network) -> int:
-    """As a checkpoint holds it."""
+    """Size of the network in a checkpoint."""
     blocks = sum(encode_rows(kept).nbytes for kept in network.kept.values())
     return 4 * sum(math.prod(shape) for shape in network.shapes.values()) + blocks
 
 
 def _measures(evaluation: Evaluation) -> dict[str, Any]:
-    deciles = [
-        {"predicted": predicted, "clicked": clicked, "events": events}
-        for predicted, clicked, events in evaluation.calibration_by_decile()
-    ]
+    deciles = [decile._asdict() for decile in evaluation.calibration_by_decile()]
     return evaluation.summary() | {"by_decile": deciles}
 
 
@@ -207,7 +206,7 @@ def _achieved(detection: Mapping[str, Any]) -> str:
 def _phases(data: dict[str, Any]) -> str:
     starts = [*(phase["event"] for phase in data["phases"]), data["events"]]
     shares = dict.fromkeys(map(str, Phase), 0)
-    for phase, start, end in zip(data["phases"], starts, starts[1:], strict=False):
+    for phase, (start, end) in zip(data["phases"], pairwise(starts), strict=True):
         shares[phase["phase"]] += end - start
     return ", ".join(
         f"{name} {percent(length / max(data['events'], 1))}" for name, length in shares.items()

@@ -9,6 +9,7 @@ like are missing, too.
 from collections.abc import Callable, Iterator
 from io import BufferedIOBase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +32,8 @@ _NO_NUMBER = pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"])
 _TYPES = {
     "label": (pa.float64(),),
     "timestamp": (pa.int64(), pa.timestamp("ms"), pa.timestamp("ms", "UTC")),
-    "numeric": (
-        pa.float32(),
-    ),  # not by way of 64 bits, in which the largest one written with 32 is too large
+    # not by way of 64 bits, in which the largest one written with 32 is too large
+    "numeric": (pa.float32(),),
 }
 _RULES = {
     "label": "a number",
@@ -42,11 +42,20 @@ _RULES = {
 }
 
 
+class TypedRows(NamedTuple):
+    """Rows of a CSV file as the columns of a schema."""
+
+    table: pa.Table
+    row_B: np.ndarray
+    """int64, the place of each row of `table` in the file."""
+    rejects: list[Reject]
+    """One for each broken row."""
+
+
 def read_csv(
     path: Path, schema: Schema, chunk_events: int, limit_events: int | None
-) -> Iterator[tuple[pa.Table, np.ndarray, list[Reject]]]:
-    """The schema's columns, typed, `chunk_events` rows at a time; each row's place in the file;
-    a `Reject` for each broken row."""
+) -> Iterator[TypedRows]:
+    """The schema's columns, typed, `chunk_events` rows at a time."""
     columns = schema_columns(schema)
     with translated_file_errors(path), open_recording(path) as file:
         require_columns(path, columns, _open(file, lambda row: "skip").schema.names)
@@ -71,15 +80,15 @@ def read_csv(
         table = None
         for table in rechunk(blocks, chunk_events, limit_events):
             bad = np.array([reject.position for reject in malformed], np.int64)
-            good_B = np.arange(
-                first, first + len(table)
-            )  # each is as many rows further down as bad ones are above it
+            # each is as many rows further down as bad ones are above it
+            good_B = np.arange(first, first + len(table))
             row_B = good_B + np.searchsorted(bad - np.arange(len(bad)), good_B, "right")
-            typed, typed_row_B, rejects = _typed(table, row_B, schema)
-            yield typed, typed_row_B, sorted(rejects + malformed[sent:])
+            typed = _typed(table, row_B, schema)
+            yield typed._replace(rejects=sorted(typed.rejects + malformed[sent:]))
             first, sent = first + len(table), len(malformed)
         if malformed[sent:] and table is not None:
-            yield _typed(table.slice(0, 0), row_B, schema)[0], row_B[:0], malformed[sent:]
+            none = _typed(table.slice(0, 0), row_B[:0], schema)
+            yield none._replace(rejects=malformed[sent:])
 
 
 def sample_csv(path: Path) -> pa.Table:
@@ -95,16 +104,13 @@ def _open(
     reject: Callable[[csv.InvalidRow], str],
     convert: csv.ConvertOptions | None = None,
 ) -> csv.CSVStreamingReader:
-    read = csv.ReadOptions(
-        use_threads=False, block_size=_BLOCK_BYTES
-    )  # with threads, rows have no numbers
+    # with threads, rows have no numbers
+    read = csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES)
     parse = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=reject)
     return csv.open_csv(file, read, parse, convert)
 
 
-def _typed(
-    table: pa.Table, row_B: np.ndarray, schema: Schema
-) -> tuple[pa.Table, np.ndarray, list[Reject]]:
+def _typed(table: pa.Table, row_B: np.ndarray, schema: Schema) -> TypedRows:
     """The rows with numbers where numbers belong, their places, and rejects for the others."""
     roles = {schema.label: "label", schema.timestamp: "timestamp"} | dict.fromkeys(
         schema.numeric, "numeric"
@@ -125,7 +131,7 @@ def _typed(
     if wrong:
         kept = np.delete(np.arange(len(table)), list(wrong))
         table, row_B = table.take(pa.array(kept)), row_B[kept]
-    return table, row_B, list(wrong.values())
+    return TypedRows(table, row_B, list(wrong.values()))
 
 
 def _numbers(

@@ -22,7 +22,9 @@ from niwaki.stream.recordings.recording import write_recording
 
 _MISSING = pyarrow.csv.ConvertOptions(null_values=["", "NA"], strings_can_be_null=True)
 _LATE_MINUTES = 15
-_DAY_MS, _HOUR_MS, _MINUTE_MS = 86_400_000, 3_600_000, 60_000
+_MINUTE_MS = 60_000
+_HOUR_MS = 60 * _MINUTE_MS
+_DAY_MS = 24 * _HOUR_MS
 
 
 def dataset_path(name: str, directory: str | Path) -> Path:
@@ -95,9 +97,10 @@ directory."""
 
 def _day_ms(table: pa.Table) -> np.ndarray:
     """Milliseconds since the epoch at the beginning of each row's day."""
-    year, month, day = (table[name].to_numpy() for name in ("year", "month", "day"))
+    year, month = table["year"].to_numpy(), table["month"].to_numpy()
     months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
-    days: np.ndarray = months.astype("datetime64[D]").astype(np.int64) + day - 1
+    first = months.astype("datetime64[D]").astype(np.int64)
+    days: np.ndarray = first + table["day"].to_numpy() - 1
     return days * _DAY_MS
 
 

@@ -109,9 +109,8 @@ def read_recording(
         recording_format(path)[0]
     ]
     chunks = read(path, schema, chunk_events, limit_events)
-    return chain(
-        list(islice(chunks, 1)), chunks
-    )  # the first one now: what is wrong with the file is said at once
+    # The first chunk is read now, so that a fault of the file is reported at once.
+    return chain(list(islice(chunks, 1)), chunks)
 
 
 def read_tables(
@@ -239,9 +238,9 @@ def _parquet_tables(
 
 
 def _read_csv(path: Path, schema: Schema, chunk_events: int, limit_events: int | None) -> Chunks:
-    for table, row_B, rejects in read_csv(path, schema, chunk_events, limit_events):
-        batch, more = _to_batch(path, table, row_B, schema)
-        yield batch, sorted(rejects + more)
+    for rows in read_csv(path, schema, chunk_events, limit_events):
+        batch, more = _to_batch(path, rows.table, rows.row_B, schema)
+        yield batch, sorted(rows.rejects + more)
 
 
 def _to_batch(
@@ -268,8 +267,10 @@ def _read_jsonl(path: Path, schema: Schema, chunk_events: int, limit_events: int
     decoder = EventDecoder(msgspec.structs.replace(schema, ignore=(*schema.ignore, *others)))
     first, rest = 0, chain(head, lines)
     while chunk := list(islice(rest, chunk_events)):
-        batch, _, rejects = decoder.decode(chunk)
-        yield batch, [reject._replace(position=first + reject.position) for reject in rejects]
+        decoded = decoder.decode(chunk)
+        rejects = decoded.rejects
+        moved = [reject._replace(position=first + reject.position) for reject in rejects]
+        yield decoded.batch, moved
         first += len(chunk)
 
 

@@ -148,7 +148,8 @@ def record(
                 and not any(lag.values())
             ):
                 break
-            batch, _, rejects = decoder.decode([record.value for record in records])
+            decoded = decoder.decode([record.value for record in records])
+            batch, rejects = decoded.batch, decoded.rejects
             if limit_events is not None:
                 batch = batch.slice(0, min(len(batch), limit_events - recording.events))
             if len(batch):
@@ -173,7 +174,9 @@ class _Pace:
     """When messages are due."""
 
     def __init__(self, rate: float | None, speed: float | None, start_s: float):
-        self._rate, self._speed, self._start_s = rate, speed, start_s
+        self._rate = rate
+        self._speed = speed
+        self._start_s = start_s
         self._lap_s = self._latest_s = start_s
         self._first_time_s = math.nan
 

@@ -26,7 +26,10 @@ from niwaki.stream.errors import ConfigError
 KINDS = ("abrupt", "gradual", "recurring")
 _MOST_VALUES = {"concept": 1, "base_rate": 1, "new_items": 2, "values": 1}
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
-_DRIFT = re.compile(rf"(\w+):(\w+)@({_NUMBER}%?)(?:\+({_NUMBER}%?))?((?::[^:]+)*)")
+_DRIFT = re.compile(
+    rf"(?P<kind>\w+):(?P<what>\w+)@(?P<position>{_NUMBER}%?)(?:\+(?P<extent>{_NUMBER}%?))?"
+    r"(?P<tail>(?::[^:]+)*)"
+)
 _EXAMPLE = "must read KIND:WHAT@POSITION[+WIDTH][:VALUE...], such as abrupt:concept@40%"
 
 
@@ -74,14 +77,14 @@ def _parse(text: str, events: int, fields: Sequence[str]) -> DriftPoint:
     match = _DRIFT.fullmatch(text)
     if match is None:
         raise ConfigError("drifts", _EXAMPLE, text)
-    kind, what, position, extent, tail = match.groups()
-    values = tail.split(":")[1:]
+    kind, what = match["kind"], match["what"]
+    extent, values = match["extent"], match["tail"].split(":")[1:]
     for word, known in ((kind, KINDS), (what, tuple(_MOST_VALUES))):
         if word not in known:
             meant = nearest(word, known)
             hint = f" (did you mean {meant}?)" if meant else ""
             raise ConfigError("drifts", f"{word} is none of {', '.join(known)}{hint}", text)
-    event = _count(position, events, text)
+    event = _count(match["position"], events, text)
     width = _count(extent, events, text) if extent else 0
     if not 0 < event < events:
         raise ConfigError(

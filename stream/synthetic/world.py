@@ -11,12 +11,13 @@ Shapes: B events, N numerics, L latent dimensions.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from niwaki.stream.errors import ConfigError
+from niwaki.pruning.errors import check_rules
 from niwaki.stream.synthetic.columns import MAY_MISS, SCHEMA, VALUES, Draw, drawn_table
 from niwaki.stream.synthetic.drift_plan import DriftPoint, plan_drifts
 from niwaki.stream.synthetic.preferences import (
@@ -61,24 +62,41 @@ class SyntheticConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         rules = {
-            "events": (self.events >= 1, ">= 1"),
-            "seed": (self.seed >= 0, ">= 0"),
-            "base_rate": (0 < self.base_rate < 1, "above 0 and below 1"),
-            "users": (1 <= self.users <= 10_000_000, "1 to 10,000,000"),
-            "items": (1 <= self.items <= 10_000_000, "1 to 10,000,000"),
-            "signal": (0 <= self.signal < math.inf, ">= 0"),
-            "missing_ratio": (0 <= self.missing_ratio <= 1, "0 to 1"),
-            "daily_cycle": (0 <= self.daily_cycle < math.inf, ">= 0"),
-            "events_per_s": (0 < self.events_per_s < math.inf, "> 0"),
+            "events": (self.events >= 1, "must be >= 1"),
+            "seed": (self.seed >= 0, "must be >= 0"),
+            "base_rate": (0 < self.base_rate < 1, "must be above 0 and below 1"),
+            "users": (1 <= self.users <= 10_000_000, "must be 1 to 10,000,000"),
+            "items": (1 <= self.items <= 10_000_000, "must be 1 to 10,000,000"),
+            "signal": (0 <= self.signal < math.inf, "must be >= 0"),
+            "missing_ratio": (0 <= self.missing_ratio <= 1, "must be 0 to 1"),
+            "daily_cycle": (0 <= self.daily_cycle < math.inf, "must be >= 0"),
+            "events_per_s": (0 < self.events_per_s < math.inf, "must be > 0"),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ConfigError(name, f"must be {rule}", getattr(self, name))
+        check_rules(self, rules)
         self.plan()
 
     def plan(self) -> list[DriftPoint]:
         """The true drifts, in the order of their events."""
         return plan_drifts(self.drifts, self.events, SCHEMA.categorical + SCHEMA.numeric)
+
+
+class _Visits(NamedTuple):
+    """Users who meet items in contexts."""
+
+    columns: dict[str, np.ndarray]
+    missing_BN: np.ndarray
+    """bool, the numerics that are missing."""
+    response_BN: np.ndarray
+    """The effect of each numeric on a click."""
+
+
+class _Sample(NamedTuple):
+    """Events with items of one generation."""
+
+    columns: dict[str, np.ndarray]
+    response_BN: np.ndarray
+    wave_B: np.ndarray
+    """The part of the logit that follows the hour of the day."""
 
 
 class World:
@@ -89,9 +107,8 @@ class World:
         self.blocks = -(-config.events // _BLOCK_EVENTS)
         self._points = config.plan()
         self._rates: list[float | None] = [config.base_rate]
-        self._groups: list[float | None] = [
-            None
-        ]  # click rate of each generation of items; None = that of the stream
+        # Click rate of each generation of items; None: that of the stream.
+        self._groups: list[float | None] = [None]
         self._groups += [
             p.base_rate for p in self._points if p.what == "new_items" and p.kind != "recurring"
         ]
@@ -124,15 +141,16 @@ class World:
         offset_ms_B = (events_B + rng.random(size)) * (1000 / config.events_per_s)
         times_ms_B = config.start_s * 1000 + offset_ms_B.astype(np.int64)
         catalogue = self._level(("new_items", None), events_B)
-        columns, missing_BN, response_BN = self._visit(rng, size, catalogue)
-        probability_B = self._click_probability(events_B, times_ms_B, columns, response_BN)
+        visits = self._visit(rng, size, catalogue)
+        columns = visits.columns
+        probability_B = self._click_probability(events_B, times_ms_B, columns, visits.response_BN)
         labels_B = (rng.random(size) < probability_B).astype(np.float32)
         renamed = {
             field: self._level((what, field), events_B)
             for what, field in self._switches
             if what == "values" and field is not None
         }
-        return Draw(times_ms_B, columns, missing_BN, renamed, probability_B, labels_B)
+        return Draw(times_ms_B, columns, visits.missing_BN, renamed, probability_B, labels_B)
 
     def table(self, draw: Draw) -> pa.Table:
         """Arrow table of drawn events: ts, label and the columns of `SCHEMA`."""
@@ -232,11 +250,8 @@ class World:
                 level = np.where(rng.random(len(events_B)) < share_B, after, level)
         return level
 
-    def _visit(
-        self, rng: np.random.Generator, size: int, catalogue: np.ndarray | int
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Users who meet items in contexts: columns, a mask of missing numerics, and the effect of
-        the numerics on a click."""
+    def _visit(self, rng: np.random.Generator, size: int, catalogue: np.ndarray | int) -> _Visits:
+        """`size` users who meet items in contexts."""
         user_B = _zipf(rng.random(size), self.config.users)
         item_B = self._slots[catalogue, _zipf(rng.random(size), self.config.items)]
         price_z_B = self._price_z[item_B] + 0.2 * rng.standard_normal(size, np.float32)
@@ -267,7 +282,7 @@ class World:
             [price_z_B, 1.6 * np.tanh(age_z_B), np.tanh(activity_z_B), bump_B], axis=1
         )
         response_BN[missing_BN] = 0
-        return columns, missing_BN, response_BN
+        return _Visits(columns, missing_BN, response_BN)
 
     def _click_probability(
         self,
@@ -295,26 +310,21 @@ class World:
     def _wave(self, times_ms_B: np.ndarray) -> np.ndarray:
         return self.config.daily_cycle * np.sin(times_ms_B * (2 * math.pi / 86_400_000))
 
-    def _sample(self, group: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Events with items of one generation: columns, responses, daily wave. From them its
-        intercept is found."""
-        columns, _, response_BN = self._visit(self._rng(40, group), _CALIBRATION_EVENTS, group)
+    def _sample(self, group: int) -> _Sample:
+        """Events with items of one generation, from which its intercept is found."""
+        visits = self._visit(self._rng(40, group), _CALIBRATION_EVENTS, group)
         wave_B = self._wave(np.linspace(0, 86_400_000, _CALIBRATION_EVENTS))
-        theirs = columns["c_item"] // self.config.items == group
-        return (
-            {name: column[theirs] for name, column in columns.items()},
-            response_BN[theirs],
-            wave_B[theirs],
-        )
+        theirs_B = visits.columns["c_item"] // self.config.items == group
+        columns = {name: column[theirs_B] for name, column in visits.columns.items()}
+        return _Sample(columns, visits.response_BN[theirs_B], wave_B[theirs_B])
 
     def _calibrate(self, concept: int, rate: int) -> np.ndarray:
         """float64 (generations,): what to add to the logits for the mean probability to be the
         click rate."""
         intercepts = []
-        for (columns, response_BN, wave_B), own_rate in zip(
-            self._samples, self._groups, strict=True
-        ):
-            logits_B = click_logits(self._concepts[concept], columns, response_BN) + wave_B
+        for sample, own_rate in zip(self._samples, self._groups, strict=True):
+            preferences = self._concepts[concept]
+            logits_B = click_logits(preferences, sample.columns, sample.response_BN) + sample.wave_B
             low, high = -100.0, 100.0
             for _ in range(40):  # bisection
                 middle = (low + high) / 2

@@ -192,7 +192,8 @@ class ServedReplica:
         events = self._learner.events
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared.header.events == events:
-            made, full, shape = prepared.made, not prepared.header.base, prepared.header.shape
+            made, shape = prepared.made, prepared.header.shape
+            full = not prepared.header.base
         else:
             made, export = self._make(full=False)
             full, shape = False, export.shape

@@ -25,7 +25,7 @@ _REPLICA = "replica."
 
 
 class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how often a snapshot is taken (the `[snapshot]` section)."""
+    """Place and interval of snapshots (the `[snapshot]` section)."""
 
     directory: str = "niwaki-snapshots"
     """Folder of the snapshot file; made if it is not there."""
@@ -39,7 +39,7 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a snapshot says of itself."""
+    """Header of a snapshot."""
 
     schema: Schema
     model: LearnerConfig
@@ -106,17 +106,15 @@ def load_snapshot(
             "snapshot.directory", f"{path} can't be read ({error}); move it away to start anew"
         ) from error
     learner = trainer.learner
-    for section, then, now in (
-        ("schema", header.schema, learner.schema),
-        ("model", header.model, learner.config),
-        (
-            "pruning.unit",
-            header.trainer.learner.branches.block,
-            learner.branches.dense.network.shape.block,
-        ),
-        ("kafka.topic", header.topic, topic),
-    ):
-        if then != now:
+    block = learner.branches.dense.network.shape.block
+    agrees = {
+        "schema": header.schema == learner.schema,
+        "model": header.model == learner.config,
+        "pruning.unit": header.trainer.learner.branches.block == block,
+        "kafka.topic": header.topic == topic,
+    }
+    for section, holds in agrees.items():
+        if not holds:
             raise ConfigError(
                 section, f"differs from that of the snapshot {path}; move it away to start anew"
             )

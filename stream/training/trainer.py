@@ -37,7 +37,7 @@ does not depend on its number of events."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the stream is cut into batches, windows and publications (the `[training]` section)."""
+    """Sizes of the batches, windows and publications of a stream (the `[training]` section)."""
 
     batch_events: int = 128
     """Events in a batch, >= 1: one optimizer step for each 256 of them, or part of that."""

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from niwaki.pruning.errors import RuleError
 from niwaki.stream.drift.detectors import DetectorConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.errors import ConfigError
@@ -78,5 +79,5 @@ def test_a_detector_that_cannot_be_is_refused_with_field_rule_and_value(wrong, t
     ],
 )
 def test_what_cannot_be_watched_is_refused_with_field_rule_and_value(wrong, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises(RuleError, match=text):
         DriftConfig(**wrong)

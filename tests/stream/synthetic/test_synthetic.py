@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from niwaki.model.evaluation import binary_entropy, log_losses
 from niwaki.model.features.encoder import Encoder
+from niwaki.pruning.errors import RuleError
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.recording import propose_schema, read_recording
@@ -298,5 +299,5 @@ def test_a_drift_that_cannot_be_is_refused_with_what_was_given(drift, text):
 
 @pytest.mark.parametrize("field", ["events", "base_rate", "users", "items", "events_per_s"])
 def test_a_stream_that_cannot_be_is_refused(field):
-    with pytest.raises(ConfigError, match=f"{field}: must be .*, got 0"):
+    with pytest.raises(RuleError, match=f"{field}: must be .*, got 0"):
         SyntheticConfig(**{field: 0})
