@@ -182,7 +182,7 @@ class CheckpointStore:
         whole checkpoint is published.
         """
         if not 1 <= header.version <= _GREATEST_VERSION:
-            raise ValueError(f"version must be in 1 .. {_GREATEST_VERSION}, got {header.version}")
+            raise RuleError("version", f"must be in 1 .. {_GREATEST_VERSION}", header.version)
         before, self._published = self._published, None
         if header.base and not (
             before and before.version == header.parent and before.base == header.base

@@ -4,8 +4,8 @@ it.
     compute      seconds of a call by candidates, sparsity, width and threads, beside PyTorch and
                  ONNX Runtime, from hashed ids and from the bytes of a request (compute.py)
     http         the server under load, dense beside sparse; needs `wrk` (http.py)
-    precision    bytes and normalized entropy by precision of the tables (replica.py)
-    time         what publishing takes from learning (replica.py)
+    precision    bytes and normalized entropy by precision of the tables (publication.py)
+    time         the cost of publications to the learner (publication.py)
     latency      from an event's arrival to a scorer that serves it, the whole path running
                  (latency.py)
 

@@ -218,6 +218,8 @@ def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
         if header.shape.columns is not None:
             stored = restore_columns(stored, header.shape.alive_FD(), header.table_rows)
         return header, decode(stored)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError("tables", f"must be readable ({error})") from error
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from niwaki.model.errors import CheckpointError
 from niwaki.model.jit import kernel
 
 Precision = Literal["float32", "float16", "int8"]
@@ -52,7 +53,7 @@ def encode(tensors: Tensors, precision: Precision) -> Tensors:
 
 
 def decode(stored: Tensors) -> Tensors:
-    """The inverse of `encode`. Raises `ValueError` where parts do not fit together."""
+    """The inverse of `encode`. Raises `CheckpointError` where parts do not fit together."""
     tensors = {
         name: decode_rows(tensor) if name.endswith(_BLOCKS) else tensor
         for name, tensor in stored.items()
@@ -85,12 +86,12 @@ def drop_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Te
 
 
 def restore_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
-    """Undo `drop_columns`: the others are zero. Raises `ValueError` where parts do not fit
-    together."""
+    """The inverse of `drop_columns`; the other columns are zero. Raises `CheckpointError` where
+    parts do not fit together."""
     whole = dict(stored)
     for name, alive_XD in _alive(stored, alive_FD, table_rows).items():
         if stored[name].shape != (int(alive_XD.sum()),):
-            raise ValueError(f"{name} must hold every alive column of its rows and nothing else")
+            raise CheckpointError(name, "must hold every alive column of its rows and nothing else")
         whole[name] = torch.zeros(alive_XD.shape, dtype=stored[name].dtype)
         whole[name][alive_XD] = stored[name]
     return whole
@@ -99,14 +100,14 @@ def restore_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) ->
 def _alive(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:
     """By tensor of the embedding tables that holds rows: which entries are of columns alive."""
     if "embedding.rows" not in stored or "embedding.values" not in stored:
-        raise ValueError("there are no embedding tables")
+        raise CheckpointError("embedding", "is required where columns are pruned")
     fields_U = decode_rows(stored["embedding.rows"]) // table_rows
     if len(fields_U) and int(fields_U[-1]) >= len(alive_FD):
-        raise ValueError("rows beyond the last field")
+        raise CheckpointError("embedding.rows", "must be rows of the fields' tables")
     alive = {"embedding.values": alive_FD[fields_U]}
     if (exact := stored.get("embedding.exact")) is not None and "embedding.in_full" in stored:
         if len(exact) and not 0 <= int(exact.min()) <= int(exact.max()) < len(fields_U):
-            raise ValueError("exact rows must be among the rows")
+            raise CheckpointError("embedding.exact", "must be among the rows")
         alive["embedding.in_full"] = alive_FD[fields_U[exact.long()]]
     return alive
 
@@ -159,10 +160,10 @@ def fill_codes(rows_U: np.ndarray, far: int, codes: np.ndarray) -> None:
 
 
 def decode_rows(stored: torch.Tensor) -> torch.Tensor:
-    """The rows of `encode_rows`, int64 (U,). Raises `ValueError` for another type."""
+    """The rows of `encode_rows`, int64 (U,). Raises `CheckpointError` for another type."""
     codes = stored.numpy()
     if codes.dtype not in _WIDTHS or codes.ndim != 1:
-        raise ValueError(f"rows must be unsigned integers, got {codes.dtype}")
+        raise CheckpointError("rows", "must be unsigned integers", shown=str(codes.dtype))
     here = codes != _far(codes.dtype.type)
     return torch.from_numpy((np.cumsum(codes.astype(np.int64) + here) - 1)[here])
 
@@ -200,21 +201,21 @@ def _decode_values(parts: Tensors) -> torch.Tensor:
         or in_full is None
         or in_full.shape != (len(exact), *codes.shape[1:])
     ):
-        raise ValueError("values of a table are not whole")
+        raise CheckpointError("values", "must be whole, with those kept in full")
     values = codes.numpy().astype(np.float32)
     if codes.dtype == torch.int8:
         if scales is None or scales.dtype != torch.int8 or scales.shape != (len(codes),):
-            raise ValueError("values of 8 bits need a scale for each row")
+            raise CheckpointError("scales", "must be one for each row of 8-bit values")
         values *= (_scales(scales.numpy()) / np.float32(_LEVELS)).reshape(
             -1, *[1] * (values.ndim - 1)
         )
     elif codes.dtype != torch.float16:
-        raise ValueError(f"values must be of 8 or 16 bits, got {codes.dtype}")
+        raise CheckpointError("values", "must be of 8 or 16 bits", shown=str(codes.dtype))
     places = exact.numpy()
     if exact.dtype != torch.int32 or (
         len(places) and not 0 <= places.min() <= places.max() < len(values)
     ):
-        raise ValueError("exact rows must be among the rows")
+        raise CheckpointError("exact", "must be among the rows")
     values[places] = in_full.numpy()
     return torch.from_numpy(values)
 

@@ -50,7 +50,7 @@ def test_a_version_that_is_not_greater_is_refused_and_leaves_no_trace(store, lat
 
 @pytest.mark.parametrize("version", [0, -1, 2**53])
 def test_a_version_that_can_not_be_ordered_is_a_mistake(store, version):
-    with pytest.raises(ValueError, match="version must be in 1 .."):
+    with pytest.raises(RuleError, match="version: must be in 1 .."):
         store.publish(header(version), b"x")
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from niwaki.model.errors import CheckpointError
 from niwaki.model.published.table_codes import (
     decode,
     decode_rows,
@@ -104,7 +105,7 @@ def test_a_row_does_not_depend_on_the_others(linear, row, precision):
 )
 def test_parts_that_do_not_fit_together_are_refused(wrong):
     stored = encode(tables(np.ones((2, 2, 3), np.float32)), "int8")
-    with pytest.raises(ValueError):
+    with pytest.raises(CheckpointError):
         decode(stored | wrong)
 
 
@@ -152,5 +153,5 @@ def test_columns_that_do_not_fit_their_rows_are_refused(change):
         del stored["embedding.rows"]
     else:
         stored["embedding.exact"] = torch.tensor([3], dtype=torch.int32)
-    with pytest.raises(ValueError):
+    with pytest.raises(CheckpointError):
         restore_columns(stored, alive_FD, 5)
