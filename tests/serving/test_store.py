@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
+from niwaki.pruning.errors import RuleError
 from tests.support.stored import blob, header, keys, with_config
 
 
