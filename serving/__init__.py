@@ -1,2 +1,2 @@
-"""How a checkpoint reaches a score: the store in Redis, the scorer that follows it, HTTP around a
-scorer."""
+"""The way from a checkpoint to a score: the store in Redis, the scorer that follows it, and HTTP
+around a scorer."""

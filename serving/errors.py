@@ -1,4 +1,4 @@
-"""What can go wrong between a checkpoint and a score, grouped by what happens next.
+"""Errors between a checkpoint and a score, grouped by what happens next.
 
 A checkpoint that can't be trusted is `model.errors.CheckpointError` (refuse it, keep the old one),
 and a row that the schema doesn't allow is `model.errors.FeatureError` (tell the caller).

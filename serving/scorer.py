@@ -1,8 +1,8 @@
-"""Scores events with the checkpoint of the moment, in any process of a user's own.
+"""A scorer of events by the newest checkpoint, for any process.
 
-In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; what it fetches
-is verified and tried out before one reference is swapped, between two requests. As a rule it
-fetches one delta; having missed some, those too; having nothing, the last full checkpoint and its
+In: rows or an `EventBatch`. Out: click probabilities. A thread follows the store; it verifies and
+tries out each checkpoint before it swaps one reference, between two requests. It fetches one
+delta as a rule, every delta that it missed, or, at the start, the last full checkpoint and its
 deltas. A checkpoint that can't be trusted, or isn't newer, is refused, and the one being served
 stays. Scoring itself takes no lock and never waits for Redis.
 """
@@ -155,7 +155,7 @@ class Scorer:
         return self
 
     def close(self) -> None:
-        """Stop following. What serves can still score."""
+        """Stop following. The model that serves can still score."""
         self._stop.set()
         if self._follower is not None:
             self._follower.join()

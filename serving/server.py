@@ -2,8 +2,8 @@
 
 In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is
 decoded and scored between two turns of the event loop, since handing it over would cost more; a
-large one on a thread, so that nobody waits behind it. What is wrong with a body, `serving/wire.py`
-says; here it gets its status.
+large one on a thread, so that no other request waits behind it. `serving/wire.py` checks a body;
+this module answers a `RequestError` with its status.
 """
 
 import asyncio

@@ -184,8 +184,8 @@ def model_metadata(header: Header, name: str) -> dict[str, Any]:
 
 
 def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
-    """The body that says why. `protocol`: as the Open Inference Protocol wants it, where `error` is
-    a text."""
+    """The body that answers a request which breaks a rule. `protocol`: in the form of the Open
+    Inference Protocol, where `error` is a text."""
     reason = {"field": refusal.field, "rule": refusal.rule, "value": refusal.value}
     return msgspec.json.encode({"error": str(refusal), **reason} if protocol else {"error": reason})
 
