@@ -163,7 +163,7 @@ def of_another_version(data: bytes) -> bytes:
         (lambda data: b"", "must not be cut short"),
         (lambda data: b"PK" + data[2:], "must begin with"),
         (not_finite, "must be finite"),
-        (of_another_type, "rows must be unsigned"),
+        (of_another_type, "rows: must be unsigned"),
         (without_a_tensor, "tensor mixture"),
         (of_another_version, "header.version: must be 2, got 77"),
     ],
