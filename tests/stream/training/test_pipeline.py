@@ -5,130 +5,28 @@ import json
 import os
 import signal
 from contextlib import closing
-from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
-import torch
 
-from niwaki.model.features.schema import EventBatch
-from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.errors import NiwakiError
-from niwaki.serving.scorer import Scorer
-from niwaki.serving.store import CheckpointStore, StoreConfig
-from niwaki.stream.app import new_reader
-from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
+from niwaki.serving.store import StoreConfig
 from niwaki.stream.errors import BrokerError, ConfigError
-from niwaki.stream.events import encode_arrow, encode_json
+from niwaki.stream.events import encode_arrow
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
-from niwaki.stream.kafka.sink import DeadLetters, EventSink, Outbox
+from niwaki.stream.kafka.sink import Outbox
 from niwaki.stream.recordings.recording import batch_to_table
 from niwaki.stream.training.observers import StepCallback
-from niwaki.stream.training.pipeline import Pipeline
-from niwaki.stream.training.served_replica import ServedReplica
-from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.stopwatch import STAGES
-from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
-from tests.support.streams import SCHEMA, SMALL, click_events, differing
-
-NEVER_S = 1e9
-PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
-ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3})
-DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
-
-
-def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
-    training = TrainingConfig(
-        batch_events=64,
-        window_events=512,
-        publish_every_events=256,
-        max_batch_age_s=max_batch_age_s,
-    )
-    return Trainer(
-        TrainerConfig(schema=SCHEMA, model=SMALL, pruning=PRUNING, drift=DRIFT, training=training)
-    )
-
-
-def uninterrupted(
-    events: EventBatch, replica: ServedReplica | None = None
-) -> dict[str, torch.Tensor]:
-    """What a trainer that got all events at once has become. If `replica` is given, it must be
-    as this trainer's, published as often, has become."""
-    trainer = new_trainer()
-    followed = trainer.add_replica(trainer.config.training.publish_every_events)
-    for start in range(0, len(events), 64):
-        if followed.due(trainer.step(events.slice(start, start + 64)).move):
-            followed.refresh()
-    if replica:
-        followed.refresh()  # the last one, at the end
-        first, second = followed.state(), replica.state()
-        assert len(first) > 5 and all(
-            np.array_equal(first[name], second[name], equal_nan=True) for name in first
-        )
-    return trainer.state()[1]
-
-
-def assert_same(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
-    assert differing(trainer.state()[1], tensors) == []
-
-
-def json_messages(events: EventBatch) -> list[bytes]:
-    return encode_json(batch_to_table(events, SCHEMA))
-
-
-class Running:
-    """The parts of one trainer over the session's servers; each instance is a process that may
-    die."""
-
-    def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
-        self.reader, self.dead_letters = new_reader(kafka, SCHEMA), DeadLetters(kafka)
-        self.store, self.telemetry = CheckpointStore(store), Telemetry()
-        self.pipeline = Pipeline(
-            reader=self.reader,
-            dead_letters=self.dead_letters,
-            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
-            store=self.store,
-            telemetry=self.telemetry,
-            snapshot=SnapshotConfig(directory=str(directory), every_s=NEVER_S),
-            **options,
-        )
-        self.trainer = self.pipeline.trainer
-
-    def __enter__(self) -> "Running":
-        try:
-            self.pipeline.resume()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pipeline.publisher.close()
-        self.reader.close()
-        self.dead_letters.close()
-        self.store.close()
-
-
-@pytest.fixture
-def setting(kafka_config, redis_url, key_prefix, tmp_path):
-    """(Kafka, Redis, folder) of one trainer, with its topics. It reads inline, which starts
-    faster."""
-    kafka = kafka_config(reader="inline")
-    ensure_topic(kafka, kafka.topic)
-    ensure_topic(kafka, kafka.dead_letters)
-    return kafka, StoreConfig(url=redis_url, name=key_prefix()), tmp_path
-
-
-def produce(kafka: KafkaConfig, values: list[bytes]) -> None:
-    with EventSink(kafka) as sink:
-        for value in values:
-            sink.send(value)
-
-
-def never() -> bool:
-    return False
+from tests.support.pipelines import (
+    Running,
+    assert_same,
+    json_messages,
+    never,
+    produce,
+    uninterrupted,
+)
+from tests.support.streams import SCHEMA, click_events
 
 
 def test_what_comes_through_kafka_is_learned_as_if_it_had_been_handed_over(setting):
@@ -347,109 +245,6 @@ def test_a_trainer_whose_reader_dies_says_so_and_the_next_one_goes_on_from_its_s
         assert 1024 <= second.trainer.events <= first.trainer.events
         second.pipeline.run(never, limit_events=2048)
         assert_same(second.trainer, uninterrupted(events))
-
-
-def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_version(setting):
-    kafka, store, _ = setting
-    events, scored = click_events(8000), click_events(500, seed=3)
-    produce(
-        kafka,
-        json_messages(events.slice(0, 4000))
-        + json_messages(click_events(4000, seed=1, flipped=True)),
-    )
-    with Scorer.from_redis(store.url, store.name) as scorer, Running(*setting) as running:
-        learner, checked = running.trainer.learner, []
-        publisher = running.pipeline.publisher
-        publish = publisher.publish
-
-        def publish_and_compare(status, offsets):
-            publish(status, offsets)
-            publisher.settle()
-            assert scorer.wait(publisher.version, 30)
-            weights = running.pipeline.replica.mixture.weights
-            logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
-            checked.append(
-                float(np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max())
-            )
-
-        publisher.publish = publish_and_compare
-        running.pipeline.run(never, limit_events=8000)
-        header = scorer.model.header
-        assert running.trainer.policy.state.cycle >= 2, "no newly pruned network after the drift"
-    assert max(checked) <= 1e-6 and len(checked) > 20
-    assert header.multiply_adds <= PRUNING.budget * header.dense_multiply_adds
-    assert header.events == 8000 and header.offsets == {"0": 8000}
-
-
-def test_a_published_network_is_as_small_as_it_says(setting):
-    from niwaki.model.published.checkpoint import unpack
-
-    kafka, store, _ = setting
-    produce(kafka, json_messages(click_events(2048)))
-    with Running(*setting) as running:
-        running.pipeline.run(never, limit_events=2048)
-        header, tensors = unpack(running.store.fetch())
-    matrices = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name.startswith("network.") and tensor.dim() == 2
-    }
-    assert header.phase == "sparse"
-    assert (
-        sum(tensor.numel() for tensor in matrices.values())
-        <= header.multiply_adds
-        <= PRUNING.budget * header.dense_multiply_adds
-    )
-
-
-def test_while_redis_is_away_learning_goes_on_and_the_next_version_is_published_later(setting):
-    from niwaki.serving.errors import StoreUnavailable
-
-    produce(setting[0], json_messages(click_events(2048)))
-    with Running(*setting) as running:
-        publish, attempts = running.store.publish, []
-
-        def away_at_first(header, data):
-            attempts.append(header.version)
-            if len(attempts) < 2:
-                raise StoreUnavailable("away")
-            return publish(header, data)
-
-        running.store.publish = away_at_first
-        running.pipeline.run(never, limit_events=2048)
-        assert running.trainer.events == 2048
-        assert attempts[0] == attempts[1] == 1
-        assert running.store.head().version == running.pipeline.version >= 1
-        assert running.telemetry.registry.get_sample_value("niwaki_publication_failures_total") == 1
-
-
-@pytest.mark.parametrize("fails", [1, 3, 4])
-def test_what_was_on_its_way_when_redis_went_away_is_in_the_next_version(setting, fails):
-    """Redis goes away after the loop has gone on: the scorer ends where the trainer does all the
-    same."""
-    from niwaki.serving.errors import StoreUnavailable
-
-    produce(setting[0], json_messages(click_events(3000)))
-    scored = click_events(200, seed=3)
-    with Scorer.from_redis(setting[1].url, setting[1].name) as scorer, Running(*setting) as running:
-        publisher, publish, kinds = running.pipeline.publisher, running.store.publish, []
-
-        def sometimes_away(header, data):
-            kinds.append("full" if not header.base else "delta")
-            if len(kinds) == fails:
-                raise StoreUnavailable("away")
-            return publish(header, data)
-
-        running.store.publish = sometimes_away
-        publisher._retry_s = 0.0
-        running.pipeline.run(never, limit_events=3000)
-        assert scorer.wait(publisher.version, 30)
-        learner, weights = running.trainer.learner, publisher.replica.mixture.weights
-        logits = torch.from_numpy(learner.predict(learner.encoder.encode(scored), weights))
-        assert np.abs(scorer.score_batch(scored) - logits.sigmoid().numpy()).max() <= 1e-6
-        served = publisher.replica.served
-        assert scorer.score_batch(scored).tolist() == served.predict(scored).tolist()
-    assert kinds[fails] == "full" and "delta" in kinds[fails + 1 :]
 
 
 def test_a_snapshot_of_another_schema_or_a_damaged_one_is_refused_rather_than_ignored(setting):

@@ -1,0 +1,121 @@
+"""One trainer's loop over a real Kafka and a real Redis, and what a trainer becomes that got all
+events at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from niwaki.model.features.schema import EventBatch
+from niwaki.pruning.config import PruningConfig
+from niwaki.serving.store import CheckpointStore, StoreConfig
+from niwaki.stream.app import new_reader
+from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
+from niwaki.stream.events import encode_json
+from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
+from niwaki.stream.kafka.sink import DeadLetters, EventSink
+from niwaki.stream.recordings.recording import batch_to_table
+from niwaki.stream.training.pipeline import Pipeline
+from niwaki.stream.training.served_replica import ServedReplica
+from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.telemetry import Telemetry
+from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
+from tests.support.streams import SCHEMA, SMALL, differing
+
+NEVER_S = 1e9
+PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
+ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3})
+DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
+
+
+def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
+    training = TrainingConfig(
+        batch_events=64,
+        window_events=512,
+        publish_every_events=256,
+        max_batch_age_s=max_batch_age_s,
+    )
+    return Trainer(
+        TrainerConfig(schema=SCHEMA, model=SMALL, pruning=PRUNING, drift=DRIFT, training=training)
+    )
+
+
+def uninterrupted(
+    events: EventBatch, replica: ServedReplica | None = None
+) -> dict[str, torch.Tensor]:
+    """What a trainer that got all events at once has become. If `replica` is given, it must be
+    as this trainer's, published as often, has become."""
+    trainer = new_trainer()
+    followed = trainer.add_replica(trainer.config.training.publish_every_events)
+    for start in range(0, len(events), 64):
+        if followed.due(trainer.step(events.slice(start, start + 64)).move):
+            followed.refresh()
+    if replica:
+        followed.refresh()  # the last one, at the end
+        first, second = followed.state(), replica.state()
+        assert len(first) > 5 and all(
+            np.array_equal(first[name], second[name], equal_nan=True) for name in first
+        )
+    return trainer.state()[1]
+
+
+def assert_same(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
+    assert differing(trainer.state()[1], tensors) == []
+
+
+def json_messages(events: EventBatch) -> list[bytes]:
+    return encode_json(batch_to_table(events, SCHEMA))
+
+
+class Running:
+    """The parts of one trainer over the session's servers; each instance is a process that may
+    die."""
+
+    def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
+        self.reader, self.dead_letters = new_reader(kafka, SCHEMA), DeadLetters(kafka)
+        self.store, self.telemetry = CheckpointStore(store), Telemetry()
+        self.pipeline = Pipeline(
+            reader=self.reader,
+            dead_letters=self.dead_letters,
+            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
+            store=self.store,
+            telemetry=self.telemetry,
+            snapshot=SnapshotConfig(directory=str(directory), every_s=NEVER_S),
+            **options,
+        )
+        self.trainer = self.pipeline.trainer
+
+    def __enter__(self) -> "Running":
+        try:
+            self.pipeline.resume()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipeline.publisher.close()
+        self.reader.close()
+        self.dead_letters.close()
+        self.store.close()
+
+
+@pytest.fixture
+def setting(kafka_config, redis_url, key_prefix, tmp_path):
+    """(Kafka, Redis, folder) of one trainer, with its topics. It reads inline, which starts
+    faster."""
+    kafka = kafka_config(reader="inline")
+    ensure_topic(kafka, kafka.topic)
+    ensure_topic(kafka, kafka.dead_letters)
+    return kafka, StoreConfig(url=redis_url, name=key_prefix()), tmp_path
+
+
+def produce(kafka: KafkaConfig, values: list[bytes]) -> None:
+    with EventSink(kafka) as sink:
+        for value in values:
+            sink.send(value)
+
+
+def never() -> bool:
+    return False
