@@ -13,6 +13,11 @@ from niwaki.pruning.errors import NiwakiError, RuleError
 _MAX_REASON_CHARACTERS = 400  # a reason travels in a header and in a line of a log
 
 
+def reason_of(field: str, rule: str, value: str = "") -> str:
+    """A broken rule in one line, at most 400 characters. `value`: as it is shown; empty: none."""
+    return (f"{field}: {rule}" + (f", got {value}" if value else ""))[:_MAX_REASON_CHARACTERS]
+
+
 class ConfigError(RuleError):
     """A setting, option or file that the user must correct. Names it, the rule and the value."""
 
@@ -21,13 +26,13 @@ class EventError(RuleError):
     """An event that cannot be learned from, however often it is read. Dead-letter it and go on."""
 
     kind: str
-    """The kind of broken rule, one of `stream.tables.RULES`."""
+    """The kind of broken rule, one of `stream.tables.KINDS`."""
 
     def __init__(self, kind: str, field: str, rule: str, *value: object):
         """`field`: the column, or "value" for a message as a whole. `value`: see `RuleError`."""
         super().__init__(field, rule, *value)
         self.kind = kind
-        self.args = (str(self)[:_MAX_REASON_CHARACTERS],)
+        self.args = (reason_of(field, rule, self.value),)
 
 
 class BrokerError(NiwakiError):

@@ -9,7 +9,7 @@ A further format takes an entry in `ENCODERS` and a branch in `EventDecoder.deco
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.pruning.errors import check_rules
 from niwaki.stream.errors import ConfigError, EventError
 from niwaki.stream.tables import (
     LABEL_RULE,
@@ -34,6 +35,37 @@ ARROW_START = b"\xff\xff\xff\xff"
 """Continuation marker with which every Arrow IPC stream begins, and no JSON text."""
 MAX_EVENT_BYTES = 1_000_000
 """Default of the largest size of a message for each of its events."""
+
+
+class EventsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The way that events are read, from a topic or a file (the `[events]` section)."""
+
+    envelope: str = ""
+    """Path of the event in its message or row, names separated by points, such as
+    "payload.after"; "": the message is the event."""
+    unknown_columns: Literal["reject", "ignore"] = "reject"
+    """Treatment of an event of a topic with a column that the schema does not name."""
+    max_rejected_ratio: float = 0.01
+    """Share of a file's events that may be left out, 0..1; with more, a command fails."""
+    separator: str = ""
+    """Text between the fields of a delimited file, such as ";" or "::"; "": seen in the file."""
+    names: tuple[str, ...] = ()
+    """Names of the columns of a delimited file without a header; empty: its first line has them."""
+    encoding: str = ""
+    """Encoding of a text file, such as "latin-1"; "": UTF-8, or what its byte order mark says."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_rejected_ratio": (0 <= self.max_rejected_ratio <= 1, "must be in 0..1"),
+            "envelope": (all(self.envelope.split(".")) or not self.envelope, "must be names"),
+            "names": (
+                len(set(self.names)) == len(self.names) and all(self.names),
+                "must be different names",
+            ),
+        }
+        check_rules(self, rules)
+
+
 _ROWS_AT_ONCE = 1_024
 """JSON events that are made into columns together: few enough to be still in the processor's
 cache."""
@@ -87,7 +119,7 @@ class EventDecoder:
                     rows.append(self._decode_leniently(value))
                     row_at.append(index)
             except EventError as error:
-                rejects.append(Reject(index, error.kind, str(error)))
+                rejects.append(Reject(index, error.kind, error.field, error.rule, error.value))
         pieces.append(self._rows_to_batch(rows, row_at, rejects))
         pieces += [self._tables_to_batch(alike, rejects) for alike in tables.values()]
         batch = EventBatch.concat([piece for piece, _ in pieces])
@@ -175,7 +207,8 @@ class EventDecoder:
             )
         except EventError as error:
             rejects += [
-                Reject(index, error.kind, str(error), len(table)) for index, table in tables
+                Reject(index, error.kind, error.field, error.rule, error.value, len(table))
+                for index, table in tables
             ]
             return self._rows_to_batch([], [], rejects)
         first_row = dict(
@@ -188,8 +221,8 @@ class EventDecoder:
         for index, those in by_message.items():
             first = those[0]
             row = first.position - first_row[index]
-            reason = f"{len(those)} of its events, first row {row}: {first.reason}"
-            rejects.append(Reject(index, first.rule, reason, len(those)))
+            rule = f"{first.rule} (row {row}, the first of {len(those)} wrong ones)"
+            rejects.append(Reject(index, first.kind, first.field, rule, first.value, len(those)))
         return batch, np.delete(index_B, [reject.position for reject in wrong])
 
     def _rows_to_batch(

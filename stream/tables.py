@@ -13,10 +13,24 @@ import pyarrow as pa
 
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import shorten
-from niwaki.stream.errors import EventError
+from niwaki.stream.errors import EventError, reason_of
 
-RULES = ("null", "size", "json", "arrow", "column", "label", "timestamp", "categorical", "numeric")
-"""Kinds of rules that a message can break, few enough to be labels of a metric."""
+KINDS = (
+    "null",
+    "size",
+    "encoding",
+    "row",
+    "json",
+    "arrow",
+    "registry",
+    "envelope",
+    "column",
+    "label",
+    "timestamp",
+    "categorical",
+    "numeric",
+)
+"""Kinds of rules that an event can break, few enough to be labels of a metric."""
 
 LARGEST_TIME_MS = 2**53
 _LARGEST_NUMERIC = float(np.finfo(np.float32).max)
@@ -38,13 +52,22 @@ class Reject(NamedTuple):
     """A message or row that cannot be learned from, with the reason."""
 
     position: int
-    """Position in the decoded sequence: of a message, or of a row of a table."""
+    """Position in the decoded sequence: of a message, or of a row of a table. Of a recording: the
+    line or row in the file, from 1."""
+    kind: str
+    """The kind of rule that it breaks, one of `KINDS`."""
+    field: str
+    """The column, or "value" for a message as a whole, or "row" for a row as a whole."""
     rule: str
-    """The kind of rule that it breaks, one of `RULES`."""
-    reason: str
-    """The field, the rule and the value, as far as they are known."""
+    value: str = ""
+    """The value as it is shown; empty where there is none."""
     events: int = 1
     """Number of rejected events. Other events of the same message, if any, are decoded."""
+
+    @property
+    def reason(self) -> str:
+        """The field, the rule and the value in one line."""
+        return reason_of(self.field, self.rule, self.value)
 
 
 def table_to_batch(
@@ -80,11 +103,10 @@ def table_to_batch(
         )
     wrong = numeric_rejects(numerics_NB, schema)
     for row in np.flatnonzero(~(np.abs(times_ms_B) <= LARGEST_TIME_MS)).tolist():
-        wrong[row] = Reject(
-            row, "timestamp", f"{schema.timestamp}: {TIME_RULE}, got {times_ms_B[row]}"
-        )
+        field = schema.timestamp or ""
+        wrong[row] = Reject(row, "timestamp", field, TIME_RULE, str(times_ms_B[row]))
     for row in np.flatnonzero(~((labels_B >= 0) & (labels_B <= 1))).tolist():
-        wrong[row] = Reject(row, "label", f"{schema.label}: {LABEL_RULE}, got {labels_B[row]}")
+        wrong[row] = Reject(row, "label", schema.label, LABEL_RULE, str(labels_B[row]))
     return without_events(batch, wrong), [wrong[row] for row in sorted(wrong)]
 
 
@@ -98,8 +120,9 @@ def numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Reject
     """A `Reject` for each row with a number that 32 bits can't hold, by row."""
     rejects = {}
     for field, row in zip(*np.nonzero(np.abs(numerics_NB) > _LARGEST_NUMERIC), strict=True):
-        reason = f"{schema.numeric[field]}: {_NUMERIC_RULE}, got {numerics_NB[field, row]}"
-        rejects[int(row)] = Reject(int(row), "numeric", reason)
+        value = str(numerics_NB[field, row])
+        name = schema.numeric[field]
+        rejects[int(row)] = Reject(int(row), "numeric", name, _NUMERIC_RULE, value)
     return rejects
 
 

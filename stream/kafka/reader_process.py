@@ -321,9 +321,7 @@ def _pack_batch(polled: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns,
     )
     strings = columns.serialize().to_pybytes() if batch.categorical else b""
     arrays = (polled.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN)
-    rejects = [
-        (record, reject._replace(reason=_valid(reject.reason))) for record, reject in polled.rejects
-    ]
+    rejects = [(record, _valid_reject(reject)) for record, reject in polled.rejects]
     head = _Columns(
         len(batch),
         len(strings),
@@ -340,6 +338,12 @@ def _valid(text: str) -> str:
     """`text` without halves of surrogate pairs, which a broken event may hold and which no encoding
     allows."""
     return text.encode(errors="replace").decode()
+
+
+def _valid_reject(reject: Reject) -> Reject:
+    return reject._replace(
+        field=_valid(reject.field), rule=_valid(reject.rule), value=_valid(reject.value)
+    )
 
 
 def _unpack_batch(

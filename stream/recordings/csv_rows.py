@@ -63,8 +63,8 @@ def read_csv(
 
     def reject(row: csv.InvalidRow) -> str:
         fields = f"must have {row.expected_columns} fields, has {row.actual_columns}"
-        reason = f"row: {fields}, got {shorten(row.text)}"
-        malformed.append(Reject(row.number - 2, "column", reason))  # the header is row 1
+        # The header is row 1.
+        malformed.append(Reject(row.number - 2, "row", "row", fields, shorten(row.text)))
         return "skip"
 
     convert = csv.ConvertOptions(
@@ -123,8 +123,8 @@ def _typed(table: pa.Table, row_B: np.ndarray, schema: Schema) -> TypedRows:
             text = pc.if_else(pc.is_in(text, _NO_NUMBER), pa.scalar(None, pa.string()), text)
             columns[name], words = _numbers(text, *_TYPES[roles[name]])
             for at, word in words.items():
-                reason = f"{name}: must be {_RULES[roles[name]]}, got {shorten(word)}"
-                wrong[at] = Reject(int(row_B[at]), roles[name], reason)
+                rule = f"must be {_RULES[roles[name]]}"
+                wrong[at] = Reject(int(row_B[at]), roles[name], name, rule, shorten(word))
         else:
             columns[name] = text
     table = pa.table(columns)

@@ -83,7 +83,7 @@ class Metrics(Observer):
         """Count messages, bytes and rejects."""
         self._telemetry.polled(polled.messages, polled.size_bytes)
         for _, reject in polled.rejects:
-            self._telemetry.rejected(reject.rule, reject.events)
+            self._telemetry.rejected(reject.kind, reject.events)
 
     def stepped(self, step: Step) -> None:
         """Count events, drifts and moves."""

@@ -51,12 +51,11 @@ def test_bad_rows_of_an_arrow_message_make_one_reject_and_the_others_are_read():
     )
     assert texts(batch)[0] == ["first", "a", "b", "last"]
     assert index_B.tolist() == [0, 1, 1, 2]
-    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [
+    assert [(reject.position, reject.kind, reject.events) for reject in rejects] == [
         (1, "label", 4)
     ]
-    assert (
-        rejects[0].reason
-        == "4 of its events, first row 1: label: must be a number in [0, 1], got nan"
+    assert rejects[0].reason == (
+        "label: must be a number in [0, 1] (row 1, the first of 4 wrong ones), got nan"
     )
 
 
@@ -66,7 +65,7 @@ def test_an_arrow_message_with_a_wrong_column_is_rejected_whole_and_only_it():
     good = encode_arrow(table({}), 1)
     batch, index_B, rejects = decode(*wrong, *unknown, *good)
     assert index_B.tolist() == [2]
-    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [
+    assert [(reject.position, reject.kind, reject.events) for reject in rejects] == [
         (0, "label", 2),
         (1, "column", 1),
     ]
@@ -77,7 +76,7 @@ def test_an_arrow_message_may_be_long_if_its_events_are_not():
     batch, _, rejects = decode(*encode_arrow(many, 200), max_event_bytes=500)
     assert (len(batch), rejects) == (200, [])
     _, _, rejects = decode(*encode_arrow(table({"c_user": "a" * 2_000_000}), 1))
-    assert [reject.rule for reject in rejects] == ["size"]
+    assert [reject.kind for reject in rejects] == ["size"]
 
 
 def test_metadata_of_a_schema_does_not_matter():
@@ -177,7 +176,7 @@ def test_rows_that_break_the_schema_are_left_out_and_named():
     )
     batch, rejects = table_to_batch(table_, SCHEMA)
     assert batch.times_s_B.tolist() == [0.001]
-    assert [(reject.position, reject.rule) for reject in rejects] == [
+    assert [(reject.position, reject.kind) for reject in rejects] == [
         (1, "label"),
         (2, "timestamp"),
         (3, "label"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from niwaki.model.features.schema import Schema, rows_to_batch
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events import EventDecoder
-from niwaki.stream.tables import RULES
+from niwaki.stream.tables import KINDS
 from tests.support.messages import SCHEMA, decode, event, same, texts
 
 
@@ -157,9 +157,9 @@ def test_a_bad_event_is_rejected_with_field_rule_and_value_and_costs_no_other(ki
     batch, index_B, rejects = decode(event(c_user="before"), value, event(c_user="after"))
     assert texts(batch)[0] == ["before", "after"]
     assert index_B.tolist() == [0, 2]
-    assert [(reject.position, reject.rule, reject.events) for reject in rejects] == [(1, rule, 1)]
+    assert [(reject.position, reject.kind, reject.events) for reject in rejects] == [(1, rule, 1)]
     assert rejects[0].reason.startswith(reason)
-    assert rule in RULES
+    assert rule in KINDS
 
 
 def test_a_long_value_is_shortened_in_the_reason():

@@ -80,7 +80,12 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
     record = Record("events", 3, 7, -1, None, b"\xff")
     after_B4 = np.stack([message_B] * 4, axis=1)
     reading = PolledBatch(
-        batch, after_B4, [(record, Reject(0, "json", "value: must be JSON"))], {3: 8}, count + 1, 99
+        batch,
+        after_B4,
+        [(record, Reject(0, "json", "value", "must be JSON"))],
+        {3: 8},
+        count + 1,
+        99,
     )
     head, body = reader_process._pack_batch(reading, {3: 11})
     strings = reader_process._strings_schema(schema)
@@ -114,7 +119,7 @@ def test_a_process_reads_what_the_caller_would_have_read(filled, caplog):
             (
                 np.concatenate([b.numerics_BN for b in batches]),
                 after_B4,
-                [(r.offset, x.rule) for r, x in rejects],
+                [(r.offset, x.kind) for r, x in rejects],
             )
         )
     assert "partitions [0] of 1" in caplog.text  # the log of the process is the caller's

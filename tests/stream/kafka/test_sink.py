@@ -84,7 +84,7 @@ def test_bad_events_are_dead_lettered_with_reason_and_place_and_the_others_are_l
         dead_letters.flush()
     assert [records[index].value for index in index_B] == good
     assert batch.times_s_B.tolist() == [number / 1000 for number in range(len(good))]
-    assert [reject.rule for reject in rejects] == [rule.strip() for rule in BAD_MESSAGES]
+    assert [reject.kind for reject in rejects] == [rule.strip() for rule in BAD_MESSAGES]
     found = letters(config, len(BAD_MESSAGES))
     assert [value for value, _ in found] == list(BAD_MESSAGES.values())
     for at, (reject, (_, headers)) in enumerate(zip(rejects, found, strict=True)):
@@ -127,7 +127,7 @@ def test_a_message_that_the_broker_refuses_is_an_error_of_the_sink(kafka_config)
         sink.send(b"more")
 
 
-def test_a_sinkholds_its_caller_back_and_loses_nothing(kafka_config):
+def test_a_sink_holds_its_caller_back_and_loses_nothing(kafka_config):
     config = kafka_config()
     ensure_topic(config, config.topic)
     with EventSink(config, max_waiting_bytes=100_000) as sink:

@@ -190,8 +190,8 @@ def test_a_bad_row_or_number_of_csv_costs_one_event_and_is_told_with_its_row(tmp
         [None, "", "b"],
     ]
     np.testing.assert_array_equal(batch.numerics_BN, [[1.5, np.nan], [np.nan, 3], [np.nan, 1000]])
-    assert [(reject.position, reject.rule) for reject in rejects] == [
-        (1, "numeric"), (2, "column"), (4, "label"), (5, "timestamp"), (6, "numeric"), (8, "column")
+    assert [(reject.position, reject.kind) for reject in rejects] == [
+        (1, "numeric"), (2, "row"), (4, "label"), (5, "timestamp"), (6, "numeric"), (8, "row")
     ]  # fmt: skip
     assert rejects[0].reason == "age: must be a number, got 'much'"
     assert "must have 6 fields, has 4" in rejects[1].reason
@@ -218,7 +218,7 @@ def test_lines_that_are_no_events_are_rejects_with_their_row(tmp_path):
     path.write_text(f'{good}\n\nnonsense\n{good}\n{{"ts": 1, "label": 5}}\n')
     batch, rejects = read(path, chunk_events=2)
     assert len(batch) == 2
-    assert [(reject.position, reject.rule) for reject in rejects] == [(1, "json"), (3, "label")]
+    assert [(reject.position, reject.kind) for reject in rejects] == [(1, "json"), (3, "label")]
 
 
 def test_a_column_of_the_wrong_type_is_said_at_once(tmp_path):
