@@ -19,7 +19,8 @@ from river.base.typing import ClfTarget
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import FeatureError
-from niwaki.model.features.schema import Schema, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import pack_as, unpack_as
 

@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 
 from niwaki.model.errors import CheckpointError
-from niwaki.model.features.schema import EventBatch, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import EventBatch
 from niwaki.model.published.checkpoint import unpack
 from niwaki.model.published.served import PublishedModel
 from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer

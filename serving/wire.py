@@ -16,7 +16,8 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from niwaki.model.errors import FeatureError
-from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import RuleError, shorten
 

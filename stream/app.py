@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from niwaki.model.features.schema import Schema
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.config import Config
-from niwaki.stream.events import EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.kafka.connection import Committer, KafkaConfig, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, Reader
 from niwaki.stream.kafka.reader_process import ReaderProcess

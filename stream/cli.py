@@ -176,7 +176,7 @@ def replay(
 
         niwaki replay clicks.parquet --topic events --speed 3600 --loop
     """
-    from niwaki.stream.events import ENCODERS
+    from niwaki.stream.events.encoders import ENCODERS
     from niwaki.stream.kafka.sink import EventSink
     from niwaki.stream.recordings.replay import replay as play
 

@@ -26,7 +26,7 @@ WINGS = {  # each may import those before it, and the rooms below
         "errors redis_client store double_buffer scorer wire openapi network_export metrics server"
     ).split(),
     "stream": (
-        "errors tables events kafka recordings synthetic drift training config app offline"
+        "errors events kafka recordings synthetic drift training config app offline"
         " console cli_options cli"
     ).split(),
 }

@@ -22,10 +22,10 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Move
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.drift.observations import Observations
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.world import SyntheticConfig, World
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 AT = 100_000

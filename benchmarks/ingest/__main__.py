@@ -41,7 +41,8 @@ from niwaki.pruning.policy import Phase
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.events import EventDecoder, encode_arrow, encode_json
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.encoders import encode_arrow, encode_json
 from niwaki.stream.kafka.batcher import Batcher
 from niwaki.stream.kafka.connection import KafkaConfig, connect, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions

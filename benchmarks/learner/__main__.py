@@ -50,6 +50,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.files import is_recording
@@ -57,7 +58,6 @@ from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 BATCH_EVENTS = 128

@@ -27,7 +27,9 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.events import EventDecoder, encode_json
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.encoders import encode_json
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.kafka.connection import KafkaConfig, Record, ensure_topic
 from niwaki.stream.kafka.reader import Reader
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
@@ -36,7 +38,6 @@ from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads

@@ -22,6 +22,7 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import Adaptive
 from niwaki.pruning.policy import ALONE, Comparison, Move
 from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
@@ -32,7 +33,6 @@ from niwaki.stream.synthetic.generator import (
     true_probabilities,
 )
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.trainer import (
     ServedReplica,
     Step,

@@ -23,12 +23,12 @@ from niwaki.model.published.table_codes import Precision
 from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.publisher import Publisher
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig

@@ -22,10 +22,10 @@ from niwaki.model.mixture import LOGIT_RANGE
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.tensors import Export
 from niwaki.serving.network_export import export
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 
 Score = Callable[[HashedEvents], np.ndarray]
 

@@ -24,11 +24,11 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import Adaptive
 from niwaki.pruning.policy import Move, Phase
 from niwaki.stream.drift.monitor import DriftConfig
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVENTS = 200_000

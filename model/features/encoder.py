@@ -154,6 +154,19 @@ def _mix(h: np.uint64) -> np.uint64:
     return max(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
 
 
+@kernel("int64(Array(uint8, 1, 'C', readonly=True), int64, int64)")
+def _end_of_name(text: np.ndarray, start: int, stop: int) -> int:
+    """The place after a string's last byte that counts: without ".0" where all before it are
+    digits, since pandas writes an integer id so when others are missing."""
+    if stop - start < 3 or text[stop - 1] != 48 or text[stop - 2] != 46:
+        return stop
+    first = start + 1 if text[start] == 45 and stop - start > 3 else start
+    for at in range(first, stop - 2):
+        if text[at] < 48 or text[at] > 57:
+            return stop
+    return stop - 2
+
+
 @kernel(
     "void(Array(uint8, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
     " Array(uint8, 1, 'C', readonly=True), int64, uint64[::1], uint64[:,::1])"
@@ -167,7 +180,7 @@ def _hash_strings(
     hashes_BF: np.ndarray,
 ) -> None:
     """Write the hash of each string of an Arrow array, from its length and its bytes, eight at a
-    time; 0 where it is null.
+    time; 0 where it is null. "4711.0" has the hash of "4711".
 
     `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`:
     the array's offset. The array holds B strings of the first field, then B of the second, and so
@@ -181,7 +194,7 @@ def _hash_strings(
                 hashes_BF[b, f] = 0
                 continue
             start = np.int64(offsets[i])
-            stop = np.int64(offsets[i + 1])
+            stop = _end_of_name(text, start, np.int64(offsets[i + 1]))
             h = _mix(seeds_F[f] ^ np.uint64(stop - start))
             for at in range(start, stop, 8):
                 word = np.uint64(0)

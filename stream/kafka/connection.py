@@ -29,7 +29,7 @@ from kafka.structs import OffsetAndMetadata
 
 from niwaki.pruning.errors import check_rules
 from niwaki.stream.errors import BrokerError, ConfigError
-from niwaki.stream.events import MAX_EVENT_BYTES
+from niwaki.stream.events.config import MAX_EVENT_BYTES
 
 log = logging.getLogger("niwaki.kafka")
 # The client logs every failed attempt at length; this module logs one line instead. An explicit

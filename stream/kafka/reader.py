@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
-from niwaki.stream.events import EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.source import EventSource, Record
-from niwaki.stream.tables import Reject
 
 
 class Positions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -33,10 +33,10 @@ import pyarrow as pa
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
-from niwaki.stream.events import EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.reader import PolledBatch, Reader
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
-from niwaki.stream.tables import Reject
 
 _AHEAD = 2  # batches that wait for the learner; one more is being written, and one being made
 _POLL_S = 0.1

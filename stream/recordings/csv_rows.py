@@ -18,6 +18,7 @@ from pyarrow import csv
 
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import shorten
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.recordings.files import (
     open_recording,
     rechunk,
@@ -25,7 +26,6 @@ from niwaki.stream.recordings.files import (
     schema_columns,
     translated_file_errors,
 )
-from niwaki.stream.tables import Reject
 
 _BLOCK_BYTES = 4 * 2**20
 _NO_NUMBER = pa.array(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"])

@@ -25,7 +25,10 @@ import pyarrow.parquet as pq
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError, EventError
-from niwaki.stream.events import EventDecoder, encode_json
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.encoders import encode_json
+from niwaki.stream.events.rejects import Reject
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.recordings.csv_rows import read_csv, sample_csv
 from niwaki.stream.recordings.files import (
     open_parquet,
@@ -36,7 +39,6 @@ from niwaki.stream.recordings.files import (
     schema_columns,
     translated_file_errors,
 )
-from niwaki.stream.tables import Reject, table_to_batch
 
 CHUNK_EVENTS = 65_536
 LABELS = ("label", "click", "clicked", "y", "target")
@@ -247,7 +249,7 @@ def _to_batch(
     path: Path, table: pa.Table, row_B: np.ndarray, schema: Schema
 ) -> tuple[EventBatch, list[Reject]]:
     try:
-        batch, rejects = table_to_batch(table, schema)
+        batch, rejects, _ = table_to_batch(table, schema)
     except EventError as error:  # a whole column is of the wrong type
         raise ConfigError(str(path), str(error)) from error
     return batch, [reject._replace(position=int(row_B[reject.position])) for reject in rejects]

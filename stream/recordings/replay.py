@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.events import ENCODERS, EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.encoders import ENCODERS
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.files import recording_format
 from niwaki.stream.recordings.recording import (

@@ -21,11 +21,11 @@ from benchmarks.learner.tables import (
     worst_window,
 )
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.recordings.recording import write_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 
 
 def stream(events: int, labels: np.ndarray | None = None) -> Stream:

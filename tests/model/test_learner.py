@@ -9,8 +9,9 @@ import torch
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import LearnError
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.numerics import KNOTS, Numerics, prepare
-from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner
 from niwaki.stream.offline.backtest import rebatch
 from tests.support.streams import SCHEMA, SMALL, click_events, differing

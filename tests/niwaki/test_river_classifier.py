@@ -222,7 +222,7 @@ def test_a_column_may_be_called_label():
     [
         ({"a": "text"}, True, "a: must be a number, got 'text'"),
         ({"a": 1.0, "b": [1]}, True, r"b: must be a string or a number, got \[1\]"),
-        ({"a": 1.0}, "yes", r"label: must be a number in \[0, 1\], got 'yes'"),
+        ({"a": 1.0}, "maybe", r"label: must be a number in \[0, 1\], got 'maybe'"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_with_column_rule_and_value(x, y, text):

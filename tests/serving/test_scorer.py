@@ -70,7 +70,7 @@ def test_a_row_that_the_schema_does_not_allow_is_named(store, publisher, scorer_
     for row, text in [
         ({"colour": "red"}, "colour: must be a column of the schema, got 'red'"),
         ({"age": "old"}, "age: must be a number, got 'old'"),
-        ({"user": 1.5}, "user: must be a string or an integer, got 1.5"),
+        ({"user": {}}, "user: must be a string or a number, got {}"),
     ]:
         with pytest.raises(FeatureError, match=text):
             scorer.score([{}, row])

@@ -168,7 +168,7 @@ def test_a_column_may_be_a_matrix_of_one_column(served):
         (
             {"inputs": [tensor("user", "FP32", [1.5])]},
             400,
-            "inputs[0].data[0] (user): must be a string or an integer",
+            "inputs[0].data[0] (user): must be a string or a number",
         ),
         (
             {"inputs": [tensor("age", "FP32", [1] * 101)]},

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.model.features.schema import Schema, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.events import EventDecoder
-from niwaki.stream.tables import KINDS
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.rejects import KINDS
 from tests.support.messages import SCHEMA, decode, event, same, texts
 
 
@@ -98,18 +99,21 @@ BAD = {
     "null label": (event(label=None), "label", "label: must be a number in [0, 1], got None"),
     "NaN label": (event(label=math.nan), "label", "label: must be a number in [0, 1], got nan"),
     "label too large": (event(label=2), "label", "label: must be a number in [0, 1], got 2"),
-    "label a boolean": (event(label=True), "label", "label: must be a number in [0, 1], got True"),
-    "label a string": (event(label="1"), "label", "label: must be a number in [0, 1], got '1'"),
-    "no timestamp": (event(ts=...), "timestamp", "ts: must be an integer number of milliseconds"),
-    "timestamp a float": (
-        event(ts=1.5),
+    "label a word": (event(label="a"), "label", "label: must be a number in [0, 1], got 'a'"),
+    "no timestamp": (
+        event(ts=...),
         "timestamp",
-        "ts: must be an integer number of milliseconds",
+        "ts: must be a number of milliseconds since the epoch",
+    ),
+    "timestamp a date": (
+        event(ts="2023-11-14"),
+        "timestamp",
+        "ts: must be a number of milliseconds since the epoch",
     ),
     "timestamp too large": (
         event(ts=10**17),
         "timestamp",
-        "ts: must be an integer number of milliseconds",
+        "ts: must be a number of milliseconds since the epoch",
     ),
     "unknown column": (
         event(c_usr="ann"),
@@ -119,12 +123,7 @@ BAD = {
     "categorical a list": (
         event(c_user=["a"]),
         "categorical",
-        "c_user: must be a string or an integer, got ['a']",
-    ),
-    "categorical a float": (
-        event(c_user=1.5),
-        "categorical",
-        "c_user: must be a string or an integer, got 1.5",
+        "c_user: must be a string or a number, got ['a']",
     ),
     "half a surrogate pair": (
         event(c_user="\ud800x"),
@@ -132,7 +131,7 @@ BAD = {
         "c_user: must be valid Unicode",
     ),
     "endless integer": (event().replace(b'"ann"', b"1" * 5000), "json", "value: must be JSON"),
-    "numeric a string": (event(n_age="30"), "numeric", "n_age: must be a number, got '30'"),
+    "numeric a list": (event(n_age=[30]), "numeric", "n_age: must be a number, got [30]"),
     "numeric infinite": (
         event(n_age=math.inf),
         "numeric",

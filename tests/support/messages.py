@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.stream.events import EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
 
 SCHEMA = Schema(categorical=("c_user", "c_item"), numeric=("n_age", "n_price"), ignore=("trace",))
 GOOD = {
@@ -26,7 +26,8 @@ def event(**changes: object) -> bytes:
 
 
 def decode(*values: bytes | None, schema: Schema = SCHEMA, max_event_bytes: int = 1_000_000):
-    return EventDecoder(schema, max_event_bytes=max_event_bytes).decode(values)
+    """Batch, index of each event's message, and rejects."""
+    return EventDecoder(schema, max_event_bytes=max_event_bytes).decode(values)[:3]
 
 
 def same(one: EventBatch, other: EventBatch) -> bool:

@@ -12,7 +12,7 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
-from niwaki.stream.events import encode_json
+from niwaki.stream.events.encoders import encode_json
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
 from niwaki.stream.recordings.recording import batch_to_table

@@ -11,7 +11,8 @@ import torch
 
 from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Encoder
-from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import pack, unpack
 from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.config import PruningConfig

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.encoder import Encoder
-from niwaki.model.features.schema import EventBatch, Schema, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.schema import EventBatch, Schema
 from tests.support.streams import SCHEMA, click_events
 
 GOLDEN = [
@@ -102,16 +103,13 @@ def test_a_sliced_arrow_column_is_hashed_from_its_own_offset():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"user": 1.5}, "user: must be a string or an integer, got 1.5"),
-        ({"user": True}, "user: must be a string or an integer, got True"),
-        ({"user": ["x"]}, "user: must be a string or an integer"),
+        ({"user": ["x"]}, "user: must be a string or a number"),
         ({"user": "\ud800"}, "user: must be valid Unicode"),
         ({"age": "old"}, "age: must be a number, got 'old'"),
         ({"age": 1e300}, "age: must be finite in 32 bits"),
         ({"age": float("inf")}, "age: must be finite in 32 bits"),
         ({"label": 2}, r"label: must be a number in \[0, 1\], got 2"),
-        ({"label": float("nan")}, r"label: must be a number in \[0, 1\], got nan"),
-        ({"ts": "now"}, "ts: must be an integer number of milliseconds"),
+        ({"ts": "now"}, "ts: must be a number of milliseconds since the epoch"),
         ({"colour": "red"}, "colour: must be a column of the schema, got 'red'"),
         ({"user": "x" * 1000, "age": "y" * 1000}, "age: must be a number, got 'yyy.*\\.\\.\\.$"),
     ],

@@ -13,7 +13,9 @@ import pytest
 
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import BrokerError
-from niwaki.stream.events import EventDecoder, encode_json
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.encoders import encode_json
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka import reader_process
 from niwaki.stream.kafka.connection import ensure_topic
 from niwaki.stream.kafka.reader import PolledBatch, Reader
@@ -21,7 +23,6 @@ from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
 from niwaki.stream.recordings.recording import batch_to_table
-from niwaki.stream.tables import Reject
 from tests.support.streams import SCHEMA, click_events
 
 START = """
@@ -76,7 +77,7 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
     events = batch_to_table(click_events(count, missing=0.3), SCHEMA).select(
         [schema.label, schema.timestamp, *schema.categorical, *schema.numeric]
     )
-    batch, message_B, _ = EventDecoder(schema).decode(encode_json(events))
+    batch, message_B = EventDecoder(schema).decode(encode_json(events))[:2]
     record = Record("events", 3, 7, -1, None, b"\xff")
     after_B4 = np.stack([message_B] * 4, axis=1)
     reading = PolledBatch(

@@ -224,11 +224,11 @@ def test_lines_that_are_no_events_are_rejects_with_their_row(tmp_path):
 def test_a_column_of_the_wrong_type_is_said_at_once(tmp_path):
     path = write(
         tmp_path / "events.parquet",
-        pa.table({"ts": [1], "label": [1], "user": [1.5], "item": ["a"]}),
+        pa.table({"ts": [1], "label": [1], "user": [[1]], "item": ["a"]}),
     )
     with pytest.raises(
         ConfigError,
-        match="events.parquet: user: must be strings or integers, got a column of double",
+        match="events.parquet: user: must be strings or integers, got a column of list",
     ):
         read_recording(path, Schema(categorical=("user", "item")))
 

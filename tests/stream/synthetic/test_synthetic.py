@@ -10,6 +10,7 @@ from niwaki.model.features.encoder import Encoder
 from niwaki.pruning.errors import RuleError
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.drift_plan import plan_drifts
@@ -23,7 +24,6 @@ from niwaki.stream.synthetic.generator import (
     write_stream,
 )
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.tables import table_to_batch
 
 EVERY_DRIFT = [
     "abrupt:concept@30000",
@@ -78,7 +78,7 @@ def test_a_drift_changes_nothing_before_it_and_something_after(drift):
 
 def test_events_read_as_the_schema_says_with_time_that_advances():
     config = stream(events_per_s=2.0)
-    batch, rejects = table_to_batch(table(config), SCHEMA)
+    batch, rejects = table_to_batch(table(config), SCHEMA)[:2]
     assert (len(batch), rejects) == (50_000, [])
     assert (np.diff(batch.times_s_B) >= 0).all()
     assert batch.times_s_B[-1] - config.start_s == pytest.approx(25_000, abs=1)
@@ -219,7 +219,7 @@ def test_the_default_drifts_are_seen_in_the_log_loss_of_a_linear_model_soon_and_
     encoder = Encoder(SCHEMA, rows=1 << 14)
     weights, squares = np.zeros(7 << 14), np.ones(7 << 14)  # Adagrad
     for chunk in generate(config):
-        batch, _ = table_to_batch(chunk, SCHEMA)
+        batch, _ = table_to_batch(chunk, SCHEMA)[:2]
         rows_BF = encoder.encode(batch).rows_BF.numpy()
         for start in range(0, len(batch), 128):
             rows, y = rows_BF[start : start + 128], batch.labels_B[start : start + 128]

@@ -12,7 +12,7 @@ import pytest
 from niwaki.pruning.errors import NiwakiError
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.errors import BrokerError, ConfigError
-from niwaki.stream.events import encode_arrow
+from niwaki.stream.events.encoders import encode_arrow
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import Outbox
 from niwaki.stream.recordings.recording import batch_to_table

@@ -1,0 +1,155 @@
+"""Dictionaries to batches of events: requests, River's rows, and messages that are not plain.
+
+In: one dictionary for each event, values as JSON or River has them, nested objects included. Out:
+an `EventBatch`, or a `FeatureError` that names the column, the rule and the value.
+
+Shapes: B events.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from types import MappingProxyType, NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from niwaki.model.errors import FeatureError
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.values import (
+    BEYOND_32_BITS,
+    as_name,
+    as_number,
+    label_rule,
+    read_label,
+    read_time,
+    time_rule,
+)
+from niwaki.pruning.errors import shorten
+
+
+class Odd(NamedTuple):
+    """Text in a numeric column that is no number. It counts as missing."""
+
+    field: str
+    events: int
+    value: str
+    """The first one, as it is shown."""
+
+
+def rows_to_batch(
+    rows: Sequence[Mapping[str, Any]],
+    schema: Schema,
+    *,
+    labelled: bool = False,
+    timed: bool = False,
+    shared: Mapping[str, Any] = MappingProxyType({}),
+    unknown_columns: str = "reject",
+    odd: list[Odd] | None = None,
+) -> EventBatch:
+    """Columns from dictionaries, one for each event.
+
+    `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
+    time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all events have in common and that no row has.
+    `unknown_columns`: "ignore" takes rows with columns that the schema does not know. `odd`: takes
+    what was no number; None: text that is no number is an error. Raises `FeatureError` for a value
+    that the schema does not allow, and for an unknown column.
+    """
+    known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
+    if any("." in name for name in known if name):
+        rows = [_flat(row, known) for row in rows]
+        shared = _flat(shared, known)
+    given: set[str] = set().union(*rows)
+    if unknown_columns == "reject":
+        for row in (shared, *(() if given <= known else rows)):
+            if not row.keys() <= known:
+                name = next(name for name in row if name not in known)
+                raise FeatureError(str(name), "must be a column of the schema", row[name])
+
+    def column(name: str) -> list[Any]:
+        """The values of all events, or the one value that they share."""
+        if name not in given:
+            return [shared.get(name)]
+        try:
+            return list(map(itemgetter(name), rows))
+        except KeyError:
+            return [row.get(name) for row in rows]
+
+    count = len(rows)
+    labels_B = np.full(count, np.nan, np.float32)
+    times_s_B = np.zeros(count)
+    if labelled or schema.label in given or schema.label in shared:
+        labels_B[:] = _labels(column(schema.label), schema, labelled)
+    timestamp = schema.timestamp
+    if timestamp is not None and (timed or timestamp in given or timestamp in shared):
+        times_s_B[:] = _times(column(timestamp), schema, timed)
+    categorical = []
+    for name in schema.categorical:
+        values = _names(column(name), name)
+        categorical.append(values if len(values) == count else pa.repeat(values[0], count))
+    numerics_BN = np.empty((count, len(schema.numeric)), np.float32)
+    for i, name in enumerate(schema.numeric):
+        numerics_BN[:, i] = _numbers(column(name), name, odd)
+    return EventBatch(labels_B, times_s_B, tuple(categorical), numerics_BN)
+
+
+def _flat(row: Mapping[str, Any], known: set[Any], path: str = "") -> dict[str, Any]:
+    """The row with a column for each leaf of its nested objects, under the leaf's path. A path that
+    the schema knows is a leaf."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        whole = f"{path}{name}"
+        if isinstance(value, dict) and whole not in known:
+            flat |= _flat(value, known, f"{whole}.")
+        else:
+            flat[whole] = value
+    return flat
+
+
+def _labels(values: list[Any], schema: Schema, labelled: bool) -> list[float]:
+    labels = [read_label(value, schema) for value in values]
+    if labelled:
+        for label, value in zip(labels, values, strict=True):
+            if math.isnan(label):
+                raise FeatureError(schema.label, label_rule(schema), value)
+    return labels
+
+
+def _times(values: list[Any], schema: Schema, timed: bool) -> list[float]:
+    times_s = [read_time(value, schema) for value in values]
+    if timed:
+        for time_s, value in zip(times_s, values, strict=True):
+            if math.isnan(time_s):
+                raise FeatureError(schema.timestamp or "", time_rule(schema), value)
+    return [0.0 if math.isnan(time_s) else time_s for time_s in times_s]
+
+
+def _names(values: list[Any], column: str) -> pa.Array:
+    """Strings or null. Whole columns are checked by their types first, since most are clean."""
+    kinds = set(map(type, values))
+    if kinds == {int}:
+        return pa.array(list(map(str, values)), pa.string())
+    try:
+        if kinds <= {str, NoneType}:
+            return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        pass  # the loop below finds the value and names it
+    return pa.array([as_name(value, column) for value in values], pa.string())
+
+
+def _numbers(values: list[Any], column: str, odd: list[Odd] | None) -> np.ndarray:
+    """float64, NaN for a missing value."""
+    if set(map(type, values)) <= {float, int, bool, NoneType}:
+        with contextlib.suppress(OverflowError):
+            found_B = np.array(values, np.float64)  # None becomes NaN
+            if not (np.abs(found_B) >= BEYOND_32_BITS).any():
+                return found_B
+    numbers = [as_number(value, column) for value in values]
+    strange = [value for value, number in zip(values, numbers, strict=True) if number is None]
+    if strange:
+        if odd is None:
+            raise FeatureError(column, "must be a number", strange[0])
+        odd.append(Odd(column, len(strange), shorten(strange[0])))
+    return np.array(numbers, np.float64)

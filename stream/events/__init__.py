@@ -1,0 +1,1 @@
+"""Events on the wire and in tables: settings, decoding, rejects, encoding."""

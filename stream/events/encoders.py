@@ -1,0 +1,48 @@
+"""Tables to messages, one function for each wire format, for replays.
+
+In: an Arrow table of events. Out: the bytes of messages, one event or many in each.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import pyarrow as pa
+
+from niwaki.stream.events.structs import new_struct
+
+
+def encode_json(table: pa.Table) -> list[bytes]:
+    """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and
+    1."""
+    columns = [_plain(column).to_pylist() for column in table.columns]
+    row = new_struct([(name, object, None) for name in table.column_names], omit_defaults=True)
+    return list(map(msgspec.json.Encoder().encode, map(row, *columns)))
+
+
+def encode_arrow(table: pa.Table, events_per_message: int) -> list[bytes]:
+    """The rows as Arrow IPC streams of `events_per_message` events each (the last one may have
+    fewer)."""
+    messages = []
+    for start in range(0, len(table), events_per_message):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.slice(start, events_per_message).combine_chunks())
+        messages.append(sink.getvalue().to_pybytes())
+    return messages
+
+
+ENCODERS: dict[str, Callable[[pa.Table, int], list[bytes]]] = {
+    "json": lambda table, events_per_message: encode_json(table),
+    "arrow": encode_arrow,
+}
+"""By name of a wire format, the function that makes messages of a table; the second argument is the
+number of events per message, which only formats with many events use."""
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """`column` in a type whose Python values JSON has."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8())
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
