@@ -10,6 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 from niwaki.model.features.schema import Schema
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.config import Config
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.kafka.connection import Committer, KafkaConfig, ensure_topic
 from niwaki.stream.kafka.reader import EventReader, Reader
@@ -41,7 +42,7 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
             committer = stack.enter_context(closing(Committer(config.kafka)))
         if config.drift.topic:
             drifts = stack.enter_context(Outbox(config.kafka, config.drift.topic))
-        reader = new_reader(config.kafka, trainer.config.schema)
+        reader = new_reader(config.kafka, trainer.config.schema, config.events)
         pipeline = Pipeline(
             reader=stack.enter_context(closing(reader)),
             dead_letters=stack.enter_context(DeadLetters(config.kafka)),
@@ -57,9 +58,9 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
         yield pipeline
 
 
-def new_reader(config: KafkaConfig, schema: Schema) -> EventReader:
+def new_reader(config: KafkaConfig, schema: Schema, events: EventsConfig) -> EventReader:
     """The reader of the topic that `config.reader` names."""
     if config.reader == "process":
-        return ReaderProcess(config, schema)
-    decoder = EventDecoder(schema, max_event_bytes=config.max_event_bytes)
+        return ReaderProcess(config, schema, events)
+    decoder = EventDecoder(schema, events, max_event_bytes=config.max_event_bytes)
     return Reader(EventSource(config), decoder)

@@ -25,6 +25,7 @@ from niwaki.serving.server import ServeConfig
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.kafka.connection import KafkaConfig, is_topic
 from niwaki.stream.training.snapshot import SnapshotConfig
 from niwaki.stream.training.telemetry import TelemetryConfig
@@ -46,6 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     schema: Schema | None = None
     """The columns of an event. It may be left out only where no event is read."""
+    events: EventsConfig = EventsConfig()
     kafka: KafkaConfig = KafkaConfig()
     model: LearnerConfig = LearnerConfig()
     pruning: PruningConfig = PruningConfig()

@@ -26,8 +26,7 @@ WINGS = {  # each may import those before it, and the rooms below
         "errors redis_client store double_buffer scorer wire openapi network_export metrics server"
     ).split(),
     "stream": (
-        "errors events kafka recordings synthetic drift training config app offline"
-        " console cli_options cli"
+        "errors events kafka recordings synthetic drift training config app offline cli"
     ).split(),
 }
 HOMES = {
@@ -42,8 +41,8 @@ HOMES = {
     },
     "river": {"stream/drift/", "niwaki/river_classifier.py"},
     "safetensors": {"model/published/checkpoint.py"},
-    "typer": {"stream/cli.py", "stream/cli_options.py"},
-    "rich": {"stream/console.py"},
+    "typer": {"stream/cli/"},
+    "rich": {"stream/cli/console.py"},
     "matplotlib": {"stream/offline/figures.py"},
     "starlette": {"serving/server.py"},
     "uvicorn": {"serving/server.py"},

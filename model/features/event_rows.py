@@ -52,9 +52,10 @@ def rows_to_batch(
     """Columns from dictionaries, one for each event.
 
     `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
-    time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all events have in common and that no row has.
-    `unknown_columns`: "ignore" takes rows with columns that the schema does not know. `odd`: takes
-    what was no number; None: text that is no number is an error. Raises `FeatureError` for a value
+    time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all
+    events have in common and that no row has. `unknown_columns`: "ignore" takes rows with columns
+    that the schema does not know. `odd`: takes what was no number; None: text that is no number is
+    an error. Raises `FeatureError` for a value
     that the schema does not allow, and for an unknown column.
     """
     known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}

@@ -1,8 +1,14 @@
-"""Events that cannot be learned from, and what is told of them."""
+"""Events that cannot be learned from, and the account of them that a command gives.
 
-from typing import NamedTuple
+In: rejects and odd values, as decoders find them. Out: counts by rule with the first example of
+each, as lines, as JSON, or as the error that too many of them are.
+"""
 
-from niwaki.stream.errors import reason_of
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from niwaki.model.features.event_rows import Odd
+from niwaki.stream.errors import ConfigError, reason_of
 
 KINDS = (
     "null",
@@ -37,8 +43,105 @@ class Reject(NamedTuple):
     """The value as it is shown; empty where there is none."""
     events: int = 1
     """Number of rejected events. Other events of the same message, if any, are decoded."""
+    place: str = ""
+    """The place as a person finds it, such as "clicks.csv, line 17"; empty where only the position
+    is known."""
 
     @property
     def reason(self) -> str:
         """The field, the rule and the value in one line."""
         return reason_of(self.field, self.rule, self.value)
+
+
+class _Example(NamedTuple):
+    """What is known of all rejects of one kind and column."""
+
+    events: int
+    first: Reject
+
+
+_MOST_RULES = 50
+_OTHERS = ("column", "other columns")
+
+
+class Tally:
+    """An account of the events that were read, left out, or read with a missing value for an odd
+    one."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        """Events read, without those left out."""
+        self.rejected = 0
+        """Events left out."""
+        self._rules: dict[tuple[str, str], _Example] = {}
+        self._odd: dict[str, Odd] = {}
+
+    def add(self, events: int, rejects: Iterable[Reject], odd: Iterable[Odd] = ()) -> None:
+        """Count events that were read, and what was found beside them."""
+        self.events += events
+        for reject in rejects:
+            self.rejected += reject.events
+            key = (reject.kind, reject.field)
+            if key not in self._rules and len(self._rules) >= _MOST_RULES:
+                key = _OTHERS
+            known = self._rules.get(key)
+            count = reject.events + (known.events if known else 0)
+            self._rules[key] = _Example(count, known.first if known else reject)
+        for one in odd:
+            before = self._odd.get(one.field)
+            count = one.events + (before.events if before else 0)
+            self._odd[one.field] = (before or one)._replace(events=count)
+
+    @property
+    def rejected_ratio(self) -> float:
+        """Share of all events that were left out, 0..1."""
+        return self.rejected / max(self.events + self.rejected, 1)
+
+    def lines(self) -> list[str]:
+        """The account in lines of text; none if there is nothing to tell."""
+        lines = []
+        if self.rejected:
+            total = self.events + self.rejected
+            lines.append(f"{self.rejected:,} of {total:,} events were left out:")
+        for example in self._rules.values():
+            first = example.first
+            place = f"{first.place}: " if first.place else ""
+            lines.append(f"  {example.events:,} by the rule of {place}{first.reason}")
+        for one in self._odd.values():
+            lines.append(
+                f"{one.field}: {one.events:,} values are no numbers and were read as missing,"
+                f" the first: {one.value}"
+            )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The account as JSON has it: `rejected` (events), `rejects` (by rule, with the first
+        example) and `read_as_missing` (by column)."""
+        rejects = [
+            {
+                "events": example.events,
+                "kind": example.first.kind,
+                "place": example.first.place,
+                "field": example.first.field,
+                "rule": example.first.rule,
+                "value": example.first.value,
+            }
+            for example in self._rules.values()
+        ]
+        odd = [
+            {"field": one.field, "events": one.events, "value": one.value}
+            for one in self._odd.values()
+        ]
+        return {"rejected": self.rejected, "rejects": rejects, "read_as_missing": odd}
+
+    def check(self, source: str, max_rejected_ratio: float) -> None:
+        """Raise `ConfigError` about `source` if nothing was read, or more than the given share was
+        left out."""
+        if not self.events and not self.rejected:
+            raise ConfigError(source, "has no events")
+        if self.events and self.rejected_ratio <= max_rejected_ratio:
+            return
+        account = " ".join(line.strip() for line in self.lines()[: 1 + len(self._rules)])
+        limit = f"more than max_rejected_ratio = {max_rejected_ratio:g}" if self.events else "all"
+        way_on = "`niwaki check FILE` shows the columns; --max-rejected-ratio allows more"
+        raise ConfigError(source, f"{account}: {limit}; {way_on}")

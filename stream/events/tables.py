@@ -150,6 +150,24 @@ def find_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
     return column
 
 
+def event_times(table: pa.Table, schema: Schema) -> np.ndarray:
+    """The event time of each row, float64 seconds (B,); NaN where there is none."""
+    wrong: dict[int, Reject] = {}
+    times_s_B = _times(table, schema, wrong)
+    times_s_B[list(wrong)] = np.nan
+    return times_s_B
+
+
+def plain_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of text as integers or floats if all of it is such; else as it is."""
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return column.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            continue
+    return column
+
+
 def _is_one(kind: pa.DataType, tests: Collection[Callable[[pa.DataType], bool]]) -> bool:
     return any(test(kind) for test in tests)
 

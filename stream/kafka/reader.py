@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Reject
@@ -36,6 +37,8 @@ class PolledBatch(NamedTuple):
     is learned; the number of events of that message to skip then; the offset of its own message."""
     rejects: list[tuple[Record, Reject]]
     """Records that could not be decoded, in order, each with the reason."""
+    odd: list[Odd]
+    """Text in numeric columns that is no number; it counts as missing."""
     polled: dict[int, int]
     """By partition, the offset after the last message of this poll."""
     messages: int
@@ -89,6 +92,7 @@ class Reader:
             decoded.batch,
             _after(places_M2[decoded.message_B], decoded.message_B),
             [(records[reject.position], reject) for reject in decoded.rejects],
+            decoded.odd,
             {record.partition: record.offset + 1 for record in records},
             len(records),
             sum(len(value) for value in values if value),

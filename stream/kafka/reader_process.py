@@ -30,9 +30,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.reader import PolledBatch, Reader
@@ -46,6 +48,7 @@ _STOP_WAIT_S = 5.0
 _UNCOLLECTED_OBJECTS = 2**18
 """Threshold of the garbage collector: more objects than a poll makes. None of them is in a cycle,
 and a search for cycles takes time."""
+_DEFAULTS = EventsConfig()
 _LENGTHS = struct.Struct("<IQ")
 _PROGRAM = "from niwaki.stream.kafka.reader_process import main; main()"
 _ERRORS = {kind.__name__: kind for kind in (BrokerError, PositionError)}
@@ -56,6 +59,7 @@ class _Order(msgspec.Struct, kw_only=True):
 
     kafka: KafkaConfig
     schema: Schema
+    events: EventsConfig
     offsets: dict[int, int]
     log_level: int
 
@@ -67,6 +71,7 @@ class _Columns(msgspec.Struct, tag=True, array_like=True):
     events: int
     strings_bytes: int
     rejects: list[tuple[Record, Reject]]
+    odd: list[Odd]
     polled: dict[int, int]
     messages: int
     size_bytes: int
@@ -149,9 +154,10 @@ class ReaderProcess:
     """An `EventReader` whose work is done by a process beside the learner. `start` makes the
     process."""
 
-    def __init__(self, config: KafkaConfig, schema: Schema):
+    def __init__(self, config: KafkaConfig, schema: Schema, events: EventsConfig = _DEFAULTS):
         self.topic = config.topic
         self._config = config
+        self._events = events
         self._schema = schema
         self._strings = _strings_schema(schema)
         self._child: _Child | None = None
@@ -162,7 +168,11 @@ class ReaderProcess:
         """Start the process; see `EventReader`. Returns before it has reached Kafka."""
         level = logging.getLogger("niwaki.kafka").getEffectiveLevel()
         order = _Order(
-            kafka=self._config, schema=self._schema, offsets=dict(offsets), log_level=level
+            kafka=self._config,
+            schema=self._schema,
+            events=self._events,
+            offsets=dict(offsets),
+            log_level=level,
         )
         self._child = _Child(order)
         self._ready.register(self._child.frames, selectors.EVENT_READ)
@@ -220,7 +230,9 @@ def main() -> None:
         )
         try:
             with EventSource(order.kafka) as source:
-                decoder = EventDecoder(order.schema, max_event_bytes=order.kafka.max_event_bytes)
+                decoder = EventDecoder(
+                    order.schema, order.events, max_event_bytes=order.kafka.max_event_bytes
+                )
                 reader = Reader(source, decoder)
                 reader.start(order.offsets)
                 _read_and_send(source, reader, sender)
@@ -326,6 +338,7 @@ def _pack_batch(polled: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns,
         len(batch),
         len(strings),
         rejects,
+        polled.odd,
         polled.polled,
         polled.messages,
         polled.size_bytes,
@@ -366,4 +379,12 @@ def _unpack_batch(
     after_B4, times_s_B = array(np.int64, count, 4), array(np.float64, count)
     labels_B, numerics_BN = array(np.float32, count), array(np.float32, count, numerics)
     batch = EventBatch(labels_B, times_s_B, tuple(columns), numerics_BN)
-    return PolledBatch(batch, after_B4, head.rejects, head.polled, head.messages, head.size_bytes)
+    return PolledBatch(
+        batch,
+        after_B4,
+        head.rejects,
+        head.odd,
+        head.polled,
+        head.messages,
+        head.size_bytes,
+    )

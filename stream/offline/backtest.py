@@ -7,16 +7,17 @@ the live loop drives.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from niwaki.model.evaluation import Evaluation
-from niwaki.model.features.schema import EventBatch
+from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
-from niwaki.stream.recordings.recording import read_recording
+from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
 
@@ -43,15 +44,37 @@ def rebatch(
         yield left
 
 
-def constant_ne(labels: Iterable[np.ndarray]) -> tuple[int, float]:
-    """Number of events, and normalized entropy of a prediction of the click rate so far: the
-    baseline of every model."""
+class Survey(NamedTuple):
+    """What one reading of a recording has found."""
+
+    events: int
+    constant_ne: float
+    """Normalized entropy of a prediction of the click rate so far: the baseline of every model."""
+
+
+def survey(
+    recording: Recording,
+    schema: Schema,
+    tally: Tally,
+    limit_events: int | None = None,
+    *,
+    on_bytes: Callable[[int], object] | None = None,
+) -> Survey:
+    """Read the recording once. `tally` takes what was left out. Raises `ConfigError` where that is
+    too much, or where there is nothing to learn."""
     evaluation, clicks = Evaluation(), 0.0
-    for labels_B in labels:
+    for chunk in recording.read(schema, limit_events=limit_events, on_bytes=on_bytes):
+        labels_B = chunk.batch.labels_B
         rate = (clicks + 0.5) / (evaluation.events + 1)
         evaluation.update(np.full(len(labels_B), np.log(rate / (1 - rate)), np.float32), labels_B)
         clicks += float(labels_B.sum(dtype=np.float64))
-    return evaluation.events, evaluation.normalized_entropy
+        tally.add(len(labels_B), chunk.rejects, chunk.odd)
+    tally.check(recording.name, recording.config.max_rejected_ratio)
+    if clicks in (0, evaluation.events):
+        value = int(clicks > 0)
+        rule = f"all {evaluation.events:,} labels are {value}: there is nothing to learn"
+        raise ConfigError(recording.name, f"{rule}; --label names another column")
+    return Survey(evaluation.events, evaluation.normalized_entropy)
 
 
 def backtest_policy(
@@ -99,8 +122,9 @@ def backtest_policy(
 
 
 def backtest(
-    file: Path,
+    recording: Recording,
     config: TrainerConfig,
+    found: Survey,
     *,
     policies: Sequence[str],
     publish_every: Sequence[int],
@@ -108,13 +132,12 @@ def backtest(
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
     """Results of every policy over the same recorded events. Events that break the schema are left
-    out, as in a trainer."""
+    out, as in a trainer. `found`: what `survey` has found with the same limit."""
 
     def batches() -> Iterator[EventBatch]:
-        chunks = (chunk for chunk, _ in read_recording(file, config.schema))
-        return rebatch(chunks, config.training.batch_events, limit_events)
+        chunks = recording.read(config.schema, limit_events=limit_events)
+        return rebatch((chunk.batch for chunk in chunks), config.training.batch_events)
 
-    events, constant = constant_ne(batch.labels_B for batch in batches())
     results = {}
     for policy in policies:
         results[policy], _ = backtest_policy(
@@ -125,4 +148,4 @@ def backtest(
             publish_every=publish_every,
             on_events=on_events,
         )
-    return {"events": events, "constant_ne": constant, "policies": results}
+    return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}

@@ -1,336 +1,213 @@
-"""Recorded streams: Parquet, JSON Lines and CSV, each also gzipped, told apart by the ends of their
-names.
+"""Recorded streams: one file, several, or a folder of them, in the order of their event time.
 
-In: a file and a `Schema`, or a file only, for which a schema is proposed. Out: `EventBatch`es, and
-`Reject`s with the row in the file for what a trainer would dead-letter. And the other way: tables
-into a file, which gets its name once it is complete, and whose bytes do not depend on how the
-tables were cut. Memory does not grow with the file.
+In: paths, and a `Schema`, or none, for which one is proposed. Out: `Chunk`s of events, with a
+`Reject` for each row that breaks the schema, as a trainer would dead-letter it. Memory does not
+grow with the files.
 """
 
-import gzip
-from collections.abc import Iterator
-from contextlib import ExitStack
-from io import BufferedIOBase
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Self
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError, EventError
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
-from niwaki.stream.events.encoders import encode_json
-from niwaki.stream.events.rejects import Reject
+from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.tables import table_to_batch
-from niwaki.stream.recordings.csv_rows import read_csv, sample_csv
-from niwaki.stream.recordings.files import (
-    open_parquet,
-    open_recording,
-    rechunk,
-    recording_format,
-    require_columns,
-    schema_columns,
-    translated_file_errors,
-)
+from niwaki.stream.recordings.chunks import Chunk, in_order_of_time
+from niwaki.stream.recordings.pieces import Part, Piece, column_names, parts, read_pieces
+from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 
 CHUNK_EVENTS = 65_536
-LABELS = ("label", "click", "clicked", "y", "target")
-TIMESTAMPS = ("ts", "timestamp", "time", "event_time")
-_SAMPLE_EVENTS = 20_000  # from which a schema is proposed
-_FEW_VALUES = 1_000  # integers with no more than that in the sample are names rather than amounts
-_ROW_GROUP_EVENTS = 131_072
-
-Chunks = Iterator[tuple[EventBatch, list[Reject]]]
+SAMPLE_EVENTS = 20_000
+"""Rows from which a schema is proposed."""
+_DEFAULTS = EventsConfig()
 
 
-def propose_schema(path: str | Path) -> Schema:
-    """The schema that the first 20,000 events of a recording suggest, by names and types:
+class Recording:
+    """A recorded stream that can be read any number of times."""
 
-    1. The label is the column called label, click, clicked, y or target (the first of these that is
-       there); the event time is one of integers or timestamps called ts, timestamp, time or
-       event_time. Case does not matter.
-    2. Where columns are called c_* or n_*, those are the categorical and the numeric ones, and all
-       others are ignored.
-    3. Otherwise strings are categorical, and so are integers that are called id or *_id or have at
-       most 1,000 different values; all other numbers and booleans are numeric. Columns of other
-       types, and those that are always null, are ignored.
-    """
-    path = Path(path)
-    with translated_file_errors(path):
-        sample = _sample(path)
-    names = {name.lower(): name for name in reversed(sample.column_names)}
-    label = next((names[name] for name in LABELS if name in names), None)
-    if label is None:
-        there = ", ".join(sample.column_names)
-        raise ConfigError(
-            str(path), f"has no column called {', '.join(LABELS)}; it has {there or 'none'}"
-        )
-    times = [names[name] for name in TIMESTAMPS if name in names]
-    times = [name for name in times if _is(sample[name], "integer", "timestamp")]
-    others = [name for name in sample.column_names if name not in (label, *times[:1])]
-    prefixed = any(name.startswith(("c_", "n_")) for name in others)
-    roles: dict[str, list[str]] = {"categorical": [], "numeric": [], "ignore": []}
-    for name in others:
-        by_prefix = {"c_": "categorical", "n_": "numeric"}.get(name[:2], "ignore")
-        roles[by_prefix if prefixed else _role(name, sample[name])].append(name)
-    if not roles["categorical"] and not roles["numeric"]:
-        raise ConfigError(str(path), f"has no column to learn from beside {label!r}")
-    timestamp = times[0] if times else None
-    return Schema(
-        label=label,
-        timestamp=timestamp,
-        categorical=tuple(roles["categorical"]),
-        numeric=tuple(roles["numeric"]),
-        ignore=tuple(roles["ignore"]),
-    )
+    def __init__(self, paths: str | Path | Sequence[str | Path], config: EventsConfig = _DEFAULTS):
+        given = [paths] if isinstance(paths, str | Path) else paths
+        self.paths = [Path(path) for path in given]
+        self.config = config
+        self.parts = parts(self.paths)
+        self.name = ", ".join(map(str, self.paths))
+        """The paths as a message names them."""
+        self.size_bytes = sum(part.size_bytes for part in self.parts)
+
+    def sample(self, limit: int = SAMPLE_EVENTS) -> Sample:
+        """The first rows as they are."""
+        return Sample.of_pieces(self._first_pieces(limit))
+
+    def _first_pieces(self, limit: int) -> Iterator[Piece]:
+        left = limit
+        for part in self.parts:
+            for piece in read_pieces(part, self.config, limit=left, chunk_rows=limit):
+                left -= len(piece.rows)
+                yield piece
+                if left <= 0:
+                    return
+
+    def propose(self, asked: Asked, limit: int = SAMPLE_EVENTS) -> Proposal:
+        """The schema that the first rows suggest. Raises `ConfigError` where they suggest none."""
+        return propose(self.sample(limit), asked)
+
+    def read(
+        self,
+        schema: Schema,
+        *,
+        chunk_events: int = CHUNK_EVENTS,
+        limit_events: int | None = None,
+        on_bytes: Callable[[int], object] | None = None,
+    ) -> Iterator[Chunk]:
+        """The events, and what was left out, at most `chunk_events` of both at a time;
+        `limit_events` in all. `on_bytes` is called with the number of further bytes read.
+
+        Columns that the schema does not name are not read. Raises `ConfigError` if a file can't be
+        read or lacks a column of the schema; of JSON, in which null may be left out, only if it
+        lacks the label or the time, or has a column of a similar name instead.
+        """
+
+        def chunks(part: Part) -> Iterator[Chunk]:
+            reader = _PartReader(part, schema, self.config)
+            return reader.chunks(chunk_events, on_bytes)
+
+        if len(self.parts) == 1 or schema.timestamp is None:
+            read = chain.from_iterable(map(chunks, self.parts))
+        else:
+            begins = [(self._begin_s(part, schema), part) for part in self.parts]
+            read = in_order_of_time(begins, chunks)
+        limited = _limited(read, limit_events)
+        # The first chunk is read now, so that a fault of a file is reported at once.
+        return chain(list(islice(limited, 1)), limited)
+
+    def _begin_s(self, part: Part, schema: Schema) -> float:
+        """Event time of the first event of a part, seconds; infinite for a part without one."""
+        for chunk in _PartReader(part, schema, self.config).chunks(1_000, None):
+            if len(chunk.batch):
+                return float(chunk.batch.times_s_B[0])
+        return np.inf
+
+    def pieces(
+        self, schema: Schema, *, chunk_events: int = CHUNK_EVENTS, limit: int | None = None
+    ) -> Iterator[Piece]:
+        """The rows as they are, to be passed on: the columns of the schema, file by file."""
+        left = limit
+        for part in self.parts:
+            reader = _PartReader(part, schema, self.config)
+            for piece in reader.pieces(chunk_events, left, None):
+                yield piece
+                if left is not None:
+                    left -= len(piece.rows)
 
 
 def read_recording(
-    path: str | Path,
+    paths: str | Path | Sequence[str | Path],
     schema: Schema,
     *,
     chunk_events: int = CHUNK_EVENTS,
     limit_events: int | None = None,
-) -> Chunks:
-    """Events of a recording, from `chunk_events` rows at a time; `Reject.position` is the row in
-    the file, from 0.
-
-    Columns that the schema does not name are not read. Raises `ConfigError` if the file can't be
-    read or lacks a column of the schema; in JSON Lines, which leave null out, only if it has one of
-    a similar name instead.
-    """
-    path = Path(path)
-    read = {"parquet": _read_parquet, "csv": _read_csv, "jsonl": _read_jsonl}[
-        recording_format(path)[0]
-    ]
-    chunks = read(path, schema, chunk_events, limit_events)
-    # The first chunk is read now, so that a fault of the file is reported at once.
-    return chain(list(islice(chunks, 1)), chunks)
+) -> Iterator[Chunk]:
+    """The events of a recording; see `Recording.read`."""
+    recording = Recording(paths)
+    return recording.read(schema, chunk_events=chunk_events, limit_events=limit_events)
 
 
-def read_tables(
-    path: str | Path,
-    schema: Schema,
-    *,
-    chunk_events: int = CHUNK_EVENTS,
-    limit_events: int | None = None,
-) -> Iterator[pa.Table]:
-    """The columns of the schema, to be passed on: of Parquet as they are, of text those rows that
-    are events."""
-    path = Path(path)
-    if recording_format(path)[0] == "parquet":
-        yield from _parquet_tables(path, schema, chunk_events, limit_events)
-    else:
-        batches = read_recording(path, schema, chunk_events=chunk_events, limit_events=limit_events)
-        yield from rechunk((batch_to_table(batch, schema) for batch, _ in batches), chunk_events)
+def propose_schema(paths: str | Path | Sequence[str | Path]) -> Schema:
+    """The schema that a recording's first rows suggest; see `Recording.propose`."""
+    return Recording(paths).propose(Asked()).schema
 
 
-def read_lines(path: str | Path) -> Iterator[bytes]:
-    """The lines of a JSON Lines recording as they are, without empty ones."""
-    with translated_file_errors(Path(path)), open_recording(Path(path)) as file:
-        yield from filter(None, map(bytes.strip, file))
-
-
-def batch_to_table(batch: EventBatch, schema: Schema) -> pa.Table:
-    """A batch as columns under the schema's names: event time in milliseconds, missing values as
-    null."""
-    columns: dict[str, pa.Array | np.ndarray] = {}
-    if schema.timestamp:
-        columns[schema.timestamp] = np.round(batch.times_s_B * 1000).astype(np.int64)
-    columns[schema.label] = batch.labels_B
-    columns |= zip(schema.categorical, batch.categorical, strict=True)
-    for name, values_B in zip(schema.numeric, batch.numerics_BN.T, strict=True):
-        columns[name] = pa.array(np.ascontiguousarray(values_B), mask=np.isnan(values_B))
-    return pa.table(columns)
-
-
-def write_recording(path: str | Path) -> "RecordingWriter":
-    """For a `with` statement: the tables written in it become the file `path`."""
-    return RecordingWriter(Path(path))
-
-
-class RecordingWriter:
-    """A recording being written. The file gets its name at the end, if all went well; without
-    events there is none."""
-
-    def __init__(self, path: Path):
-        self._path, self._unfinished = path, path.with_name(f".{path.name}.part")
-        self._format, self._gzipped = recording_format(path)
-        self._stack = ExitStack()
-        self._writer: pq.ParquetWriter | pyarrow.csv.CSVWriter | None = None
-        self._held: list[pa.Table] = []
-        self.events = 0
-        """Events written so far."""
-
-    def __enter__(self) -> Self:
-        with translated_file_errors(self._path):
-            self._file: BufferedIOBase = self._stack.enter_context(self._unfinished.open("wb"))
-        if self._gzipped:  # without name and time in it, so that the same events are the same bytes
-            self._file = self._stack.enter_context(gzip.GzipFile("", "wb", 6, self._file, 0))
-        return self
-
-    def write(self, table: pa.Table) -> None:
-        """Add the rows of `table`. All tables have the same columns."""
-        with translated_file_errors(self._path):
-            if self._format == "jsonl":
-                self._file.writelines(line + b"\n" for line in encode_json(table))
-            elif self._format == "csv":
-                self._open_writer(pyarrow.csv.CSVWriter, table.schema).write_table(table)
-            else:
-                self._held.append(table)
-                if sum(map(len, self._held)) >= _ROW_GROUP_EVENTS:
-                    self._write_row_groups(last=False)
-        self.events += len(table)
-
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        try:
-            with translated_file_errors(self._path):
-                if not kind:
-                    self._write_row_groups(last=True)
-                self._stack.close()
-                if self.events and not kind:
-                    self._unfinished.replace(self._path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-    def _open_writer(
-        self, kind: type, schema: pa.Schema, **options: str
-    ) -> pq.ParquetWriter | pyarrow.csv.CSVWriter:
-        self._writer = self._writer or self._stack.enter_context(
-            kind(self._file, schema, **options)
-        )
-        return self._writer
-
-    def _write_row_groups(self, *, last: bool) -> None:
-        groups = list(rechunk(self._held, _ROW_GROUP_EVENTS))
-        self._held = (
-            [] if last or not groups or len(groups[-1]) == _ROW_GROUP_EVENTS else [groups.pop()]
-        )
-        for group in groups:
-            self._open_writer(pq.ParquetWriter, group.schema, compression="zstd").write_table(group)
-
-
-def _read_parquet(
-    path: Path, schema: Schema, chunk_events: int, limit_events: int | None
-) -> Chunks:
-    first = 0
-    for table in _parquet_tables(path, schema, chunk_events, limit_events):
-        yield _to_batch(path, table, np.arange(first, first + len(table)), schema)
-        first += len(table)
-
-
-def _parquet_tables(
-    path: Path, schema: Schema, chunk_events: int, limit_events: int | None
-) -> Iterator[pa.Table]:
-    with translated_file_errors(path), open_parquet(path) as file:
-        columns = schema_columns(schema)
-        require_columns(path, columns, file.schema_arrow.names)
-        tables = (
-            pa.Table.from_batches([one]).select(columns)
-            for one in file.iter_batches(CHUNK_EVENTS, columns=columns)
-        )
-        yield from rechunk(tables, chunk_events, limit_events)
-
-
-def _read_csv(path: Path, schema: Schema, chunk_events: int, limit_events: int | None) -> Chunks:
-    for rows in read_csv(path, schema, chunk_events, limit_events):
-        batch, more = _to_batch(path, rows.table, rows.row_B, schema)
-        yield batch, sorted(rows.rejects + more)
-
-
-def _to_batch(
-    path: Path, table: pa.Table, row_B: np.ndarray, schema: Schema
-) -> tuple[EventBatch, list[Reject]]:
-    try:
-        batch, rejects, _ = table_to_batch(table, schema)
-    except EventError as error:  # a whole column is of the wrong type
-        raise ConfigError(str(path), str(error)) from error
-    return batch, [reject._replace(position=int(row_B[reject.position])) for reject in rejects]
-
-
-def _read_jsonl(path: Path, schema: Schema, chunk_events: int, limit_events: int | None) -> Chunks:
-    lines = islice(read_lines(path), limit_events)
-    head = list(islice(lines, _SAMPLE_EVENTS))
-    names = list(dict.fromkeys(chain.from_iterable(_objects(head))))
-    columns = schema_columns(schema)
-    others = [name for name in names if name not in (*columns, *schema.ignore)]
-    absent = [name for name in columns if name not in names] if names else []
-    must = (schema.label, schema.timestamp)
-    require_columns(
-        path, [name for name in absent if name in must or nearest(name, others, cutoff=0.6)], names
-    )
-    decoder = EventDecoder(msgspec.structs.replace(schema, ignore=(*schema.ignore, *others)))
-    first, rest = 0, chain(head, lines)
-    while chunk := list(islice(rest, chunk_events)):
-        decoded = decoder.decode(chunk)
-        rejects = decoded.rejects
-        moved = [reject._replace(position=first + reject.position) for reject in rejects]
-        yield decoded.batch, moved
-        first += len(chunk)
-
-
-def _objects(lines: list[bytes]) -> Iterator[dict[str, object]]:
-    """Those lines that are JSON objects."""
-    for line in lines:
-        try:
-            value = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+def _limited(chunks: Iterable[Chunk], limit_events: int | None) -> Iterator[Chunk]:
+    left = limit_events
+    for chunk in chunks:
+        if left is None:
+            yield chunk
             continue
-        if isinstance(value, dict):
-            yield value
+        taken = min(len(chunk.batch), left)
+        left -= taken + sum(reject.events for reject in chunk.rejects)
+        yield chunk._replace(batch=chunk.batch.slice(0, taken))
+        if left <= 0:
+            return
 
 
-def _sample(path: Path) -> pa.Table:
-    """The first events of a recording, with the types that their values have."""
-    kind, _ = recording_format(path)
-    if kind == "parquet":
-        with open_parquet(path) as file:
-            batch = next(file.iter_batches(_SAMPLE_EVENTS), None)
-            return (
-                file.schema_arrow.empty_table() if batch is None else pa.Table.from_batches([batch])
-            )
-    if kind == "csv":
-        return sample_csv(path).slice(0, _SAMPLE_EVENTS)
-    rows = list(_objects(list(islice(read_lines(path), _SAMPLE_EVENTS))))
-    return pa.table(
-        {
-            name: _column([row.get(name) for row in rows])
-            for name in dict.fromkeys(chain.from_iterable(rows))
-        }
-    )
+class _PartReader:
+    """Reads one file of a recording."""
 
+    def __init__(self, part: Part, schema: Schema, config: EventsConfig):
+        self._part = part
+        self._schema = schema
+        self._config = config
+        self._envelope = Envelope(config.envelope) if config.envelope else None
+        lenient = msgspec.structs.replace(config, unknown_columns="ignore")
+        self._decoder = EventDecoder(schema, lenient)
 
-def _column(values: list[object]) -> pa.Array:
-    """JSON values as a column of their type, or as strings if there are several."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        return pa.array([None if value is None else str(value) for value in values])
-
-
-def _role(name: str, column: pa.ChunkedArray) -> str:
-    if column.null_count == len(column):
-        return "ignore"
-    if _is(column, "integer"):
-        named = name.lower() == "id" or name.lower().endswith("_id")
-        return (
-            "categorical"
-            if named or pc.count_distinct(column).as_py() <= _FEW_VALUES
-            else "numeric"
+    def pieces(
+        self, chunk_rows: int, limit: int | None, on_bytes: Callable[[int], object] | None
+    ) -> Iterator[Piece]:
+        """Raw rows with the columns that the schema reads."""
+        return read_pieces(
+            self._part,
+            self._config,
+            columns=self._columns(),
+            limit=limit,
+            chunk_rows=chunk_rows,
+            on_bytes=on_bytes,
         )
-    if _is(column, "string", "large_string", "string_view"):
-        return "categorical"
-    return "numeric" if _is(column, "floating", "decimal", "boolean") else "ignore"
+
+    def chunks(self, chunk_rows: int, on_bytes: Callable[[int], object] | None) -> Iterator[Chunk]:
+        """Events, and what was left out."""
+        for piece in self.pieces(chunk_rows, None, on_bytes):
+            try:
+                chunk = self._decode(piece)
+            except EventError as error:  # a whole column is of the wrong type
+                raise ConfigError(str(piece.path), str(error)) from error
+            yield chunk._replace(rejects=[*map(piece.placed, piece.rejects), *chunk.rejects])
+
+    def _decode(self, piece: Piece) -> Chunk:
+        if isinstance(piece.rows, list):
+            decoded = self._decoder.decode(piece.rows)
+            rejects, odd, batch = decoded.rejects, decoded.odd, decoded.batch
+        else:
+            table = piece.rows if self._envelope is None else self._envelope.table_of(piece.rows)
+            batch, rejects, odd = table_to_batch(table, self._schema, unknown_columns="ignore")
+        places = [int(piece.places_B[reject.position]) for reject in rejects]
+        moved = [
+            piece.placed(reject._replace(position=place))
+            for reject, place in zip(rejects, places, strict=True)
+        ]
+        return Chunk(batch, moved, odd)
+
+    def _columns(self) -> list[str] | None:
+        """The columns of the file that the schema reads, of those that have names; None: all."""
+        names = column_names(self._part, self._config)
+        if names is None:
+            return None
+        if self._envelope is not None:
+            return [self._config.envelope.split(".")[0]]
+        schema = self._schema
+        wanted = [schema.label, *([schema.timestamp] if schema.timestamp else [])]
+        columns = []
+        for name in (*wanted, *schema.categorical, *schema.numeric):
+            columns.append(_column_of(name, names, str(self._part.path)))
+        return list(dict.fromkeys(columns))
 
 
-def _is(column: pa.ChunkedArray, *kinds: str) -> bool:
-    """True if a column's values are of one of these kinds, as `pyarrow.types` names them."""
-    value_type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return any(getattr(pa.types, f"is_{kind}")(value_type) for kind in kinds)
+def _column_of(wanted: str, names: Sequence[str], where: str) -> str:
+    """The column of a file that holds the column `wanted`, or the object that `wanted` is a path
+    into. Raises `ConfigError` if there is none."""
+    if wanted in names:
+        return wanted
+    steps = wanted.split(".")
+    for end in range(len(steps) - 1, 0, -1):
+        if ".".join(steps[:end]) in names:
+            return ".".join(steps[:end])
+    meant = nearest(wanted, [name for name in names if name], cutoff=0) or "none"
+    rule = f"has no column {wanted!r}, which the schema names; the nearest is {meant!r}"
+    raise ConfigError(where, rule)

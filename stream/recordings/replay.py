@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,17 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 from niwaki.model.features.schema import Schema
+from niwaki.model.features.values import read_time
+from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import ENCODERS
+from niwaki.stream.events.envelope import Envelope
+from niwaki.stream.events.rejects import Reject, Tally
+from niwaki.stream.events.tables import event_times, plain_numbers, table_to_batch
 from niwaki.stream.kafka.source import Record
-from niwaki.stream.recordings.files import recording_format
-from niwaki.stream.recordings.recording import (
-    batch_to_table,
-    read_lines,
-    read_tables,
-    write_recording,
-)
+from niwaki.stream.recordings.pieces import Piece
+from niwaki.stream.recordings.recording import Recording
+from niwaki.stream.recordings.writing import batch_to_table, format_times, write_recording
 
 log = logging.getLogger("niwaki")
 
@@ -60,10 +60,11 @@ class Source(Protocol):
 
 
 def replay(
-    path: str | Path,
+    recording: Recording,
     sink: Sink,
     schema: Schema,
     *,
+    tally: Tally,
     wire: str = "json",
     events_per_message: int = 256,
     rate: float | None = None,
@@ -75,7 +76,8 @@ def replay(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Send the events of a recording in order; returns how many, when all are delivered.
+    """Send the events of a recording in order; returns how many, when all are delivered. `tally`
+    counts what could not be sent, such as malformed rows.
 
     `wire`: a JSON object for each event, or Arrow messages of `events_per_message`. `rate`: events
     per second. `speed`: so many times as fast as recorded. With neither: as fast as the sink takes
@@ -102,9 +104,9 @@ def replay(
     while sent != limit_events and lap_events and not stop():
         lap_events = 0
         left = None if limit_events is None else limit_events - sent
-        for message in _messages(
-            Path(path), schema, wire, events_per_message, left, timed=speed is not None
-        ):
+        rows = _Rows(recording, schema, timed=speed is not None)
+        account = tally if sent == 0 else Tally()  # of the first lap only
+        for message in rows.messages(wire, events_per_message, left, account):
             due_s = pace.due_s(sent, message.time_s)
             while not stop() and (wait_s := due_s - clock()) > _SHORTEST_WAIT_S:
                 sleep(min(wait_s, _LONGEST_WAIT_S))
@@ -198,52 +200,99 @@ class _Pace:
         self._lap_s, self._first_time_s = self._latest_s, math.nan
 
 
-def _messages(
-    path: Path,
-    schema: Schema,
-    wire: str,
-    events_per_message: int,
-    limit_events: int | None,
-    *,
-    timed: bool,
-) -> Iterator[_Message]:
-    if wire == "json" and recording_format(path)[0] == "jsonl":
-        time_of = msgspec.json.Decoder(
-            msgspec.defstruct(
-                "Time",
-                [("time_ms", float | None, None)],
-                rename={"time_ms": schema.timestamp or ""},
-            )
-        )
-        for line in islice(read_lines(path), limit_events):
-            yield _Message(line, 1, _time_s(time_of, line) if timed else math.nan)
-        return
-    size = 1 if wire == "json" else events_per_message
-    chunk_events = max(_CHUNK_EVENTS // size, 1) * size
-    for table in read_tables(path, schema, chunk_events=chunk_events, limit_events=limit_events):
-        values = ENCODERS[wire](table, size)
+class _Rows:
+    """The rows of a recording as messages."""
+
+    def __init__(self, recording: Recording, schema: Schema, *, timed: bool):
+        """`timed`: event times are wanted."""
+        self._recording = recording
+        self._schema = schema
+        self._timed = timed and schema.timestamp is not None
+        path = recording.config.envelope
+        self._envelope = Envelope(path) if path else None
+
+    def messages(
+        self, wire: str, events_per_message: int, limit_events: int | None, tally: Tally
+    ) -> Iterator[_Message]:
+        """JSON values as they are; rows of tables in the format `wire`."""
+        size = 1 if wire == "json" else events_per_message
+        chunk_events = max(_CHUNK_EVENTS // size, 1) * size
+        encoded = ENCODERS[wire]
+        for piece in self._recording.pieces(
+            self._schema, chunk_events=chunk_events, limit=limit_events
+        ):
+            rejects = list(map(piece.placed, piece.rejects))
+            if isinstance(piece.rows, list):
+                if wire == "json":
+                    tally.add(len(piece.rows), rejects)
+                    yield from (_Message(value, 1, self._time_of(value)) for value in piece.rows)
+                    continue
+                table, more = self._decoded(piece.rows)
+            elif piece.unit == "line":
+                table, more = self._typed(piece.rows)
+            else:
+                table, more = self._untyped(piece.rows), []
+            tally.add(len(table), rejects + [_placed(reject, piece) for reject in more])
+            yield from self._encoded(table, encoded, size)
+
+    def _encoded(
+        self, table: pa.Table, encode: Callable[[pa.Table, int], list[bytes]], size: int
+    ) -> Iterator[_Message]:
+        values = encode(table, size)
         last = np.minimum(np.arange(1, len(values) + 1) * size, len(table)) - 1
-        times_s = (
-            _times_s(table[schema.timestamp])[last] if timed else np.full(len(values), math.nan)
-        )
-        events = np.diff(last, prepend=-1)
-        yield from map(_Message, values, events.tolist(), times_s.tolist())
+        times_s = np.full(len(values), math.nan)
+        if self._timed:
+            times_s = event_times(table, self._schema)[last]
+        return map(_Message, values, np.diff(last, prepend=-1).tolist(), times_s.tolist())
+
+    def _untyped(self, table: pa.Table) -> pa.Table:
+        """Columns as they are, but an event time that is a time of Arrow's in the schema's form."""
+        name = self._schema.timestamp
+        if name is None or name not in table.column_names:
+            return table
+        kind = table[name].type
+        if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            return table
+        times = format_times(event_times(table, self._schema), self._schema.timestamp_format)
+        return table.set_column(table.column_names.index(name), name, pa.array(times))
+
+    def _typed(self, table: pa.Table) -> tuple[pa.Table, list[Reject]]:
+        """Rows of text with numbers where numbers belong; labels and times as they are written.
+        Rows that break the schema are left out."""
+        schema = self._schema
+        batch, rejects, _ = table_to_batch(table, schema, unknown_columns="ignore")
+        kept = np.delete(np.arange(len(table)), [reject.position for reject in rejects])
+        typed = batch_to_table(batch, schema)
+        for name in (schema.timestamp, schema.label):
+            if name:
+                raw = plain_numbers(table[name].take(pa.array(kept)))
+                typed = typed.set_column(typed.column_names.index(name), name, raw)
+        return typed, rejects
+
+    def _decoded(self, values: list[bytes]) -> tuple[pa.Table, list[Reject]]:
+        """JSON values as columns, for a format that has columns."""
+        lenient = msgspec.structs.replace(self._recording.config, unknown_columns="ignore")
+        decoded = EventDecoder(self._schema, lenient).decode(values)
+        return batch_to_table(decoded.batch, self._schema), decoded.rejects
+
+    def _time_of(self, value: bytes) -> float:
+        """Event time of a JSON value; NaN where it is not asked for, or can't be read: whoever
+        reads the message will say what is wrong."""
+        if not self._timed:
+            return math.nan
+        try:
+            event = value if self._envelope is None else self._envelope.event_of(value)
+            found = msgspec.json.decode(event)
+            for step in self._steps(found):
+                found = found[step]
+            return read_time(found, self._schema)
+        except (NiwakiError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError):
+            return math.nan
+
+    def _steps(self, event: Any) -> list[str]:
+        name = self._schema.timestamp or ""
+        return [name] if isinstance(event, dict) and name in event else name.split(".")
 
 
-def _time_s(time_of: msgspec.json.Decoder[Any], line: bytes) -> float:
-    try:
-        time_ms = time_of.decode(line).time_ms
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-    ):  # whoever reads it will say what is wrong
-        return math.nan
-    return math.nan if time_ms is None else time_ms / 1000
-
-
-def _times_s(column: pa.ChunkedArray) -> np.ndarray:
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("ms", column.type.tz), safe=False).cast(pa.int64())
-    times_s_B: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy() / 1000
-    return times_s_B
+def _placed(reject: Reject, piece: Piece) -> Reject:
+    return piece.placed(reject._replace(position=int(piece.places_B[reject.position])))

@@ -166,11 +166,6 @@ def test_a_column_may_be_a_matrix_of_one_column(served):
             "inputs[0].data[0] (hue): must be a column of the schema",
         ),
         (
-            {"inputs": [tensor("user", "FP32", [1.5])]},
-            400,
-            "inputs[0].data[0] (user): must be a string or a number",
-        ),
-        (
             {"inputs": [tensor("age", "FP32", [1] * 101)]},
             413,
             "inputs[0].shape: must be at most 100, got 101",

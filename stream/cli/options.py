@@ -36,7 +36,7 @@ VersionOption = Annotated[
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="niwaki.toml; without it, the defaults.")
 ]
-RECORDING = "A recorded stream: Parquet, JSON Lines or CSV."
+RECORDING = "Recorded events: files or folders of CSV, JSON, Parquet or Arrow, also compressed."
 BootstrapOption = Annotated[
     str | None, typer.Option(help="Kafka's host:port, instead of the config's.")
 ]
@@ -71,15 +71,6 @@ def replaced(settings: S, given: Mapping[str, Any]) -> S:
     """`settings` with the fields that are given; those that are None stay."""
     changes = {name: value for name, value in given.items() if value is not None}
     return msgspec.structs.replace(settings, **changes)
-
-
-def with_schema(settings: Any, file: Path) -> Any:
-    """The settings, with a schema proposed from the recording where they have none."""
-    from niwaki.stream.recordings.recording import propose_schema
-
-    if settings.schema is not None:
-        return settings
-    return msgspec.structs.replace(settings, schema=propose_schema(file))
 
 
 def checked(option: str, make: Callable[[], T]) -> T:

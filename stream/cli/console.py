@@ -3,9 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from niwaki.model.published.checkpoint import Header
+from niwaki.stream.events.rejects import Tally
+
+if TYPE_CHECKING:
+    from niwaki.model.published.checkpoint import Header
 
 console, errors = Console(), Console(stderr=True)
 
@@ -59,40 +63,73 @@ def print_rows(rows: list[tuple[str, str]], title: str) -> None:
     console.print(table)
 
 
+def print_error(text: str) -> None:
+    """Print the line of an error."""
+    errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what was decided about a recording, on stderr."""
+    for note in notes:
+        errors.print(f"niwaki: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_account(tally: Tally) -> None:
+    """Print what was left out of a recording, on stderr."""
+    print_notes(tally.lines())
+
+
+def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:
+    """Show the columns of a recording, one below the other."""
+    for column in report:
+        rows = [
+            ("used as", f"{column['role']}: {column['why']}"),
+            ("kind", str(column["kind"])),
+            ("examples", ", ".join(map(str, column["examples"]))),
+            ("missing", f"{column['missing']:,}"),
+            ("distinct", f"{column['distinct']:,}"),
+            *(("looks wrong", warning) for warning in column["warnings"]),
+        ]
+        print_rows(rows, f"{name}: {column['name']}")
+
+
 def print_backtest(result: dict[str, Any], profile: bool = False) -> None:
     """The measures of each policy, and where its time went if a `profile` is wanted."""
     console.print(
         f"{result['events']:,} events; the click rate so far as prediction:"
         f" {result['constant_ne']:.4f}"
     )
-    intervals = list(next(iter(result["policies"].values()))["served_ne"])
+    policies = result["policies"]
     table = Table(
-        title="normalized entropy by policy: lower is better, 1 is a constant", title_justify="left"
+        title="normalized entropy (NE) by policy: lower is better, 1 is a constant",
+        title_justify="left",
     )
-    columns = [
-        "policy",
-        "predict then learn",
-        *(f"served, every {int(each):,}" for each in intervals),
-    ]
-    columns += ["AUC", "calibration", "sparsity", "learning cost", "events/s", "drifts", "prunings"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for name, row in result["policies"].items():
-        table.add_row(
-            name,
-            f"{row['ne']:.4f}",
-            *(f"{row['served_ne'][each]:.4f}" for each in intervals),
-            f"{row['auc']:.4f}",
-            f"{row['calibration']:.3f}",
-            f"{row['sparsity_ratio']:.1%}",
-            f"{row['train_cost_ratio']:.1%}",
-            f"{row['events_per_s']:,.0f}",
-            str(len(row["drifts"])),
-            str(len(row["prunings"])),
-        )
+    table.add_column("measure")
+    for name in policies:
+        table.add_column(name, justify="right")
+    measures: dict[str, Callable[[dict[str, Any]], str]] = {
+        "NE, predict then learn": lambda row: f"{row['ne']:.4f}"
+    }
+    for each in next(iter(policies.values()))["served_ne"]:
+        measures[f"NE, served, every {int(each):,}"] = partial(_served, each)
+    measures |= {
+        "AUC": lambda row: f"{row['auc']:.4f}",
+        "calibration": lambda row: f"{row['calibration']:.3f}",
+        "sparsity": lambda row: f"{row['sparsity_ratio']:.1%}",
+        "learning cost": lambda row: f"{row['train_cost_ratio']:.1%}",
+        "events/s": lambda row: f"{row['events_per_s']:,.0f}",
+        "drifts": lambda row: str(len(row["drifts"])),
+        "prunings": lambda row: str(len(row["prunings"])),
+    }
+    for label, shown in measures.items():
+        table.add_row(label, *map(shown, policies.values()))
     console.print(table)
     if profile:
         _print_profile(result)
+
+
+def _served(every: str, row: dict[str, Any]) -> str:
+    return f"{row['served_ne'][every]:.4f}"
 
 
 def _print_profile(result: dict[str, Any]) -> None:
@@ -107,7 +144,7 @@ def _print_profile(result: dict[str, Any]) -> None:
     console.print(table)
 
 
-def print_checkpoint(name: str, header: Header, size_bytes: int) -> None:
+def print_checkpoint(name: str, header: "Header", size_bytes: int) -> None:
     """Show the checkpoint that is published as `name`."""
     evaluation = ", ".join(f"{measure} {value:.4g}" for measure, value in header.evaluation.items())
     layers = ", ".join(f"{layer} {ratio:.1%}" for layer, ratio in header.sparsity_by_layer.items())
