@@ -50,6 +50,7 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
             store=stack.enter_context(CheckpointStore(config.redis)),
             telemetry=telemetry,
             snapshot=config.snapshot,
+            max_rejected_ratio=config.kafka.max_rejected_ratio,
             committer=committer,
             drifts=drifts,
             observers=observers,

@@ -39,6 +39,11 @@ class BrokerError(NiwakiError):
     """A request that the broker did not fulfil. Try again, with backoff."""
 
 
+class TooManyRejects(NiwakiError):
+    """Most events of a topic can't be learned from. Correct the schema, or the limit, and start
+    again."""
+
+
 class PositionError(NiwakiError):
     """An offset at which the topic holds no events. Going on would skip or repeat events, so
     stop."""

@@ -93,6 +93,11 @@ class Tally:
             self._odd[one.field] = (before or one)._replace(events=count)
 
     @property
+    def odd_values(self) -> int:
+        """Number of values that are no numbers and count as missing."""
+        return sum(one.events for one in self._odd.values())
+
+    @property
     def rejected_ratio(self) -> float:
         """Share of all events that were left out, 0..1."""
         return self.rejected / max(self.events + self.rejected, 1)

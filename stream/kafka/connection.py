@@ -73,6 +73,9 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Messages taken at once, >= 1."""
     max_event_bytes: int = MAX_EVENT_BYTES
     """A message that needs more bytes for an event is dead-lettered, >= 1."""
+    max_rejected_ratio: float = 0.5
+    """Share of the last 10,000 events that may be rejected, (0, 1]; with more, the trainer saves
+    and stops. 1: it never does."""
     connect_timeout_s: float = 30
     """Longest wait for a first answer, seconds, > 0."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -108,6 +111,7 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "rank": (0 <= self.rank < self.world_size, f"must be in 0..{self.world_size - 1}"),
             "max_poll_messages": (self.max_poll_messages >= 1, "must be >= 1"),
             "max_event_bytes": (self.max_event_bytes >= 1, "must be >= 1"),
+            "max_rejected_ratio": (0 < self.max_rejected_ratio <= 1, "must be in (0, 1]"),
             "connect_timeout_s": (0 < self.connect_timeout_s < 1e6, "must be > 0"),
             "sasl_mechanism": (
                 credentials or not sasl,

@@ -24,6 +24,7 @@ from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
 from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, StepLog
 from niwaki.stream.training.publisher import Publisher
+from niwaki.stream.training.reject_watch import RejectWatch
 from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
 from niwaki.stream.training.stopwatch import Stopwatch
 from niwaki.stream.training.telemetry import Telemetry
@@ -46,19 +47,23 @@ class Pipeline:
         store: CheckpointStore,
         telemetry: Telemetry,
         snapshot: SnapshotConfig,
+        max_rejected_ratio: float = 1.0,
         committer: Committer | None = None,
         drifts: Outbox | None = None,
         observers: Sequence[Observer] = (),
     ):
         """`committer`: shows dashboards how far the stream has been saved. `drifts`: takes a
-        message about each drift. `observers`: more of them, beside the log and the metrics."""
+        message about each drift. `observers`: more of them, beside the log and the metrics.
+        `max_rejected_ratio`: see `KafkaConfig`."""
         training = trainer.config.training
         self.trainer = trainer
         self.store = store
         self.telemetry = telemetry
         self.replica = trainer.add_replica(training.publish_every_events)
         self.publisher = Publisher(self.replica, store, telemetry)
+        self._rejects = RejectWatch(reader.topic, max_rejected_ratio)
         self.observers: list[Observer] = [
+            self._rejects,
             StepLog(trainer),
             Metrics(trainer, self.replica, telemetry),
             *([DriftTopic(drifts)] if drifts else []),
@@ -100,8 +105,8 @@ class Pipeline:
 
     def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
         """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then
-        publish and save."""
-        while not stop() and not self._reached(limit_events):
+        publish and save. Raises `TooManyRejects` after that where that was the reason to stop."""
+        while not (stop() or self._reached(limit_events) or self._rejects.too_many):
             watch = Stopwatch()
             received = self.batcher.receive(last=self._reached(limit_events, polled=True))
             watch.lap("read")
@@ -125,6 +130,7 @@ class Pipeline:
         self._pause_after_s = 0.0
         self._pause_if_due()
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
+        self._rejects.check()
 
     def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
         waiting = self.batcher.waiting if polled else 0

@@ -1,0 +1,103 @@
+"""A look at recorded events or a topic: what its columns are, what they would be used as, and what
+would be left out.
+
+In: files or a topic, and the roles that a user asks for. Out: a report of the columns, notes, and
+the account of the first events as they would be read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from niwaki.model.features.schema import Schema
+from niwaki.pruning.errors import NiwakiError
+from niwaki.stream.config import Config
+from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.rejects import Tally
+from niwaki.stream.kafka.connection import KafkaConfig, Record
+from niwaki.stream.kafka.source import EventSource
+from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
+from niwaki.stream.recordings.recording import SAMPLE_EVENTS, Recording
+
+_POLL_S = 0.5
+
+
+class Check(NamedTuple):
+    """What was found."""
+
+    name: str
+    """The files or the topic."""
+    schema: Schema
+    envelope: str
+    report: list[dict[str, Any]]
+    """One for each column; see `proposal.ColumnReport`."""
+    notes: list[str]
+    tally: Tally
+    """The account of the first events, as they are read with the schema."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The findings as JSON has them."""
+        return {
+            "name": self.name,
+            "schema": msgspec.to_builtins(self.schema),
+            "envelope": self.envelope,
+            "columns": self.report,
+            "notes": self.notes,
+            "events": self.tally.events,
+        } | self.tally.as_dict()
+
+
+def check_files(
+    files: Sequence[Path], config: Config, asked: Asked, events: int | None = SAMPLE_EVENTS
+) -> Check:
+    """A look at the first `events` events of files. Raises `ConfigError` where no schema can be
+    proposed."""
+    recording = Recording(files, config.events)
+    limit = events or SAMPLE_EVENTS
+    proposal = recording.propose(asked, limit)
+    given = msgspec.structs.replace(config.events, envelope=proposal.envelope)
+    tally, schema = Tally(), config.schema or proposal.schema
+    for chunk in Recording(files, given).read(schema, limit_events=limit):
+        tally.add(len(chunk.batch), chunk.rejects, chunk.odd)
+    return _found(recording.name, proposal, schema, tally)
+
+
+def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -> Check:
+    """A look at the first `events` messages of a topic. Raises `ConfigError` where no schema can be
+    proposed, and `NiwakiError` for an empty topic."""
+    with EventSource(msgspec.structs.replace(kafka, start="earliest")) as source:
+        records = _first_records(source, events)
+    if not records:
+        raise NiwakiError(f"topic {kafka.topic} has no messages that can be read")
+    proposal = propose(Sample.of_messages([record.value for record in records]), asked)
+    schema = config.schema or proposal.schema
+    given = msgspec.structs.replace(config.events, envelope=proposal.envelope)
+    decoder = EventDecoder(schema, given, max_event_bytes=kafka.max_event_bytes)
+    decoded, tally = decoder.decode([record.value for record in records]), Tally()
+    rejects = [
+        reject._replace(place=_place(records[reject.position])) for reject in decoded.rejects
+    ]
+    tally.add(len(decoded.batch), rejects, decoded.odd)
+    return _found(kafka.topic, proposal, schema, tally)
+
+
+def _place(record: Record) -> str:
+    return f"{record.topic}[{record.partition}]@{record.offset}"
+
+
+def _first_records(source: EventSource, count: int) -> list[Record]:
+    records: list[Record] = []
+    while len(records) < count:
+        polled = source.poll(_POLL_S)
+        records += polled
+        lag = source.lag()
+        if not polled and set(lag) >= set(source.partitions) and not any(lag.values()):
+            break
+    return records[:count]
+
+
+def _found(name: str, proposal: Proposal, schema: Schema, tally: Tally) -> Check:
+    report = [column.as_dict() for column in proposal.columns]
+    return Check(name, schema, proposal.envelope, report, list(proposal.notes), tally)
