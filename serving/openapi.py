@@ -153,7 +153,7 @@ _REASONS = {
     404: "No such model.",
     408: "The body did not arrive in time.",
     413: "The body or the number of events is beyond the limit.",
-    415: "The body is not JSON.",
+    415: "The body is of a type, charset or encoding that is not understood.",
     503: "Nothing has been published yet.",
 }
 
@@ -187,6 +187,7 @@ def _body(schema: Json, **examples: Json) -> Json:
     named = {name: {"value": value} for name, value in examples.items()}
     return {
         "required": True,
+        "description": "May be compressed: content-encoding gzip or deflate.",
         "content": {"application/json": {"schema": schema, "examples": named}},
     }
 

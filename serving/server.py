@@ -2,8 +2,9 @@
 
 In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is
 decoded and scored between two turns of the event loop, since handing it over would cost more; a
-large one on a thread, so that no other request waits behind it. `serving/wire.py` checks a body;
-this module answers a `RequestError` with its status.
+large one on a thread, so that no other request waits behind it, and so is a compressed one, which
+may become large. `serving/content.py` reads the headers and unpacks a body, `serving/wire.py`
+checks it; this module answers a `RequestError` with its status.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from starlette.routing import Route
 
 from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.errors import RuleError
-from niwaki.serving import openapi, wire
+from niwaki.serving import content, openapi, wire
 from niwaki.serving.errors import NotReady, ServingError
 from niwaki.serving.metrics import OUTCOMES, ScoringMetrics
 from niwaki.serving.scorer import Scorer
@@ -47,7 +48,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port: int = 8080
     """Port, 0..65535; 0 takes a free one."""
     max_body_bytes: int = 4_194_304
-    """Longest body of a request, >= 1; a longer one is answered with 413."""
+    """Longest body of a request, inflated where it is compressed, >= 1; a longer one is answered
+    with 413."""
     max_events: int = 4_096
     """Most events or candidates in one request, >= 1; more are answered with 413."""
     max_age_s: float = 0.0
@@ -223,12 +225,16 @@ class _Endpoints:
     ) -> Response:
         outcome = "failed"
         try:
+            content.check_type(request.headers)
+            encoding = content.encoding(request.headers)
             body = await self._read(request)
             started_s = time.perf_counter()
-            if len(body) <= self._config.inline_bytes:
-                content = answer(body)
-            else:
-                content = await asyncio.get_running_loop().run_in_executor(self._pool, answer, body)
+            if len(body) <= self._config.inline_bytes and not encoding:
+                answered = answer(body)
+            else:  # a compressed body may be a long one
+                answered = await asyncio.get_running_loop().run_in_executor(
+                    self._pool, self._unpacked, answer, body, encoding
+                )
             self._metrics.seconds.observe(time.perf_counter() - started_s)
             outcome = "scored"
         except RequestError as refusal:
@@ -239,23 +245,14 @@ class _Endpoints:
             raise
         finally:
             self._metrics.requests.labels(endpoint, outcome).inc()
-        return Response(content, media_type="application/json")
+        return Response(answered, media_type="application/json")
+
+    def _unpacked(self, answer: Callable[[bytes], bytes], body: bytes, encoding: str) -> bytes:
+        if encoding:
+            body = content.inflate(body, encoding, self._config.max_body_bytes)
+        return answer(body)
 
     async def _read(self, request: Request) -> bytes:
-        kind, _, parameters = (
-            request.headers.get("content-type", "application/json").lower().partition(";")
-        )
-        charset = parameters.partition("charset=")[2].strip(' "')
-        if kind.strip() != "application/json" or charset not in ("", "utf-8", "us-ascii"):
-            raise RequestError(
-                415,
-                "content-type",
-                "must be application/json in UTF-8",
-                f"{kind};{parameters}"[:80],
-            )
-        encoding = request.headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            raise RequestError(415, "content-encoding", "must be identity", encoding[:80])
         limit = self._config.max_body_bytes
         length = request.headers.get("content-length", "0")
         if len(length) > 18 or int(length) > limit:
@@ -287,15 +284,17 @@ class _Endpoints:
             raise RequestError(404, "name", f"must be {self._scorer.name}", name[:80])
 
 
-def _json(content: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+def _json(answer: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
 
 
 def _refusal(request: Request, refusal: RequestError) -> Response:
-    content = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
+    answer = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
     # After these statuses the rest of the body is not wanted.
-    headers = {"connection": "close"} if refusal.status in (408, 413) else None
-    return Response(content, refusal.status, headers, "application/json")
+    headers = {"connection": "close"} if refusal.status in (408, 413) else {}
+    if refusal.status == 415 and refusal.field == "content-encoding":
+        headers["accept-encoding"] = ", ".join(content.ENCODINGS)
+    return Response(answer, refusal.status, headers, "application/json")
 
 
 # Starlette calls each of these for one kind of error, and types all of them with `Exception`.

@@ -165,34 +165,6 @@ def test_no_bytes_whatever_are_more_than_a_client_error(served, body):
     assert served.client.post("/score", content=body, headers=JSON).status_code == 400
 
 
-@pytest.mark.parametrize(
-    ("headers", "field"),
-    [
-        ({"content-type": "application/x-www-form-urlencoded"}, "content-type"),
-        ({"content-type": "text/plain"}, "content-type"),
-        ({"content-type": ""}, "content-type"),
-        ({"content-type": "application/json; charset=latin-1"}, "content-type"),
-        ({"content-type": "application/json", "content-encoding": "gzip"}, "content-encoding"),
-    ],
-)
-def test_another_type_of_content_is_415(served, headers, field):
-    response = served.client.post("/score", content=b'{"events": []}', headers=headers)
-    assert error(response)[:2] == (415, field)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["application/json", "Application/JSON; charset=UTF-8", 'application/json;charset="utf-8"'],
-)
-def test_json_may_say_that_it_is_utf_8(served, kind):
-    assert (
-        served.client.post(
-            "/score", content=b'{"events": []}', headers={"content-type": kind}
-        ).status_code
-        == 200
-    )
-
-
 def test_a_body_beyond_the_limit_is_413_whether_or_not_its_length_is_said(served):
     body = b'{"events": [' + b" " * 200_000 + b"]}"
     assert error(served.client.post("/score", content=body, headers=JSON))[:2] == (413, "body")
