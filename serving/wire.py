@@ -6,6 +6,8 @@ with a body becomes a `RequestError` that names the field, the rule and the valu
 client can send raises anything else. It knows no HTTP server.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -30,6 +32,7 @@ DATATYPES = {
     **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
 }
 OUTPUT = "probability"
+_NOT_JSON = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMED = re.compile(
     "Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL
 )
@@ -194,20 +197,40 @@ def _decode(body: bytes, kind: type[B]) -> B:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        rule, _, path = str(error).partition(" - at `$")
-        field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
-        if names:
-            field, rule = (
-                f"{field}.{names['field']}".lstrip("."),
-                f"must be {_NAMED_RULES[names['what']]}",
-            )
-        raise RequestError(400, field or "body", rule[:1].lower() + rule[1:]) from error
+        raise _broken(error) from error
     except UnicodeDecodeError as error:
         raise RequestError(400, "body", "must be UTF-8") from error
     except msgspec.DecodeError as error:
-        raise RequestError(400, "body", f"must be JSON: {error}") from error
+        found = _decode_leniently(body, kind)
+        if found is None:
+            raise RequestError(400, "body", f"must be JSON: {error}") from error
+        return found
     except RecursionError as error:
         raise RequestError(400, "body", "is nested too deeply") from error
+
+
+def _decode_leniently(body: bytes, kind: type[B]) -> B | None:
+    """A body with `NaN`, which is a missing value, or `Infinity`, which Python writes though they
+    are not JSON; None where that is not what is wrong with it."""
+    try:
+        found = json.loads(body.decode(), parse_constant=_NOT_JSON.__getitem__)
+        if b"\\u" in body:  # half of a surrogate pair, perhaps, which no answer could hold
+            json.dumps(found, ensure_ascii=False).encode()
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise _broken(error) from error
+    except (ValueError, RecursionError):
+        return None
+
+
+def _broken(error: msgspec.ValidationError) -> RequestError:
+    """The refusal of a body of another form."""
+    rule, _, path = str(error).partition(" - at `$")
+    field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
+    if names:
+        field = f"{field}.{names['field']}".lstrip(".")
+        rule = f"must be {_NAMED_RULES[names['what']]}"
+    return RequestError(400, field or "body", rule[:1].lower() + rule[1:])
 
 
 def _limit(field: str, count: int, max_events: int) -> None:

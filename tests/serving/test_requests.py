@@ -83,8 +83,19 @@ def test_a_mistake_is_named_with_field_rule_and_value(served, body, status, fiel
         b"",
         b"{",
         b"nonsense",
-        b'{"events": [{"age": NaN}]}',
         b'{"events": [{"age": Infinity}]}',
+        b'{"events": [{"age": NaN}',
+        b'{"events": [{"age": nan}]}',
+        b'{"events": [{"age": -NaN}]}',
+        b'{"events": NaN}',
+        b"NaN",
+        b'{"events": [{"age": NaN}, {"user": "\\ud800"}]}',
+        b'{"events": [{"age": NaN}, {"\\ud800": 1}]}',
+        b'{"events": [{"age": NaN}], "inputs": [], "id": "\\ud800"}',
+        b'{"inputs": [{"name": "\\udc00", "shape": [1], "datatype": "FP32", "data": [NaN]}]}',
+        b'{"events": [{"age": NaN, "user":' + b"[" * 40_000 + b"]" * 40_000 + b"}]}",
+        b'{"events": [{"age": NaN, "user":' + b"[" * 900 + b"]" * 900 + b"}]}",
+        b'{"events": [{"age": NaN, "user": 1' + b"0" * 10_000 + b"}]}",
         b'{"events": [{"age": 1e999}]}',
         b'{"events": [{"age": 1' + b"0" * 10_000 + b"}]}",
         b'{"events": [{"user": 1' + b"0" * 10_000 + b"}]}",
@@ -111,6 +122,48 @@ def test_no_malformed_body_is_more_than_a_client_error(served, body):
         assert response.status_code == 400, response.text
         assert len(response.content) < 1000
         assert response.json()["error"]
+
+
+def test_nan_as_python_writes_it_is_a_missing_value(served):
+    nan = float("nan")
+    events = [{"age": nan, "user": "NaN", "item": "\xe9"}, {"age": 2.5, "user": nan}]
+    assert b"NaN" in (body := json.dumps({"events": events}).encode())
+    answer = served.client.post("/score", content=body, headers=JSON)
+    same = [{"user": "NaN", "item": "\xe9"}, {"age": 2.5}]
+    assert answer.json() == served.score({"events": same}).json()
+    body = json.dumps({"context": {"price": nan}, "candidates": [{"item": "a"}]})
+    answer = served.client.post("/score", content=body, headers=JSON)
+    assert answer.json() == served.score({"events": [{"item": "a"}]}).json()
+
+
+@pytest.mark.parametrize(("sign", "value"), [("", "inf"), ("-", "-inf")])
+def test_infinity_is_refused_with_its_place(served, sign, value):
+    events = f'{{"events": [{{"age": NaN}}, {{"price": {sign}Infinity}}]}}'
+    got = error(served.client.post("/score", content=events, headers=JSON))
+    assert got == (400, "events[1].price", "must be finite in 32 bits", value)
+    column = f'"datatype": "FP64", "shape": [2], "data": [1, {sign}Infinity]'
+    tensor = f'{{"inputs": [{{"name": "age", {column}}}]}}'
+    path = f"/v2/models/{served.scorer.name}/infer"
+    got = served.client.post(path, content=tensor, headers=JSON).json()
+    assert (got["field"], got["value"]) == ("inputs[0].data[1] (age)", value)
+
+
+def test_a_mistake_beside_nan_is_named_as_without_it(served):
+    for wrong in ('{"event": [NaN]}', '{"events": [3, NaN]}', '{"events": [{"age": NaN}, 3]}'):
+        with_nan = error(served.client.post("/score", content=wrong, headers=JSON))
+        assert with_nan == error(served.client.post("/score", content=wrong.replace("NaN", "null")))
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT64"])
+def test_nan_in_a_tensor_is_missing_as_null_is(served, datatype):
+    path = f"/v2/models/{served.scorer.name}/infer"
+
+    def ask(data: str):
+        column = f'"name": "age", "datatype": "{datatype}", "shape": [2], "data": {data}'
+        return served.client.post(path, content=f'{{"inputs": [{{{column}}}]}}', headers=JSON)
+
+    assert ask("[NaN, 1]").json() == ask("[null, 1]").json()
+    assert ask("[NaN, 1]").json()["outputs"] != ask("[0, 1]").json()["outputs"]
 
 
 def test_repeated_keys_count_by_their_last_value(served):
