@@ -3,8 +3,8 @@
 In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is
 decoded and scored between two turns of the event loop, since handing it over would cost more; a
 large one on a thread, so that no other request waits behind it, and so is a compressed one, which
-may become large. `serving/content.py` reads the headers and unpacks a body, `serving/wire.py`
-checks it; this module answers a `RequestError` with its status.
+may become large. `serving/content.py` reads the headers and unpacks a body, `serving/wire.py` and
+`serving/inference.py` check it; this module answers a `RequestError` with its status.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 import torch
@@ -30,12 +31,12 @@ from starlette.routing import Route
 
 from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.errors import RuleError
-from niwaki.serving import content, openapi, wire
+from niwaki.serving import content, inference, openapi, wire
 from niwaki.serving.errors import NotReady, ServingError
 from niwaki.serving.metrics import OUTCOMES, ScoringMetrics
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
-from niwaki.serving.wire import RequestError
+from niwaki.serving.wire import Answer, RequestError
 
 log = logging.getLogger("niwaki")
 
@@ -125,7 +126,6 @@ def running(scorer: Scorer, config: ServeConfig) -> Iterator[str]:
 def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
     """The ASGI application around a scorer, which is the caller's to start and to close."""
     endpoints = _Endpoints(scorer, config)
-    model = "/v2/models/{name}"
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -138,9 +138,15 @@ def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
-            Route(model, endpoints.model, methods=["GET"]),
-            Route(f"{model}/ready", endpoints.ready, methods=["GET"]),
-            Route(f"{model}/infer", endpoints.infer, methods=["POST"]),
+            *(
+                route
+                for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+                for route in (
+                    Route(model, endpoints.model, methods=["GET"]),
+                    Route(f"{model}/ready", endpoints.ready, methods=["GET"]),
+                    Route(f"{model}/infer", endpoints.infer, methods=["POST"]),
+                )
+            ),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/openapi.json", endpoints.openapi, methods=["GET"]),
         ],
@@ -172,10 +178,10 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         self._named(request)
-        return await self._answer("infer", request, self._infer)
+        return await self._answer("infer", request, partial(self._infer, request))
 
     async def server(self, _: Request) -> Response:
-        return _json({"name": "niwaki", "version": "2", "extensions": []})
+        return _json({"name": "niwaki", "version": "2", "extensions": inference.EXTENSIONS})
 
     async def live(self, _: Request) -> Response:
         return _json({"live": True})
@@ -183,6 +189,8 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         self._named(request)
         scorer, limit_s = self._scorer, self._config.max_age_s
+        if scorer.version:
+            _check_version(request, scorer.version)
         if not scorer.version:
             reason = "nothing has been published yet"
         elif limit_s and scorer.age_s > limit_s:
@@ -197,7 +205,9 @@ class _Endpoints:
 
     async def model(self, request: Request) -> Response:
         self._named(request)
-        return _json(wire.model_metadata(self._model().header, self._scorer.name))
+        header = self._model().header
+        _check_version(request, header.version)
+        return _json(inference.model_metadata(header, self._scorer.name))
 
     async def metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -206,26 +216,28 @@ class _Endpoints:
         header = self._model().header if self._scorer.version else None
         return _json(openapi.document(self._scorer.name, self._config.max_events, header))
 
-    def _score(self, body: bytes) -> bytes:
+    def _score(self, body: bytes) -> Answer:
         model = self._model()
-        asked = wire.read_score(body, model.header.schema, self._config.max_events)
-        self._metrics.events.inc(len(asked.batch))
-        return wire.score_answer(model.header, model.predict(asked.batch))
+        batch = wire.read_score(body, model.header.schema, self._config.max_events)
+        self._metrics.events.inc(len(batch))
+        return wire.score_answer(model.header, model.predict(batch))
 
-    def _infer(self, body: bytes) -> bytes:
+    def _infer(self, request: Request, body: bytes) -> Answer:
         model = self._model()
-        asked = wire.read_infer(body, model.header.schema, self._config.max_events)
+        _check_version(request, model.header.version)
+        json_bytes = content.json_bytes(request.headers)
+        schema = model.header.schema
+        asked = inference.read_infer(body, json_bytes, schema, self._config.max_events)
         self._metrics.events.inc(len(asked.batch))
-        return wire.infer_answer(
-            model.header, model.predict(asked.batch), self._scorer.name, asked.id
-        )
+        probabilities_B = model.predict(asked.batch)
+        return inference.infer_answer(model.header, probabilities_B, self._scorer.name, asked)
 
     async def _answer(
-        self, endpoint: str, request: Request, answer: Callable[[bytes], bytes]
+        self, endpoint: str, request: Request, answer: Callable[[bytes], Answer]
     ) -> Response:
         outcome = "failed"
         try:
-            content.check_type(request.headers)
+            content.check_type(request.headers, binary=endpoint == "infer")
             encoding = content.encoding(request.headers)
             body = await self._read(request)
             started_s = time.perf_counter()
@@ -245,9 +257,12 @@ class _Endpoints:
             raise
         finally:
             self._metrics.requests.labels(endpoint, outcome).inc()
-        return Response(answered, media_type="application/json")
+        if answered.json_bytes is None:
+            return Response(answered.content, media_type="application/json")
+        headers = {inference.JSON_BYTES_HEADER: str(answered.json_bytes)}
+        return Response(answered.content, headers=headers, media_type="application/octet-stream")
 
-    def _unpacked(self, answer: Callable[[bytes], bytes], body: bytes, encoding: str) -> bytes:
+    def _unpacked(self, answer: Callable[[bytes], Answer], body: bytes, encoding: str) -> Answer:
         if encoding:
             body = content.inflate(body, encoding, self._config.max_body_bytes)
         return answer(body)
@@ -282,6 +297,13 @@ class _Endpoints:
         name = request.path_params.get("name", self._scorer.name)
         if name != self._scorer.name:
             raise RequestError(404, "name", f"must be {self._scorer.name}", name[:80])
+
+
+def _check_version(request: Request, present: int) -> None:
+    """Raise `RequestError` where the path names another version than the one that serves."""
+    version = request.path_params.get("version", str(present))
+    if version != str(present):
+        raise RequestError(404, "version", f"must be {present}, which serves now", version[:80])
 
 
 def _json(answer: object, status: int = 200) -> Response:

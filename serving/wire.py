@@ -1,5 +1,5 @@
-"""HTTP bodies <-> rows and probabilities: our own `/score`, and the Open Inference Protocol
-(version 2).
+"""HTTP bodies <-> rows and probabilities: our own `/score`, and what it shares with the Open
+Inference Protocol (`serving/inference.py`).
 
 In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong
 with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a
@@ -25,13 +25,6 @@ from niwaki.pruning.errors import RuleError, shorten
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
 
-_NUMBER = (int, float)
-DATATYPES = {
-    "BYTES": (str,),
-    **{f"{sign}INT{bits}": (int,) for sign in ("", "U") for bits in (8, 16, 32, 64)},
-    **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
-}
-OUTPUT = "probability"
 _NOT_JSON = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMED = re.compile(
     "Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL
@@ -56,6 +49,14 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
     candidates: list[dict[str, Any]] | UnsetType = UNSET
 
 
+class Answer(NamedTuple):
+    """The body of an answer."""
+
+    content: bytes
+    json_bytes: int | None = None
+    """Length of the JSON that comes before binary tensors; None: all of it is JSON."""
+
+
 class ScoreAnswer(msgspec.Struct):
     """One probability an event or candidate, in their order, all of them by this version."""
 
@@ -63,47 +64,17 @@ class ScoreAnswer(msgspec.Struct):
     probabilities: list[float]
 
 
-class Tensor(msgspec.Struct):
-    """A column of an Open Inference Protocol request."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any]
-
-
-class Name(msgspec.Struct):
-    """An output that a request asks for."""
-
-    name: str
-
-
-class InferBody(msgspec.Struct):
-    """An Open Inference Protocol request; what the protocol allows beyond this is not read."""
-
-    inputs: list[Tensor]
-    outputs: list[Name] = []
-    id: str | None = None
-
-
-class ScoreRequest(NamedTuple):
-    """The request that a body holds, checked."""
-
-    batch: EventBatch
-    id: str | None = None
-
-
-def read_score(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
+def read_score(body: bytes, schema: Schema, max_events: int) -> EventBatch:
     """The events in the body of `POST /score`."""
-    asked = _decode(body, ScoreBody)
+    asked = decode(body, ScoreBody)
     if asked.events is not UNSET:
         if asked.context is not UNSET or asked.candidates is not UNSET:
             raise RequestError(400, "events", "must stand alone, without context and candidates")
-        _limit("events", len(asked.events), max_events)
-        return ScoreRequest(_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}"))
+        check_count("events", len(asked.events), max_events)
+        return to_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}")
     if asked.candidates is UNSET:
         raise RequestError(400, "events", "must be there, or candidates must")
-    _limit("candidates", len(asked.candidates), max_events)
+    check_count("candidates", len(asked.candidates), max_events)
     context = {} if asked.context is UNSET else asked.context
     if not set().union(*asked.candidates).isdisjoint(context):
         i, column = next(
@@ -120,70 +91,12 @@ def read_score(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
     def place(i: int, column: str) -> str:
         return f"context.{column}" if column in context else f"candidates[{i}].{column}"
 
-    return ScoreRequest(_batch(asked.candidates, schema, place, context))
+    return to_batch(asked.candidates, schema, place, context)
 
 
-def read_infer(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
-    """The events in the body of `POST /v2/models/{name}/infer`: one input a column, all of shape
-    [B] or [B, 1]."""
-    asked = _decode(body, InferBody)
-    for i, output in enumerate(asked.outputs):
-        if output.name != OUTPUT:
-            raise RequestError(400, f"outputs[{i}].name", f"must be {OUTPUT}", shorten(output.name))
-    if not asked.inputs:
-        raise RequestError(400, "inputs", "must hold at least one tensor")
-    count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
-    _limit("inputs[0].shape", count, max_events)
-    columns: dict[str, list[Any]] = {}
-    for i, tensor in enumerate(asked.inputs):
-        if tensor.name in columns:
-            raise RequestError(
-                400, f"inputs[{i}].name", "must differ from those before", shorten(tensor.name)
-            )
-        columns[tensor.name] = _column(tensor, f"inputs[{i}]", count)
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
-    position = {name: i for i, name in enumerate(columns)}
-    return ScoreRequest(
-        _batch(rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"),
-        asked.id,
-    )
-
-
-def score_answer(header: Header, probabilities_B: np.ndarray) -> bytes:
+def score_answer(header: Header, probabilities_B: np.ndarray) -> Answer:
     """The body that answers `POST /score`."""
-    return msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist()))
-
-
-def infer_answer(
-    header: Header, probabilities_B: np.ndarray, name: str, asked_id: str | None
-) -> bytes:
-    """The body that answers `POST /v2/models/{name}/infer`."""
-    output = {
-        "name": OUTPUT,
-        "datatype": "FP32",
-        "shape": [len(probabilities_B)],
-        "data": probabilities_B.tolist(),
-    }
-    answer = {"model_name": name, "model_version": str(header.version), "outputs": [output]}
-    return msgspec.json.encode(answer | ({"id": asked_id} if asked_id is not None else {}))
-
-
-def model_metadata(header: Header, name: str) -> dict[str, Any]:
-    """The Open Inference Protocol's description of the model that `header` belongs to."""
-    columns = [(column, "BYTES") for column in header.schema.categorical]
-    columns += [(column, "FP32") for column in header.schema.numeric]
-    columns += [(header.schema.timestamp, "INT64")] if header.schema.timestamp else []
-    return {
-        "name": name,
-        "versions": [str(header.version)],
-        "platform": "niwaki",
-        "inputs": [
-            {"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns
-        ],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
-    }
+    return Answer(msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist())))
 
 
 def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
@@ -193,7 +106,8 @@ def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
     return msgspec.json.encode({"error": str(refusal), **reason} if protocol else {"error": reason})
 
 
-def _decode(body: bytes, kind: type[B]) -> B:
+def decode(body: bytes, kind: type[B]) -> B:
+    """The JSON of a body, in the form of `kind`."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -233,12 +147,13 @@ def _broken(error: msgspec.ValidationError) -> RequestError:
     return RequestError(400, field or "body", rule[:1].lower() + rule[1:])
 
 
-def _limit(field: str, count: int, max_events: int) -> None:
+def check_count(field: str, count: int, max_events: int) -> None:
+    """Raise `RequestError` where a request holds too many events."""
     if count > max_events:
         raise RequestError(413, field, f"must be at most {max_events}", str(count))
 
 
-def _batch(
+def to_batch(
     rows: Sequence[Row],
     schema: Schema,
     place: Callable[[int, str], str],
@@ -257,37 +172,3 @@ def _batch(
         raise RequestError(400, place(0, first.field), first.rule, first.value) from first
     except RecursionError as error:  # in showing a value
         raise RequestError(400, "body", "is nested too deeply") from error
-
-
-def _column(tensor: Tensor, where: str, count: int) -> list[Any]:
-    kinds = DATATYPES.get(tensor.datatype)
-    if kinds is None:
-        raise RequestError(
-            400,
-            f"{where}.datatype",
-            f"must be one of {', '.join(DATATYPES)}",
-            shorten(tensor.datatype),
-        )
-    if tensor.shape not in ([count], [count, 1]):
-        raise RequestError(
-            400,
-            f"{where}.shape",
-            f"must be [{count}] or [{count}, 1], as the first is",
-            shorten(tensor.shape),
-        )
-    data = tensor.data
-    if data and all(isinstance(value, list) and len(value) == 1 for value in data):
-        data = [value[0] for value in data]
-    if len(data) != count:
-        raise RequestError(
-            400, f"{where}.data", f"must hold {count} values, as its shape says", str(len(data))
-        )
-    for i, value in enumerate(data):
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise RequestError(
-                400,
-                f"{where}.data[{i}]",
-                f"must be of datatype {tensor.datatype}, or null",
-                shorten(value),
-            )
-    return data
