@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import shorten
-from niwaki.serving.wire import Answer, RequestError, check_count, decode, to_batch
+from niwaki.serving.wire import FINITE, Answer, RequestError, check_count, decode, to_batch
 
 JSON_BYTES_HEADER = "inference-header-content-length"
 """Header with the length of the JSON before binary tensors."""
@@ -244,9 +244,12 @@ def _read_numbers(values_B: np.ndarray, datatype: str, where: str) -> list[Any]:
             i = int(np.argmax(values_B > 1))
             raise RequestError(400, f"{where}.data[{i}]", "must be 0 or 1", str(values_B[i]))
         values_B = values_B.astype(bool)
+    elif not np.isfinite(values_B).all():
+        i = int(np.argmax(np.isinf(values_B)))
+        if np.isinf(values_B[i]):
+            raise RequestError(400, f"{where}.data[{i}]", FINITE, str(values_B[i]))
+        return [None if value != value else value for value in values_B.tolist()]
     found: list[Any] = values_B.tolist()
-    if values_B.dtype.kind == "f" and np.isnan(values_B).any():
-        return [None if value != value else value for value in found]
     return found
 
 

@@ -25,6 +25,7 @@ from niwaki.pruning.errors import RuleError, shorten
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
 
+FINITE = "must be finite"
 _NOT_JSON = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMED = re.compile(
     "Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL
@@ -130,11 +131,28 @@ def _decode_leniently(body: bytes, kind: type[B]) -> B | None:
         found = json.loads(body.decode(), parse_constant=_NOT_JSON.__getitem__)
         if b"\\u" in body:  # half of a surrogate pair, perhaps, which no answer could hold
             json.dumps(found, ensure_ascii=False).encode()
+        _check_finite(found)
         return msgspec.convert(found, kind)
     except msgspec.ValidationError as error:
         raise _broken(error) from error
+    except RequestError:
+        raise
     except (ValueError, RecursionError):
         return None
+
+
+def _check_finite(value: Any, path: str = "") -> None:
+    """Raise the `RequestError` of the first number in `value` that is infinite."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if isinstance(part, float | dict | list):
+                _check_finite(part, f"{path}.{name}")
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            if isinstance(part, float | dict | list):
+                _check_finite(part, f"{path}[{i}]")
+    elif isinstance(value, float) and math.isinf(value):
+        raise RequestError(400, path.lstrip(".") or "body", FINITE, shorten(value))
 
 
 def _broken(error: msgspec.ValidationError) -> RequestError:

@@ -99,9 +99,9 @@ def test_a_column_may_be_a_matrix_of_one_column(served):
             "inputs[0].data[0] (hue): must be a column of the schema",
         ),
         (
-            {"inputs": [tensor("user", "FP32", [1.5])]},
+            {"inputs": [tensor("age", "FP64", [1, 1e39])]},
             400,
-            "inputs[0].data[0] (user): must be a string or an integer",
+            "inputs[0].data[1] (age): must be finite in 32 bits, got 1e+39",
         ),
         (
             {"inputs": [tensor("age", "FP32", [1] * 101)]},

@@ -137,15 +137,22 @@ def test_nan_as_python_writes_it_is_a_missing_value(served):
 
 
 @pytest.mark.parametrize(("sign", "value"), [("", "inf"), ("-", "-inf")])
-def test_infinity_is_refused_with_its_place(served, sign, value):
-    events = f'{{"events": [{{"age": NaN}}, {{"price": {sign}Infinity}}]}}'
+@pytest.mark.parametrize("column", ["age", "user", "noise"])
+def test_infinity_is_refused_with_its_place(served, column, sign, value):
+    events = f'{{"events": [{{"age": NaN}}, {{"{column}": {sign}Infinity}}]}}'
     got = error(served.client.post("/score", content=events, headers=JSON))
-    assert got == (400, "events[1].price", "must be finite in 32 bits", value)
-    column = f'"datatype": "FP64", "shape": [2], "data": [1, {sign}Infinity]'
-    tensor = f'{{"inputs": [{{"name": "age", {column}}}]}}'
+    assert got == (400, f"events[1].{column}", "must be finite", value)
+    data = f'"datatype": "FP64", "shape": [2], "data": [1, {sign}Infinity]'
     path = f"/v2/models/{served.scorer.name}/infer"
-    got = served.client.post(path, content=tensor, headers=JSON).json()
-    assert (got["field"], got["value"]) == ("inputs[0].data[1] (age)", value)
+    body = f'{{"inputs": [{{"name": "{column}", {data}}}]}}'
+    got = served.client.post(path, content=body, headers=JSON).json()
+    assert (got["field"], got["rule"]) == ("inputs[0].data[1]", "must be finite")
+
+
+def test_a_number_too_large_for_64_bits_beside_nan_is_refused_as_without(served):
+    for beside in ("NaN", "null"):
+        body = f'{{"events": [{{"age": {beside}, "user": 1e999}}]}}'
+        assert served.client.post("/score", content=body, headers=JSON).status_code == 400
 
 
 def test_a_mistake_beside_nan_is_named_as_without_it(served):
