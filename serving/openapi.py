@@ -9,7 +9,7 @@ from typing import Any
 
 from niwaki.model.features.schema import Schema
 from niwaki.model.published.checkpoint import Header
-from niwaki.serving.wire import DATATYPES, OUTPUT
+from niwaki.serving.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
 Json = dict[str, Any]
 
@@ -53,22 +53,7 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
         }
         | _refusals("Refusal", 400, 408, 413, 415, 503),
     }
-    infer = {
-        "summary": "The same in the Open Inference Protocol: one tensor a column.",
-        "parameters": [_model_parameter(name)],
-        "requestBody": _body(
-            {"$ref": "#/components/schemas/InferRequest"},
-            events={"inputs": [_tensor(column, value) for column, value in example.items()]},
-        ),
-        "responses": {
-            "200": _answer(
-                "One probability an event.",
-                {"$ref": "#/components/schemas/InferResponse"},
-                {"model_name": name, "model_version": "12", "outputs": [_tensor(OUTPUT, 0.0421)]},
-            )
-        }
-        | _refusals("ProtocolRefusal", 400, 404, 408, 413, 415, 503),
-    }
+    version = str(header.version) if header else None
     return {
         "openapi": "3.1.0",
         "info": {
@@ -87,18 +72,13 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
             "/v2/health/ready": {
                 "get": _ready("Whether it serves a checkpoint that is young enough.")
             },
-            "/v2/models/{name}": {
-                "parameters": [_model_parameter(name)],
-                "get": _get(
-                    "The model's columns and version.", _object(name=_TEXT, versions=_list(_TEXT))
-                )
-                | {"responses": _metadata_responses()},
-            },
-            "/v2/models/{name}/ready": {
-                "parameters": [_model_parameter(name)],
-                "get": _ready("Whether the model serves.", 404),
-            },
-            "/v2/models/{name}/infer": {"post": infer},
+            **_model_paths("/v2/models/{name}", [_parameter("name", name)], name, example),
+            **_model_paths(
+                "/v2/models/{name}/versions/{version}",
+                [_parameter("name", name), _parameter("version", version)],
+                name,
+                example,
+            ),
             "/metrics": {
                 "get": {
                     "summary": "Prometheus metrics.",
@@ -111,24 +91,78 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     }
 
 
+def _model_paths(path: str, parameters: list[Json], name: str, example: Json) -> Json:
+    """The paths of the model, or of one version of it, in the Open Inference Protocol."""
+    infer: Json = {
+        "summary": "The same in the Open Inference Protocol: one tensor a column.",
+        "parameters": [_JSON_BYTES],
+        "requestBody": _body(
+            {"$ref": "#/components/schemas/InferRequest"},
+            events={"inputs": [_tensor(column, value) for column, value in example.items()]},
+        ),
+        "responses": {
+            "200": _answer(
+                "One probability an event.",
+                {"$ref": "#/components/schemas/InferResponse"},
+                {"model_name": name, "model_version": "12", "outputs": [_tensor(OUTPUT, 0.0421)]},
+            )
+        }
+        | _refusals("ProtocolRefusal", 400, 404, 408, 413, 415, 503),
+    }
+    infer["requestBody"]["content"] |= _BINARY
+    infer["responses"]["200"]["content"] |= _BINARY
+    metadata = {"summary": "The columns and the version.", "responses": _metadata_responses()}
+    ready = _ready("Whether it serves.", 404)
+    return {
+        path: {"parameters": parameters, "get": metadata},
+        f"{path}/ready": {"parameters": parameters, "get": ready},
+        f"{path}/infer": {"parameters": parameters, "post": infer},
+    }
+
+
 _TEXT, _BOOLEAN = {"type": "string"}, {"type": "boolean"}
+_JSON_BYTES = {
+    "name": JSON_BYTES_HEADER,
+    "in": "header",
+    "description": "Bytes of the JSON before binary tensors; absent: all of the body is JSON.",
+    "schema": {"type": "integer", "minimum": 1},
+}
+_BINARY = {
+    "application/octet-stream": {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": f"The JSON, of {JSON_BYTES_HEADER} bytes, then the binary tensors of"
+            " the protocol's extension binary_tensor_data.",
+        }
+    }
+}
 
 
 def _object(**properties: Json) -> Json:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _parameters(name: str, schema: Json) -> Json:
+    """The parameters of a part of the protocol, of which one is read."""
+    return {"type": ["object", "null"], "properties": {name: schema}}
+
+
 def _list(items: Json) -> Json:
     return {"type": "array", "items": items}
 
 
+_SIZE = {"type": ["integer", "null"], "minimum": 0}
+_FLAG = {"type": ["boolean", "null"]}
 _REASON = {"field": _TEXT, "rule": _TEXT, "value": _TEXT}
 _TENSOR = _object(
     name=_TEXT,
     shape=_list({"type": "integer", "minimum": 0}),
     datatype={"enum": list(DATATYPES)},
-    data=_list({}),
 )
+_TENSOR["properties"] |= {"data": _list({}), "parameters": _parameters("binary_data_size", _SIZE)}
+_OUTPUT = _object(name={"const": OUTPUT})
+_OUTPUT["properties"] |= {"parameters": _parameters("binary_data", _FLAG)}
 _READY = {
     "type": "object",
     "properties": {"ready": _BOOLEAN, "version": {"type": "integer"}},
@@ -142,7 +176,8 @@ _SCHEMAS = {
         "properties": {
             "id": {"type": ["string", "null"]},
             "inputs": {**_list(_TENSOR), "minItems": 1},
-            "outputs": _list(_object(name={"const": OUTPUT})),
+            "outputs": {**_list(_OUTPUT), "type": ["array", "null"]},
+            "parameters": _parameters("binary_data_output", _FLAG),
         },
         "required": ["inputs"],
     },
@@ -150,10 +185,10 @@ _SCHEMAS = {
 }
 _REASONS = {
     400: "The body breaks a rule.",
-    404: "No such model.",
+    404: "No such model, or another version serves.",
     408: "The body did not arrive in time.",
     413: "The body or the number of events is beyond the limit.",
-    415: "The body is not JSON.",
+    415: "The body is of a type, charset or encoding that is not understood.",
     503: "Nothing has been published yet.",
 }
 
@@ -187,6 +222,7 @@ def _body(schema: Json, **examples: Json) -> Json:
     named = {name: {"value": value} for name, value in examples.items()}
     return {
         "required": True,
+        "description": "May be compressed: content-encoding gzip or deflate.",
         "content": {"application/json": {"schema": schema, "examples": named}},
     }
 
@@ -220,5 +256,7 @@ def _refusals(schema: str, *statuses: int) -> Json:
     }
 
 
-def _model_parameter(name: str) -> Json:
-    return {"name": "name", "in": "path", "required": True, "schema": {"const": name}}
+def _parameter(name: str, value: str | None) -> Json:
+    """A part of a path; of one value, unless that is not known yet."""
+    schema = {"const": value} if value is not None else _TEXT
+    return {"name": name, "in": "path", "required": True, "schema": schema}

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import redis
+from redis import exceptions as rex
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.client import PubSub
 from redis.cluster import RedisCluster
@@ -16,6 +17,9 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from niwaki.pruning.errors import RuleError
+
+_OF_A_CLUSTER = (rex.AskError, rex.TryAgainError, rex.ClusterDownError, rex.ClusterCrossSlotError)
+"""What only a node of a cluster answers; MOVED is an `AskError`, too."""
 
 
 class Client(Protocol):
@@ -59,6 +63,18 @@ def address(url: str) -> str:
         rule = "must name host:port; special characters in a password are written %XX"
         raise RuleError("url", rule)
     return f"{parts.scheme}://{hosts}{parts.path}"
+
+
+def cluster_address(url: str, error: Exception) -> str:
+    """The `redis+cluster://` address to write in the place of `url`, where `error` is the answer of
+    a node of a Redis Cluster to a client that knows no cluster; else empty."""
+    parts = urlsplit(url)
+    of_a_replica = isinstance(error, rex.MasterDownError)  # a kind of `ClusterDownError`
+    told = isinstance(error, _OF_A_CLUSTER) and not of_a_replica
+    if "+" in parts.scheme or not (told or "cluster mode" in str(error)):
+        return ""
+    hosts = parts.netloc.rpartition("@")[2] or "host:port"  # a socket has neither
+    return f"{'rediss' if parts.scheme == 'rediss' else 'redis'}+cluster://{hosts}"
 
 
 def _options(timeout_s: float) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 In: a scorer that follows the store. Out: answers, each by exactly one version. A small body is
 decoded and scored between two turns of the event loop, since handing it over would cost more; a
-large one on a thread, so that no other request waits behind it. `serving/wire.py` checks a body;
-this module answers a `RequestError` with its status.
+large one on a thread, so that no other request waits behind it, and so is a compressed one, which
+may become large. `serving/content.py` reads the headers and unpacks a body, `serving/wire.py` and
+`serving/inference.py` check it; this module answers a `RequestError` with its status.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 import torch
@@ -29,12 +31,12 @@ from starlette.routing import Route
 
 from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.errors import RuleError
-from niwaki.serving import openapi, wire
+from niwaki.serving import content, inference, openapi, wire
 from niwaki.serving.errors import NotReady, ServingError
 from niwaki.serving.metrics import OUTCOMES, ScoringMetrics
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
-from niwaki.serving.wire import RequestError
+from niwaki.serving.wire import Answer, RequestError
 
 log = logging.getLogger("niwaki")
 
@@ -47,7 +49,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     port: int = 8080
     """Port, 0..65535; 0 takes a free one."""
     max_body_bytes: int = 4_194_304
-    """Longest body of a request, >= 1; a longer one is answered with 413."""
+    """Longest body of a request, inflated where it is compressed, >= 1; a longer one is answered
+    with 413."""
     max_events: int = 4_096
     """Most events or candidates in one request, >= 1; more are answered with 413."""
     max_age_s: float = 0.0
@@ -123,7 +126,6 @@ def running(scorer: Scorer, config: ServeConfig) -> Iterator[str]:
 def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
     """The ASGI application around a scorer, which is the caller's to start and to close."""
     endpoints = _Endpoints(scorer, config)
-    model = "/v2/models/{name}"
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -136,9 +138,15 @@ def create_app(scorer: Scorer, config: ServeConfig) -> Starlette:
             Route("/v2", endpoints.server, methods=["GET"]),
             Route("/v2/health/live", endpoints.live, methods=["GET"]),
             Route("/v2/health/ready", endpoints.ready, methods=["GET"]),
-            Route(model, endpoints.model, methods=["GET"]),
-            Route(f"{model}/ready", endpoints.ready, methods=["GET"]),
-            Route(f"{model}/infer", endpoints.infer, methods=["POST"]),
+            *(
+                route
+                for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+                for route in (
+                    Route(model, endpoints.model, methods=["GET"]),
+                    Route(f"{model}/ready", endpoints.ready, methods=["GET"]),
+                    Route(f"{model}/infer", endpoints.infer, methods=["POST"]),
+                )
+            ),
             Route("/metrics", endpoints.metrics, methods=["GET"]),
             Route("/openapi.json", endpoints.openapi, methods=["GET"]),
         ],
@@ -170,10 +178,10 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         self._named(request)
-        return await self._answer("infer", request, self._infer)
+        return await self._answer("infer", request, partial(self._infer, request))
 
     async def server(self, _: Request) -> Response:
-        return _json({"name": "niwaki", "version": "2", "extensions": []})
+        return _json({"name": "niwaki", "version": "2", "extensions": inference.EXTENSIONS})
 
     async def live(self, _: Request) -> Response:
         return _json({"live": True})
@@ -181,6 +189,8 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         self._named(request)
         scorer, limit_s = self._scorer, self._config.max_age_s
+        if scorer.version:
+            _check_version(request, scorer.version)
         if not scorer.version:
             reason = "nothing has been published yet"
         elif limit_s and scorer.age_s > limit_s:
@@ -195,7 +205,9 @@ class _Endpoints:
 
     async def model(self, request: Request) -> Response:
         self._named(request)
-        return _json(wire.model_metadata(self._model().header, self._scorer.name))
+        header = self._model().header
+        _check_version(request, header.version)
+        return _json(inference.model_metadata(header, self._scorer.name))
 
     async def metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -204,31 +216,37 @@ class _Endpoints:
         header = self._model().header if self._scorer.version else None
         return _json(openapi.document(self._scorer.name, self._config.max_events, header))
 
-    def _score(self, body: bytes) -> bytes:
+    def _score(self, body: bytes) -> Answer:
         model = self._model()
-        asked = wire.read_score(body, model.header.schema, self._config.max_events)
-        self._metrics.events.inc(len(asked.batch))
-        return wire.score_answer(model.header, model.predict(asked.batch))
+        batch = wire.read_score(body, model.header.schema, self._config.max_events)
+        self._metrics.events.inc(len(batch))
+        return wire.score_answer(model.header, model.predict(batch))
 
-    def _infer(self, body: bytes) -> bytes:
+    def _infer(self, request: Request, body: bytes) -> Answer:
         model = self._model()
-        asked = wire.read_infer(body, model.header.schema, self._config.max_events)
+        _check_version(request, model.header.version)
+        json_bytes = content.json_bytes(request.headers)
+        schema = model.header.schema
+        asked = inference.read_infer(body, json_bytes, schema, self._config.max_events)
         self._metrics.events.inc(len(asked.batch))
-        return wire.infer_answer(
-            model.header, model.predict(asked.batch), self._scorer.name, asked.id
-        )
+        probabilities_B = model.predict(asked.batch)
+        return inference.infer_answer(model.header, probabilities_B, self._scorer.name, asked)
 
     async def _answer(
-        self, endpoint: str, request: Request, answer: Callable[[bytes], bytes]
+        self, endpoint: str, request: Request, answer: Callable[[bytes], Answer]
     ) -> Response:
         outcome = "failed"
         try:
+            content.check_type(request.headers, binary=endpoint == "infer")
+            encoding = content.encoding(request.headers)
             body = await self._read(request)
             started_s = time.perf_counter()
-            if len(body) <= self._config.inline_bytes:
-                content = answer(body)
-            else:
-                content = await asyncio.get_running_loop().run_in_executor(self._pool, answer, body)
+            if len(body) <= self._config.inline_bytes and not encoding:
+                answered = answer(body)
+            else:  # a compressed body may be a long one
+                answered = await asyncio.get_running_loop().run_in_executor(
+                    self._pool, self._unpacked, answer, body, encoding
+                )
             self._metrics.seconds.observe(time.perf_counter() - started_s)
             outcome = "scored"
         except RequestError as refusal:
@@ -239,23 +257,17 @@ class _Endpoints:
             raise
         finally:
             self._metrics.requests.labels(endpoint, outcome).inc()
-        return Response(content, media_type="application/json")
+        if answered.json_bytes is None:
+            return Response(answered.content, media_type="application/json")
+        headers = {inference.JSON_BYTES_HEADER: str(answered.json_bytes)}
+        return Response(answered.content, headers=headers, media_type="application/octet-stream")
+
+    def _unpacked(self, answer: Callable[[bytes], Answer], body: bytes, encoding: str) -> Answer:
+        if encoding:
+            body = content.inflate(body, encoding, self._config.max_body_bytes)
+        return answer(body)
 
     async def _read(self, request: Request) -> bytes:
-        kind, _, parameters = (
-            request.headers.get("content-type", "application/json").lower().partition(";")
-        )
-        charset = parameters.partition("charset=")[2].strip(' "')
-        if kind.strip() != "application/json" or charset not in ("", "utf-8", "us-ascii"):
-            raise RequestError(
-                415,
-                "content-type",
-                "must be application/json in UTF-8",
-                f"{kind};{parameters}"[:80],
-            )
-        encoding = request.headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            raise RequestError(415, "content-encoding", "must be identity", encoding[:80])
         limit = self._config.max_body_bytes
         length = request.headers.get("content-length", "0")
         if len(length) > 18 or int(length) > limit:
@@ -287,15 +299,24 @@ class _Endpoints:
             raise RequestError(404, "name", f"must be {self._scorer.name}", name[:80])
 
 
-def _json(content: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+def _check_version(request: Request, present: int) -> None:
+    """Raise `RequestError` where the path names another version than the one that serves."""
+    version = request.path_params.get("version", str(present))
+    if version != str(present):
+        raise RequestError(404, "version", f"must be {present}, which serves now", version[:80])
+
+
+def _json(answer: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
 
 
 def _refusal(request: Request, refusal: RequestError) -> Response:
-    content = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
+    answer = wire.refusal_answer(refusal, protocol=request.url.path.startswith("/v2"))
     # After these statuses the rest of the body is not wanted.
-    headers = {"connection": "close"} if refusal.status in (408, 413) else None
-    return Response(content, refusal.status, headers, "application/json")
+    headers = {"connection": "close"} if refusal.status in (408, 413) else {}
+    if refusal.status == 415 and refusal.field == "content-encoding":
+        headers["accept-encoding"] = ", ".join(content.ENCODINGS)
+    return Response(answer, refusal.status, headers, "application/json")
 
 
 # Starlette calls each of these for one kind of error, and types all of them with `Exception`.

@@ -37,7 +37,7 @@ from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
-from niwaki.serving.redis_client import Client, address, connect, connect_cluster
+from niwaki.serving.redis_client import Client, address, cluster_address, connect, connect_cluster
 
 _UPLOAD_EXPIRES_S = 900
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
@@ -313,12 +313,15 @@ class CheckpointStore:
         """The one boundary at which the client's errors become ours."""
         try:
             yield
-        except _REFUSING as error:
-            raise StoreRefused(f"{self.address}: {error}") from error
-        except _PASSING as error:
-            raise StoreUnavailable(f"{self.address}: {error}") from error
-        except rex.RedisError as error:
-            raise StoreRefused(f"{self.address}: {error}") from error
+        except (rex.RedisError, rex.RedisClusterException) as error:
+            text = f"{self.address}: {error}"
+            cluster = cluster_address(self.config.url, error)
+            if cluster:
+                rule = f"is a node of a Redis Cluster, so redis.url must be {cluster}"
+                raise StoreRefused(f"{self.address}: {rule}") from error
+            if isinstance(error, _PASSING) and not isinstance(error, _REFUSING):
+                raise StoreUnavailable(text) from error
+            raise StoreRefused(text) from error
 
 
 class Watch:

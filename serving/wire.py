@@ -1,11 +1,13 @@
-"""HTTP bodies <-> rows and probabilities: our own `/score`, and the Open Inference Protocol
-(version 2).
+"""HTTP bodies <-> rows and probabilities: our own `/score`, and what it shares with the Open
+Inference Protocol (`serving/inference.py`).
 
 In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong
 with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a
 client can send raises anything else. It knows no HTTP server.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -24,13 +26,8 @@ from niwaki.pruning.errors import RuleError, shorten
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
 
-_NUMBER = (int, float)
-DATATYPES = {
-    "BYTES": (str,),
-    **{f"{sign}INT{bits}": (int,) for sign in ("", "U") for bits in (8, 16, 32, 64)},
-    **{f"FP{bits}": _NUMBER for bits in (16, 32, 64)},
-}
-OUTPUT = "probability"
+FINITE = "must be finite"
+_NOT_JSON = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAMED = re.compile(
     "Object (?P<what>contains unknown|missing required) field `(?P<field>.*)`", re.DOTALL
 )
@@ -54,6 +51,14 @@ class ScoreBody(msgspec.Struct, forbid_unknown_fields=True):
     candidates: list[dict[str, Any]] | UnsetType = UNSET
 
 
+class Answer(NamedTuple):
+    """The body of an answer."""
+
+    content: bytes
+    json_bytes: int | None = None
+    """Length of the JSON that comes before binary tensors; None: all of it is JSON."""
+
+
 class ScoreAnswer(msgspec.Struct):
     """One probability an event or candidate, in their order, all of them by this version."""
 
@@ -61,47 +66,17 @@ class ScoreAnswer(msgspec.Struct):
     probabilities: list[float]
 
 
-class Tensor(msgspec.Struct):
-    """A column of an Open Inference Protocol request."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any]
-
-
-class Name(msgspec.Struct):
-    """An output that a request asks for."""
-
-    name: str
-
-
-class InferBody(msgspec.Struct):
-    """An Open Inference Protocol request; what the protocol allows beyond this is not read."""
-
-    inputs: list[Tensor]
-    outputs: list[Name] = []
-    id: str | None = None
-
-
-class ScoreRequest(NamedTuple):
-    """The request that a body holds, checked."""
-
-    batch: EventBatch
-    id: str | None = None
-
-
-def read_score(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
+def read_score(body: bytes, schema: Schema, max_events: int) -> EventBatch:
     """The events in the body of `POST /score`."""
-    asked = _decode(body, ScoreBody)
+    asked = decode(body, ScoreBody)
     if asked.events is not UNSET:
         if asked.context is not UNSET or asked.candidates is not UNSET:
             raise RequestError(400, "events", "must stand alone, without context and candidates")
-        _limit("events", len(asked.events), max_events)
-        return ScoreRequest(_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}"))
+        check_count("events", len(asked.events), max_events)
+        return to_batch(asked.events, schema, lambda i, column: f"events[{i}].{column}")
     if asked.candidates is UNSET:
         raise RequestError(400, "events", "must be there, or candidates must")
-    _limit("candidates", len(asked.candidates), max_events)
+    check_count("candidates", len(asked.candidates), max_events)
     context = {} if asked.context is UNSET else asked.context
     if not set().union(*asked.candidates).isdisjoint(context):
         i, column = next(
@@ -118,70 +93,12 @@ def read_score(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
     def place(i: int, column: str) -> str:
         return f"context.{column}" if column in context else f"candidates[{i}].{column}"
 
-    return ScoreRequest(_batch(asked.candidates, schema, place, context))
+    return to_batch(asked.candidates, schema, place, context)
 
 
-def read_infer(body: bytes, schema: Schema, max_events: int) -> ScoreRequest:
-    """The events in the body of `POST /v2/models/{name}/infer`: one input a column, all of shape
-    [B] or [B, 1]."""
-    asked = _decode(body, InferBody)
-    for i, output in enumerate(asked.outputs):
-        if output.name != OUTPUT:
-            raise RequestError(400, f"outputs[{i}].name", f"must be {OUTPUT}", shorten(output.name))
-    if not asked.inputs:
-        raise RequestError(400, "inputs", "must hold at least one tensor")
-    count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
-    _limit("inputs[0].shape", count, max_events)
-    columns: dict[str, list[Any]] = {}
-    for i, tensor in enumerate(asked.inputs):
-        if tensor.name in columns:
-            raise RequestError(
-                400, f"inputs[{i}].name", "must differ from those before", shorten(tensor.name)
-            )
-        columns[tensor.name] = _column(tensor, f"inputs[{i}]", count)
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
-    position = {name: i for i, name in enumerate(columns)}
-    return ScoreRequest(
-        _batch(rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"),
-        asked.id,
-    )
-
-
-def score_answer(header: Header, probabilities_B: np.ndarray) -> bytes:
+def score_answer(header: Header, probabilities_B: np.ndarray) -> Answer:
     """The body that answers `POST /score`."""
-    return msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist()))
-
-
-def infer_answer(
-    header: Header, probabilities_B: np.ndarray, name: str, asked_id: str | None
-) -> bytes:
-    """The body that answers `POST /v2/models/{name}/infer`."""
-    output = {
-        "name": OUTPUT,
-        "datatype": "FP32",
-        "shape": [len(probabilities_B)],
-        "data": probabilities_B.tolist(),
-    }
-    answer = {"model_name": name, "model_version": str(header.version), "outputs": [output]}
-    return msgspec.json.encode(answer | ({"id": asked_id} if asked_id is not None else {}))
-
-
-def model_metadata(header: Header, name: str) -> dict[str, Any]:
-    """The Open Inference Protocol's description of the model that `header` belongs to."""
-    columns = [(column, "BYTES") for column in header.schema.categorical]
-    columns += [(column, "FP32") for column in header.schema.numeric]
-    columns += [(header.schema.timestamp, "INT64")] if header.schema.timestamp else []
-    return {
-        "name": name,
-        "versions": [str(header.version)],
-        "platform": "niwaki",
-        "inputs": [
-            {"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns
-        ],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
-    }
+    return Answer(msgspec.json.encode(ScoreAnswer(header.version, probabilities_B.tolist())))
 
 
 def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
@@ -191,32 +108,71 @@ def refusal_answer(refusal: RequestError, *, protocol: bool) -> bytes:
     return msgspec.json.encode({"error": str(refusal), **reason} if protocol else {"error": reason})
 
 
-def _decode(body: bytes, kind: type[B]) -> B:
+def decode(body: bytes, kind: type[B]) -> B:
+    """The JSON of a body, in the form of `kind`."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        rule, _, path = str(error).partition(" - at `$")
-        field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
-        if names:
-            field, rule = (
-                f"{field}.{names['field']}".lstrip("."),
-                f"must be {_NAMED_RULES[names['what']]}",
-            )
-        raise RequestError(400, field or "body", rule[:1].lower() + rule[1:]) from error
+        raise _broken(error) from error
     except UnicodeDecodeError as error:
         raise RequestError(400, "body", "must be UTF-8") from error
     except msgspec.DecodeError as error:
-        raise RequestError(400, "body", f"must be JSON: {error}") from error
+        found = _decode_leniently(body, kind)
+        if found is None:
+            raise RequestError(400, "body", f"must be JSON: {error}") from error
+        return found
     except RecursionError as error:
         raise RequestError(400, "body", "is nested too deeply") from error
 
 
-def _limit(field: str, count: int, max_events: int) -> None:
+def _decode_leniently(body: bytes, kind: type[B]) -> B | None:
+    """A body with `NaN`, which is a missing value, or `Infinity`, which Python writes though they
+    are not JSON; None where that is not what is wrong with it."""
+    try:
+        found = json.loads(body.decode(), parse_constant=_NOT_JSON.__getitem__)
+        if b"\\u" in body:  # half of a surrogate pair, perhaps, which no answer could hold
+            json.dumps(found, ensure_ascii=False).encode()
+        _check_finite(found)
+        return msgspec.convert(found, kind)
+    except msgspec.ValidationError as error:
+        raise _broken(error) from error
+    except RequestError:
+        raise
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check_finite(value: Any, path: str = "") -> None:
+    """Raise the `RequestError` of the first number in `value` that is infinite."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if isinstance(part, float | dict | list):
+                _check_finite(part, f"{path}.{name}")
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            if isinstance(part, float | dict | list):
+                _check_finite(part, f"{path}[{i}]")
+    elif isinstance(value, float) and math.isinf(value):
+        raise RequestError(400, path.lstrip(".") or "body", FINITE, shorten(value))
+
+
+def _broken(error: msgspec.ValidationError) -> RequestError:
+    """The refusal of a body of another form."""
+    rule, _, path = str(error).partition(" - at `$")
+    field, names = path.rstrip("`").lstrip("."), _NAMED.fullmatch(rule)
+    if names:
+        field = f"{field}.{names['field']}".lstrip(".")
+        rule = f"must be {_NAMED_RULES[names['what']]}"
+    return RequestError(400, field or "body", rule[:1].lower() + rule[1:])
+
+
+def check_count(field: str, count: int, max_events: int) -> None:
+    """Raise `RequestError` where a request holds too many events."""
     if count > max_events:
         raise RequestError(413, field, f"must be at most {max_events}", str(count))
 
 
-def _batch(
+def to_batch(
     rows: Sequence[Row],
     schema: Schema,
     place: Callable[[int, str], str],
@@ -235,37 +191,3 @@ def _batch(
         raise RequestError(400, place(0, first.field), first.rule, first.value) from first
     except RecursionError as error:  # in showing a value
         raise RequestError(400, "body", "is nested too deeply") from error
-
-
-def _column(tensor: Tensor, where: str, count: int) -> list[Any]:
-    kinds = DATATYPES.get(tensor.datatype)
-    if kinds is None:
-        raise RequestError(
-            400,
-            f"{where}.datatype",
-            f"must be one of {', '.join(DATATYPES)}",
-            shorten(tensor.datatype),
-        )
-    if tensor.shape not in ([count], [count, 1]):
-        raise RequestError(
-            400,
-            f"{where}.shape",
-            f"must be [{count}] or [{count}, 1], as the first is",
-            shorten(tensor.shape),
-        )
-    data = tensor.data
-    if data and all(isinstance(value, list) and len(value) == 1 for value in data):
-        data = [value[0] for value in data]
-    if len(data) != count:
-        raise RequestError(
-            400, f"{where}.data", f"must hold {count} values, as its shape says", str(len(data))
-        )
-    for i, value in enumerate(data):
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise RequestError(
-                400,
-                f"{where}.data[{i}]",
-                f"must be of datatype {tensor.datatype}, or null",
-                shorten(value),
-            )
-    return data

@@ -23,7 +23,8 @@ WINGS = {  # each may import those before it, and the rooms below
         " branches learner"
     ).split(),
     "serving": (
-        "errors redis_client store double_buffer scorer wire openapi network_export metrics server"
+        "errors redis_client store double_buffer scorer wire inference content openapi"
+        " network_export metrics server"
     ).split(),
     "stream": (
         "errors events kafka recordings synthetic drift training config app offline cli"

@@ -104,7 +104,7 @@ def _requests(learner: Any, top: tuple[int, ...], seconds: float) -> Rows:
 
     def answer(score: rivals.Score) -> Callable[[], bytes]:
         def call() -> bytes:
-            batch = wire.read_score(body, SCHEMA, 4_096).batch
+            batch = wire.read_score(body, SCHEMA, 4_096)
             return msgspec.json.encode(wire.ScoreAnswer(1, score(encoder.encode(batch)).tolist()))
 
         return call

@@ -48,7 +48,7 @@ def test_a_narrowed_network_is_within_its_budget_and_not_far_below(learner, spar
 def test_a_request_asks_for_one_context_and_all_candidates():
     body = msgspec.json.decode(request(16))
     assert len(body["candidates"]) == 16 and "c_user" in body["context"]
-    batch = wire.read_score(request(16), SCHEMA, 16).batch
+    batch = wire.read_score(request(16), SCHEMA, 16)
     assert (
         len(batch) == 16
         and batch.categorical[0].to_pylist() == [str(body["context"]["c_user"])] * 16

@@ -10,6 +10,7 @@ import redis
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
 from niwaki.serving.store import CheckpointStore, StoreConfig, address
 from niwaki.stream.offline.local import free_port
+from tests.support.redis_server import RedisServer
 from tests.support.stored import blob, header
 
 
@@ -117,7 +118,9 @@ def test_sentinel_leads_to_the_new_primary_after_a_failover(start, tmp_path):
             assert there.head().version == 2
 
 
-def test_a_cluster_finds_the_node_that_has_the_model_whichever_node_is_asked(start):
+@pytest.fixture
+def cluster(start) -> list[RedisServer]:
+    """Two nodes that share the slots, and know each other."""
     buses = [free_port() for _ in range(2)]
     nodes = [
         start("--cluster-enabled", "yes", "--cluster-port", str(bus), "--save", "") for bus in buses
@@ -133,13 +136,19 @@ def test_a_cluster_finds_the_node_that_has_the_model_whichever_node_is_asked(sta
             for client in (first, second)
         ):
             assert time.monotonic() < deadline_s, "the nodes did not meet"
+    return nodes
+
+
+def test_a_cluster_finds_the_node_that_has_the_model_whichever_node_is_asked(cluster):
+    first, second = (redis.Redis.from_url(node.url) for node in cluster)
+    with first, second:
         homes = set()
         for name in ("ads", "news"):
             with CheckpointStore.from_url(
-                f"redis+cluster://127.0.0.1:{nodes[0].port}", name
+                f"redis+cluster://127.0.0.1:{cluster[0].port}", name
             ) as store:
                 config = StoreConfig(
-                    url=f"redis+cluster://127.0.0.1:{nodes[1].port}", name=name, chunk_bytes=100
+                    url=f"redis+cluster://127.0.0.1:{cluster[1].port}", name=name, chunk_bytes=100
                 )
                 with CheckpointStore(config) as other, other.watch() as watch:
                     assert store.head() is None
@@ -150,6 +159,49 @@ def test_a_cluster_finds_the_node_that_has_the_model_whichever_node_is_asked(sta
                     assert not store.publish(header(9), blob(9)) and store.fetch() == blob(9)
             homes |= {place for place, client in enumerate((first, second)) if client.dbsize()}
         assert homes == {0, 1}
+
+
+def refused_as_a_node(url: str) -> str:
+    """What the store says of a node of a cluster behind a URL that names no cluster."""
+    with CheckpointStore.from_url(url) as store, pytest.raises(StoreRefused) as caught:
+        store.head()
+    return str(caught.value)
+
+
+def test_a_node_of_a_cluster_behind_a_plain_url_says_which_url_to_write(cluster):
+    for do in (CheckpointStore.head, lambda store: store.publish(header(1), blob(1))):
+        told = []
+        for node in cluster:  # one of them has the slot of the model
+            with CheckpointStore.from_url(node.url, "ads") as store:
+                try:
+                    do(store)
+                except StoreRefused as error:
+                    told.append((node.port, str(error)))
+        ((port, text),) = told
+        assert text == (
+            f"redis://127.0.0.1:{port}/0: is a node of a Redis Cluster,"
+            f" so redis.url must be redis+cluster://127.0.0.1:{port}"
+        )
+
+
+def test_a_node_of_a_cluster_that_is_not_yet_whole_or_asked_for_a_database_says_so_too(start):
+    node = start("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--save", "")
+    place = f"127.0.0.1:{node.port}"
+    written = f"redis.url must be redis+cluster://{place}"
+    for database in (0, 1):
+        assert refused_as_a_node(f"redis://{place}/{database}").endswith(written)
+    with redis.Redis.from_url(node.url) as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", ">s3cret", "~*", "&*", "+@all")
+    text = refused_as_a_node(f"redis://ann:s3cret@{place}/0")
+    assert text.endswith(written) and "s3cret" not in text
+
+
+def test_a_replica_whose_primary_is_gone_is_no_node_of_a_cluster_and_may_come_back(start):
+    replica = start(
+        "--replicaof", "127.0.0.1", str(free_port()), "--replica-serve-stale-data", "no"
+    )
+    with CheckpointStore.from_url(replica.url) as store, pytest.raises(StoreUnavailable):
+        store.head()
 
 
 def test_a_cluster_that_does_not_answer_may_come_back():
