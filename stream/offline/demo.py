@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,15 @@ from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.app import open_pipeline
 from niwaki.stream.config import Config
+from niwaki.stream.events.rejects import Tally
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
+from niwaki.stream.offline.backtest import survey
 from niwaki.stream.offline.history import History
 from niwaki.stream.offline.local import embedded_kafka, embedded_redis
 from niwaki.stream.offline.report import Measured, report_data
 from niwaki.stream.recordings.datasets import dataset_path
-from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.recordings.recording import Recording
+from niwaki.stream.recordings.schema_toml import sections_toml
 from niwaki.stream.synthetic.generator import read_drift_points, write_stream
 from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.observers import StepCallback
@@ -44,41 +47,61 @@ _SCORED_EVENTS = 1_000
 _SWAP_S = 30.0
 
 
-class DemoStream(NamedTuple):
-    """The stream that a demo replays."""
+class DemoFiles(NamedTuple):
+    """The files that a demo replays."""
 
-    path: Path
+    files: list[Path]
     title: str
-    events: int
     drifts: list[dict[str, Any]]
     """True drift points, where they are known."""
 
 
-def demo_recording(
-    recording: Path | None,
+class DemoStream(NamedTuple):
+    """The stream that a demo replays."""
+
+    recording: Recording
+    title: str
+    events: int
+    """Events to replay; a broken one counts."""
+    limit_events: int | None
+    drifts: list[dict[str, Any]]
+    """True drift points, where they are known."""
+
+
+def demo_files(
+    recording: Sequence[Path] | None,
     dataset: str | None,
     out: Path,
     events: int | None,
     seed: int | None,
     on_events: Callable[[int], None] = lambda events: None,
-) -> DemoStream:
-    """The recording, or the public data set, or else a drifting click stream made in `out`;
-    `events` at most."""
-    if recording is not None:
-        return _recorded(recording, recording.name, events)
+) -> DemoFiles:
+    """The recording, or the public data set, or else a drifting click stream of `events` made in
+    `out`."""
+    if recording:
+        title = ", ".join(path.name for path in recording)
+        return DemoFiles(list(recording), title, read_drift_points(recording[0]))
     if dataset is not None:
-        return _recorded(dataset_path(dataset, out), dataset, events)
+        path = dataset_path(dataset, out)
+        return DemoFiles([path], dataset, read_drift_points(path))
     given: dict[str, Any] = {"events": events, "seed": seed}
     config = SyntheticConfig(**{name: value for name, value in given.items() if value is not None})
     path = out / "events.parquet"
     write_stream(config, path, on_events=on_events)
-    return DemoStream(path, "a drifting click stream", config.events, read_drift_points(path))
+    return DemoFiles([path], "a drifting click stream", read_drift_points(path))
 
 
-def _recorded(path: Path, title: str, events: int | None) -> DemoStream:
-    rows = read_recording(path, propose_schema(path), limit_events=events)
-    total = sum(len(batch) + len(rejects) for batch, rejects in rows)
-    return DemoStream(path, title, total, read_drift_points(path))
+def prepare(
+    made: DemoFiles,
+    recording: Recording,
+    config: Config,
+    tally: Tally,
+    limit_events: int | None,
+    on_bytes: Callable[[int], object] | None = None,
+) -> DemoStream:
+    """Read the recording once. Raises `ConfigError` where there is too little to learn from."""
+    found = survey(recording, config.events_schema(), tally, limit_events, on_bytes=on_bytes)
+    return DemoStream(recording, made.title, found.events, limit_events, made.drifts)
 
 
 def demonstrate(
@@ -106,6 +129,7 @@ def demonstrate(
                 config.training, max_batch_age_s=_NEVER_S, window_events=_WINDOW_EVENTS
             ),
             telemetry=msgspec.structs.replace(config.telemetry, port=0),
+            events=msgspec.structs.replace(config.events, unknown_columns="ignore"),
             snapshot=snapshot,
         )
         ensure_topic(kafka, kafka.topic)
@@ -116,13 +140,13 @@ def demonstrate(
         history = History(pipeline.trainer, pipeline.replica)
         pipeline.observers.append(history)
         scorer = stack.enter_context(Scorer.from_redis(config.redis.url, config.redis.name))
-        replay = stack.enter_context(_replaying(stream, schema, kafka, out))
+        replay = stack.enter_context(_replaying(stream, config, kafka, out))
         pipeline.resume()
         started_s = time.perf_counter()
-        pipeline.run(lambda: replay.poll() not in (None, 0), limit_events=stream.events)
+        pipeline.run(replay.failed, end=replay.sent_events)
         elapsed_s = time.perf_counter() - started_s
-        if replay.wait():
-            raise NiwakiError(f"niwaki replay ended with exit code {replay.returncode}")
+        if replay.failed():
+            raise NiwakiError(f"niwaki replay ended with exit code {replay.exit_code}")
         if not scorer.wait(pipeline.version, _SWAP_S):
             raise NiwakiError(
                 f"the scorer did not take over version {pipeline.version} within {_SWAP_S:.0f} s"
@@ -140,40 +164,58 @@ def demonstrate(
         return data, Measured(elapsed_s, full.bytes, (("scorer", scored),))
 
 
+class _Replay:
+    """A running `niwaki replay`."""
+
+    def __init__(self, command: Sequence[str]):
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self._sent_events: int | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._process.poll()
+
+    def failed(self) -> bool:
+        """True once it has ended with an error."""
+        return self.exit_code not in (None, 0)
+
+    def sent_events(self) -> int | None:
+        """The number of events that it has sent; None while it runs."""
+        if self._sent_events is None and self.exit_code == 0 and self._process.stdout:
+            self._sent_events = msgspec.json.decode(self._process.stdout.read())["events"]
+        return self._sent_events
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        self._process.terminate()
+        self._process.communicate()
+
+
 @contextmanager
 def _replaying(
-    stream: DemoStream, schema: Schema, kafka: KafkaConfig, out: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+    stream: DemoStream, config: Config, kafka: KafkaConfig, out: Path
+) -> Iterator[_Replay]:
     """`niwaki replay`, with the schema in a config file of its own; ended with the block."""
-    config = out / "replay.toml"
-    lines = [
-        f"{name} = {msgspec.json.encode(value).decode()}"
-        for name, value in msgspec.to_builtins(schema).items()
-        if value
-    ]
-    config.write_text("\n".join(["[schema]", *lines, ""]), "utf-8")
-    command = [sys.executable, "-m", "niwaki", "replay", str(stream.path), "--config", str(config)]
-    command += [
-        "--bootstrap",
-        kafka.bootstrap_servers,
-        "--topic",
-        kafka.topic,
-        "--events",
-        str(stream.events),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+    path = out / "replay.toml"
+    # Whatever the demo may leave out was counted before.
+    events = msgspec.structs.replace(config.events, max_rejected_ratio=1.0)
+    sections = {"schema": config.events_schema(), "events": events}
+    path.write_text(sections_toml(sections), "utf-8")
+    command = [sys.executable, "-m", "niwaki", "replay", *map(str, stream.recording.paths)]
+    command += ["--config", str(path), "--json", "--bootstrap", kafka.bootstrap_servers]
+    command += ["--topic", kafka.topic]
+    if stream.limit_events is not None:
+        command += ["--events", str(stream.limit_events)]
+    with closing(_Replay(command)) as replay:
+        yield replay
 
 
 def _last_events(stream: DemoStream, schema: Schema) -> EventBatch:
-    chunks = (batch for batch, _ in read_recording(stream.path, schema, limit_events=stream.events))
-    last = next(chunks)
-    for batch in chunks:
-        last = EventBatch.concat([last, batch])
+    chunks = stream.recording.read(schema, limit_events=stream.limit_events)
+    last = next(chunks).batch
+    for chunk in chunks:
+        last = EventBatch.concat([last, chunk.batch])
         last = last.slice(max(len(last) - _SCORED_EVENTS, 0), len(last))
     return last.slice(max(len(last) - _SCORED_EVENTS, 0), len(last))
 

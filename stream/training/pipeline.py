@@ -103,10 +103,22 @@ class Pipeline:
         self.batcher.resume(self._positions)
         self.telemetry.phase(self.trainer.policy.phase)
 
-    def run(self, stop: Callable[[], bool], limit_events: int | None = None) -> None:
+    def run(
+        self,
+        stop: Callable[[], bool],
+        limit_events: int | None = None,
+        *,
+        end: Callable[[], int | None] | None = None,
+    ) -> None:
         """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then
-        publish and save. Raises `TooManyRejects` after that where that was the reason to stop."""
-        while not (stop() or self._reached(limit_events) or self._rejects.too_many):
+        publish and save. `end`: tells that number once it is known, instead.
+
+        Raises `TooManyRejects` at the end where that was the reason to stop.
+        """
+        while not (stop() or self._rejects.too_many):
+            limit_events = end() if end is not None else limit_events
+            if self._reached(limit_events):
+                break
             watch = Stopwatch()
             received = self.batcher.receive(last=self._reached(limit_events, polled=True))
             watch.lap("read")
