@@ -47,6 +47,7 @@ def rows_to_batch(
     timed: bool = False,
     shared: Mapping[str, Any] = MappingProxyType({}),
     unknown_columns: str = "reject",
+    decimal: str = ".",
     odd: list[Odd] | None = None,
 ) -> EventBatch:
     """Columns from dictionaries, one for each event.
@@ -54,7 +55,7 @@ def rows_to_batch(
     `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
     time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all
     events have in common and that no row has. `unknown_columns`: "ignore" takes rows with columns
-    that the schema does not know. `odd`: takes what was no number; None: text that is no number is
+    that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number; None: text that is no number is
     an error. Raises `FeatureError` for a value
     that the schema does not allow, and for an unknown column.
     """
@@ -92,7 +93,7 @@ def rows_to_batch(
         categorical.append(values if len(values) == count else pa.repeat(values[0], count))
     numerics_BN = np.empty((count, len(schema.numeric)), np.float32)
     for i, name in enumerate(schema.numeric):
-        numerics_BN[:, i] = _numbers(column(name), name, odd)
+        numerics_BN[:, i] = _numbers(column(name), name, decimal, odd)
     return EventBatch(labels_B, times_s_B, tuple(categorical), numerics_BN)
 
 
@@ -140,14 +141,14 @@ def _names(values: list[Any], column: str) -> pa.Array:
     return pa.array([as_name(value, column) for value in values], pa.string())
 
 
-def _numbers(values: list[Any], column: str, odd: list[Odd] | None) -> np.ndarray:
+def _numbers(values: list[Any], column: str, decimal: str, odd: list[Odd] | None) -> np.ndarray:
     """float64, NaN for a missing value."""
     if set(map(type, values)) <= {float, int, bool, NoneType}:
         with contextlib.suppress(OverflowError):
             found_B = np.array(values, np.float64)  # None becomes NaN
             if not (np.abs(found_B) >= BEYOND_32_BITS).any():
                 return found_B
-    numbers = [as_number(value, column) for value in values]
+    numbers = [as_number(value, column, decimal) for value in values]
     strange = [value for value, number in zip(values, numbers, strict=True) if number is None]
     if strange:
         if odd is None:

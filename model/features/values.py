@@ -186,13 +186,17 @@ def as_name(value: Any, column: str) -> str | None:
     raise FeatureError(column, "must be a string or a number", value)
 
 
-def as_number(value: Any, column: str) -> float | None:
+SWAPPED_MARKS = str.maketrans(".,", ",.")
+"""Numbers in text with a decimal comma, as those with a point."""
+
+
+def as_number(value: Any, column: str, decimal: str = ".") -> float | None:
     """A value of a numeric column, finite in 32 bits; NaN for a missing one; None for text that is
-    no number."""
+    no number. `decimal`: the mark before the decimals in text."""
     if value is None:
         return math.nan
     if isinstance(value, str):
-        number = parse_number(value)
+        number = parse_number(value if decimal == "." else value.translate(SWAPPED_MARKS))
     elif isinstance(value, bool | int | float | Decimal | np.bool_):
         number = value
     else:

@@ -16,6 +16,8 @@ class EventsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     envelope: str = ""
     """Path of the event in its message or row, names separated by points, such as
     "payload.after"; "": the message is the event."""
+    decimal: Literal[".", ","] = "."
+    """Mark before the decimals of numbers in text; the other one may stand between thousands."""
     unknown_columns: Literal["reject", "ignore"] = "reject"
     """Treatment of an event of a topic with a column that the schema does not name."""
     max_rejected_ratio: float = 0.01

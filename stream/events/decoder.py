@@ -79,7 +79,7 @@ class EventDecoder:
         max_event_bytes: int = MAX_EVENT_BYTES,
     ):
         self.schema, self.max_event_bytes = schema, max_event_bytes
-        self._unknown_columns = config.unknown_columns
+        self._unknown_columns, self._decimal = config.unknown_columns, config.decimal
         self._envelope = Envelope(config.envelope) if config.envelope else None
         self._row_type = _row_type(schema, config.unknown_columns)
         self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(
@@ -188,6 +188,7 @@ class EventDecoder:
             labelled=True,
             timed=True,
             unknown_columns=self._unknown_columns,
+            decimal=self._decimal,
             odd=odd,
         )
 
@@ -229,7 +230,9 @@ class EventDecoder:
         index_B = np.repeat(np.array([index for index, _ in tables], np.int64), lengths)
         table = pa.concat_tables([table for _, table in tables])
         try:
-            events = table_to_batch(table, self.schema, unknown_columns=self._unknown_columns)
+            events = table_to_batch(
+                table, self.schema, unknown_columns=self._unknown_columns, decimal=self._decimal
+            )
         except EventError as error:
             rejects += [
                 Reject(index, error.kind, error.field, error.rule, error.value, len(table))

@@ -59,12 +59,16 @@ class TableEvents(NamedTuple):
 
 
 def table_to_batch(
-    table: pa.Table | pa.RecordBatch, schema: Schema, *, unknown_columns: str = "reject"
+    table: pa.Table | pa.RecordBatch,
+    schema: Schema,
+    *,
+    unknown_columns: str = "reject",
+    decimal: str = ".",
 ) -> TableEvents:
     """The events of `table`, without the rows that break the schema.
 
     A categorical or numeric column may be absent. `unknown_columns`: "ignore" takes tables with
-    columns that the schema does not know. Raises `EventError` where a whole column has a wrong
+    columns that the schema does not know. `decimal`: see `as_number`. Raises `EventError` where a whole column has a wrong
     type.
     """
     if isinstance(table, pa.RecordBatch):
@@ -76,7 +80,7 @@ def table_to_batch(
         _refuse_unknown(table, schema)
     wrong: dict[int, Reject] = {}
     odd: list[Odd] = []
-    numerics = [_numbers(table, name, wrong, odd) for name in schema.numeric]
+    numerics = [_numbers(table, name, decimal, wrong, odd) for name in schema.numeric]
     numerics_NB = np.array(numerics, np.float64).reshape(len(numerics), len(table))
     categorical = tuple(_names(table, name, wrong) for name in schema.categorical)
     times_s_B = _times(table, schema, wrong) if schema.timestamp else np.zeros(len(table))
@@ -185,21 +189,21 @@ def _numbers(table: pa.Table, name: str, wrong: dict[int, Reject], odd: list[Odd
     if _is_one(column.type, _NUMBER_TYPES):
         values_B = _float64(column)
     elif _is_one(column.type, _TEXT_TYPES):
-        values_B = _text_numbers(column, name, odd)
+        values_B = _text_numbers(column, name, decimal, odd)
     else:
         raise EventError("numeric", name, f"must be numbers, got a column of {column.type}")
     _refuse_infinite(name, values_B, wrong)
     return values_B
 
 
-def _text_numbers(column: pa.ChunkedArray, name: str, odd: list[Odd]) -> np.ndarray:
-    plain = _plain_numbers(column)
+def _text_numbers(column: pa.ChunkedArray, name: str, decimal: str, odd: list[Odd]) -> np.ndarray:
+    plain = _plain_numbers(column) if decimal == "." else None
     if plain is not None:
         return plain
 
     def read(value: Any) -> float | None:
         try:
-            return as_number(value, name)
+            return as_number(value, name, decimal)
         except FeatureError:  # infinite
             return np.inf
 

@@ -176,7 +176,9 @@ class _PartReader:
             rejects, odd, batch = decoded.rejects, decoded.odd, decoded.batch
         else:
             table = piece.rows if self._envelope is None else self._envelope.table_of(piece.rows)
-            batch, rejects, odd = table_to_batch(table, self._schema, unknown_columns="ignore")
+            batch, rejects, odd = table_to_batch(
+                table, self._schema, unknown_columns="ignore", decimal=self._config.decimal
+            )
         places = [int(piece.places_B[reject.position]) for reject in rejects]
         moved = [
             piece.placed(reject._replace(position=place))

@@ -260,7 +260,12 @@ class _Rows:
         """Rows of text with numbers where numbers belong; labels and times as they are written.
         Rows that break the schema are left out."""
         schema = self._schema
-        batch, rejects, _ = table_to_batch(table, schema, unknown_columns="ignore")
+        batch, rejects, _ = table_to_batch(
+            table,
+            schema,
+            unknown_columns="ignore",
+            decimal=self._recording.config.decimal,
+        )
         kept = np.delete(np.arange(len(table)), [reject.position for reject in rejects])
         typed = batch_to_table(batch, schema)
         for name in (schema.timestamp, schema.label):
