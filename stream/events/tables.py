@@ -68,8 +68,8 @@ def table_to_batch(
     """The events of `table`, without the rows that break the schema.
 
     A categorical or numeric column may be absent. `unknown_columns`: "ignore" takes tables with
-    columns that the schema does not know. `decimal`: see `as_number`. Raises `EventError` where a whole column has a wrong
-    type.
+    columns that the schema does not know. `decimal`: see `as_number`. Raises `EventError` where a
+    whole column has a wrong type.
     """
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
@@ -181,7 +181,9 @@ def _float64(column: pa.ChunkedArray) -> np.ndarray:
     return values_B
 
 
-def _numbers(table: pa.Table, name: str, wrong: dict[int, Reject], odd: list[Odd]) -> np.ndarray:
+def _numbers(
+    table: pa.Table, name: str, decimal: str, wrong: dict[int, Reject], odd: list[Odd]
+) -> np.ndarray:
     """float64 (B,), NaN where null, no number, or where the column is absent."""
     column = find_column(table, name)
     if column is None:
