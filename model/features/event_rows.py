@@ -55,9 +55,9 @@ def rows_to_batch(
     `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
     time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all
     events have in common and that no row has. `unknown_columns`: "ignore" takes rows with columns
-    that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number; None:
-    text that is no number is an error. Raises `FeatureError` for a value that the schema does not
-    allow, and for an unknown column.
+    that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number;
+    None: text that is no number is an error. Raises `FeatureError` for a value that the schema
+    does not allow, and for an unknown column.
     """
     known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
     if any("." in name for name in known if name):
