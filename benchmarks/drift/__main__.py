@@ -208,7 +208,9 @@ def measure_adaptive(
         found = kept.get(*row.values())
         if found is None:
             schema = propose_schema(path)
-            found = row | _whole(schema, [batch for batch, _ in read_recording(path, schema)], [])
+            found = row | _whole(
+                schema, [chunk.batch for chunk in read_recording(path, schema)], []
+            )
             keep(kept, [found])
         rows.append(found)
     return rows

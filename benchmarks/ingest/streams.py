@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.stream.recordings.recording import batch_to_table, propose_schema, read_recording
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
@@ -35,7 +36,7 @@ def streams(recording: Path | None, events: int) -> Iterator[Stream]:
     yield Stream("wide", WIDE, wide_events(events))
     if recording:
         schema = propose_schema(recording)
-        batches = [batch for batch, _ in read_recording(recording, schema, limit_events=events)]
+        batches = [chunk.batch for chunk in read_recording(recording, schema, limit_events=events)]
         yield Stream(recording.stem, schema, batch_to_table(EventBatch.concat(batches), schema))
     else:
         chunks = generate(SyntheticConfig(events=events, drifts=()))

@@ -197,7 +197,9 @@ def streams(
     for name in filter(wanted, named):
         path = named[name] or dataset_path(name, scratch)
         schema = propose_schema(path)
-        yield one_stream(name, schema, [b for b, _ in read_recording(path, schema)], limit)
+        yield one_stream(
+            name, schema, [chunk.batch for chunk in read_recording(path, schema)], limit
+        )
     for name in filter(wanted, SYNTHETIC):
         config = SYNTHETIC[name]
         tables = generate(

@@ -82,7 +82,7 @@ def streams(recordings: Path | None, events: int, wanted: list[str] | None) -> I
         name = path.name.split(".")[0]
         if path.is_file() and path.suffix != ".md" and asked(name):
             schema = propose_schema(path)
-            chunks = (batch for batch, _ in read_recording(path, schema))
+            chunks = (chunk.batch for chunk in read_recording(path, schema))
             yield Stream(name, schema, EventBatch.concat(list(rebatch(chunks, 65_536, events))), [])
     if wanted and asked(COST_STREAM):
         yield _synthetic(COST_STREAM, COST_EVENTS, COST_DRIFTS)

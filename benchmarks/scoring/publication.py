@@ -240,7 +240,7 @@ def _stream(recording: Path | None, quick: bool) -> _Stream:
 
 def _batches(recording: Path | None, limit: int) -> Iterator[EventBatch]:
     if recording:
-        chunks = (chunk for chunk, _ in read_recording(recording, propose_schema(recording)))
+        chunks = (chunk.batch for chunk in read_recording(recording, propose_schema(recording)))
     else:
         made = generate(SyntheticConfig(events=limit, drifts=()), chunk_events=1_024)
         chunks = (table_to_batch(table, SCHEMA)[0] for table in made)

@@ -155,7 +155,7 @@ def _mix(h: np.uint64) -> np.uint64:
 
 
 @kernel("int64(Array(uint8, 1, 'C', readonly=True), int64, int64)")
-def _end_of_name(text: np.ndarray, start: int, stop: int) -> int:
+def _end_of_name(text: np.ndarray, start: np.int64, stop: np.int64) -> np.int64:
     """The place after a string's last byte that counts: without ".0" where all before it are
     digits, since pandas writes an integer id so when others are missing."""
     if stop - start < 3 or text[stop - 1] != 48 or text[stop - 2] != 46:

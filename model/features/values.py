@@ -104,7 +104,7 @@ def read_time(value: Any, schema: Schema) -> float:
     shape = schema.timestamp_format
     time_s = math.nan
     if shape in UNITS_PER_S:
-        number = parse_number(value) if isinstance(value, str) else value
+        number: Any = parse_number(value) if isinstance(value, str) else value
         if isinstance(number, int | float | Decimal) and not isinstance(number, bool):
             time_s = float(number) / UNITS_PER_S[shape] if abs(number) < 1e30 else math.inf
     elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
@@ -195,6 +195,7 @@ def as_number(value: Any, column: str, decimal: str = ".") -> float | None:
     no number. `decimal`: the mark before the decimals in text."""
     if value is None:
         return math.nan
+    number: Any
     if isinstance(value, str):
         number = parse_number(value if decimal == "." else value.translate(SWAPPED_MARKS))
     elif isinstance(value, bool | int | float | Decimal | np.bool_):

@@ -291,9 +291,13 @@ def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct]:
         *((name, float | bool | None, None) for name in schema.numeric),
         *((name, msgspec.Raw, msgspec.Raw()) for name in schema.ignore),
     ]
-    converted = schema.label_threshold is not None or schema.label_positive
-    converted = converted or (schema.timestamp and schema.timestamp_format != _UNIT_OF_ROWS)
-    if converted or any("." in name for name, *_ in columns):
+    converted = (
+        schema.label_threshold is not None
+        or bool(schema.label_positive)
+        or (schema.timestamp is not None and schema.timestamp_format != _UNIT_OF_ROWS)
+        or any("." in column[0] for column in columns)
+    )
+    if converted:
         columns[0] = (schema.label, _Nothing, msgspec.NODEFAULT)
     return new_struct(columns, forbid_unknown_fields=unknown_columns == "reject")
 

@@ -210,12 +210,13 @@ def _text_numbers(column: pa.ChunkedArray, name: str, decimal: str, odd: list[Od
             return np.inf
 
     text, values, codes_B = _by_value(column, read)
-    numbers = np.array([np.nan if value is None else value for value in values])
+    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
     strange_B = np.array([value is None for value in values], bool)[codes_B]
     if strange_B.any():
         first = text[codes_B[np.argmax(strange_B)]]
         odd.append(Odd(name, int(strange_B.sum()), shorten(first)))
-    return numbers[codes_B]
+    numbers_B: np.ndarray = numbers[codes_B]
+    return numbers_B
 
 
 def _plain_numbers(column: pa.ChunkedArray) -> np.ndarray | None:
@@ -301,7 +302,8 @@ def _labels_by_value(column: pa.ChunkedArray, schema: Schema) -> np.ndarray:
             return np.nan
 
     by_value = _by_value(column, read)
-    return np.array(by_value.read, np.float64)[by_value.codes_B]
+    values_B: np.ndarray = np.array(by_value.read, np.float64)[by_value.codes_B]
+    return values_B
 
 
 def _times(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.ndarray:
@@ -345,7 +347,8 @@ def _text_times(column: pa.ChunkedArray, schema: Schema) -> np.ndarray:
             return np.nan
 
     by_value = _by_value(column, read)
-    return np.array(by_value.read, np.float64)[by_value.codes_B]
+    values_B: np.ndarray = np.array(by_value.read, np.float64)[by_value.codes_B]
+    return values_B
 
 
 def _names(table: pa.Table, name: str, wrong: dict[int, Reject]) -> pa.Array:

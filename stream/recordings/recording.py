@@ -79,7 +79,7 @@ class Recording:
             return reader.chunks(chunk_events, on_bytes)
 
         if len(self.parts) == 1 or schema.timestamp is None:
-            read = chain.from_iterable(map(chunks, self.parts))
+            read: Iterator[Chunk] = chain.from_iterable(map(chunks, self.parts))
         else:
             begins = [(self._begin_s(part, schema), part) for part in self.parts]
             read = in_order_of_time(begins, chunks)

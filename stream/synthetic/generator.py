@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.files import rechunk, translated_file_errors
-from niwaki.stream.recordings.recording import write_recording
+from niwaki.stream.recordings.writing import write_recording
 from niwaki.stream.synthetic.world import SyntheticConfig, World
 
 

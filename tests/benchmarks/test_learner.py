@@ -22,7 +22,7 @@ from benchmarks.learner.tables import (
 )
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.events.tables import table_to_batch
-from niwaki.stream.recordings.recording import write_recording
+from niwaki.stream.recordings.writing import write_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig

@@ -15,7 +15,7 @@ from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
 from niwaki.stream.events.encoders import encode_json
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
-from niwaki.stream.recordings.recording import batch_to_table
+from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.snapshot import SnapshotConfig

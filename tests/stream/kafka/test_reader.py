@@ -22,7 +22,7 @@ from niwaki.stream.kafka.reader import PolledBatch, Reader
 from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
-from niwaki.stream.recordings.recording import batch_to_table
+from niwaki.stream.recordings.writing import batch_to_table
 from tests.support.streams import SCHEMA, click_events
 
 START = """

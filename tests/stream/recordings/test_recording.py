@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.recordings.recording import (
-    batch_to_table,
-    propose_schema,
-    read_recording,
-    read_tables,
-    write_recording,
-)
+from niwaki.stream.recordings.recording import propose_schema, read_recording, read_tables
+from niwaki.stream.recordings.writing import batch_to_table, write_recording
 from tests.support.streams import SCHEMA, click_events
 
 FORMATS = ["parquet", "jsonl", "csv", "ndjson", "parquet.gz", "jsonl.gz", "csv.gz"]

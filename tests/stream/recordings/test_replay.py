@@ -5,8 +5,9 @@ from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import encode_arrow, encode_json
 from niwaki.stream.kafka.source import EventSink, EventSource, Record, ensure_topic
-from niwaki.stream.recordings.recording import batch_to_table, read_recording, write_recording
+from niwaki.stream.recordings.recording import read_recording
 from niwaki.stream.recordings.replay import record, replay
+from niwaki.stream.recordings.writing import batch_to_table, write_recording
 from tests.support.streams import SCHEMA, click_events
 
 BATCH = click_events(1000)  # an event each half second
@@ -222,7 +223,7 @@ def test_recording_ends_at_the_limit_or_when_told_to_and_follows_if_asked(tmp_pa
     values = encode_json(batch_to_table(BATCH, SCHEMA))
     path = tmp_path / "events.parquet"
     assert record(Inbox(values), path, SCHEMA, limit_events=333) == 333
-    assert sum(len(batch) for batch, _ in read_recording(path, SCHEMA)) == 333
+    assert sum(len(chunk.batch) for chunk in read_recording(path, SCHEMA)) == 333
     inbox = Inbox(values)
     assert record(inbox, path, SCHEMA, follow=True, stop=lambda: inbox.polls >= 100) == 1000
     inbox = Inbox(values)

@@ -249,7 +249,7 @@ def test_the_truth_is_written_beside_the_stream(tmp_path):
         }  # fmt: skip
         schema = propose_schema(path)
         assert set(schema.categorical + schema.numeric) == set(SCHEMA.categorical + SCHEMA.numeric)
-        assert sum(len(batch) for batch, _ in read_recording(path, SCHEMA)) == 50_000
+        assert sum(len(chunk.batch) for chunk in read_recording(path, SCHEMA)) == 50_000
     assert sum(told) == 3 * 50_000
     assert '"bayes_log_loss"' in drifts_path(path).read_text()
 

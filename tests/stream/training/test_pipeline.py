@@ -15,7 +15,7 @@ from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events.encoders import encode_arrow
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import Outbox
-from niwaki.stream.recordings.recording import batch_to_table
+from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.stopwatch import STAGES
 from tests.support.pipelines import (
