@@ -21,7 +21,12 @@ from benchmarks import servers
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.offline.local import embedded_kafka, embedded_redis, free_port
 
-pytest_plugins = ["tests.support.pipelines", "tests.support.served", "tests.support.stored"]
+pytest_plugins = [
+    "tests.support.inputs",
+    "tests.support.pipelines",
+    "tests.support.served",
+    "tests.support.stored",
+]
 
 PARTS = pytest.StashKey[list[str]]()
 
