@@ -27,7 +27,7 @@ WINGS = {  # each may import those before it, and the rooms below
         " network_export metrics server"
     ).split(),
     "stream": (
-        "errors events kafka recordings synthetic drift training config app offline cli"
+        "errors events files kafka recordings synthetic drift training config app offline cli"
     ).split(),
 }
 HOMES = {

@@ -51,9 +51,9 @@ from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events.tables import table_to_batch
+from niwaki.stream.files.content import is_recording
 from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.datasets import dataset_path
-from niwaki.stream.recordings.files import is_recording
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate

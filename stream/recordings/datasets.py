@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.recordings.files import translated_file_errors
+from niwaki.stream.files.content import translated_file_errors
 from niwaki.stream.recordings.writing import write_recording
 
 _MISSING = pyarrow.csv.ConvertOptions(null_values=["", "NA"], strings_can_be_null=True)

@@ -19,8 +19,8 @@ from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.tables import table_to_batch
+from niwaki.stream.files.pieces import Part, Piece, column_names, parts, read_pieces
 from niwaki.stream.recordings.chunks import Chunk, in_order_of_time
-from niwaki.stream.recordings.pieces import Part, Piece, column_names, parts, read_pieces
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 
 CHUNK_EVENTS = 65_536

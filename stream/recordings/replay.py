@@ -28,8 +28,8 @@ from niwaki.stream.events.encoders import ENCODERS
 from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.rejects import Reject, Tally
 from niwaki.stream.events.tables import event_times, plain_numbers, table_to_batch
+from niwaki.stream.files.pieces import Piece
 from niwaki.stream.kafka.source import Record
-from niwaki.stream.recordings.pieces import Piece
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.recordings.writing import batch_to_table, format_times, write_recording
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.features.values import UNITS_PER_S
 from niwaki.stream.events.encoders import encode_json
-from niwaki.stream.recordings.files import rechunk, translated_file_errors, written_format
+from niwaki.stream.files.content import rechunk, translated_file_errors, written_format
 
 _ROW_GROUP_EVENTS = 131_072
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.recordings.files import rechunk, translated_file_errors
+from niwaki.stream.files.content import rechunk, translated_file_errors
 from niwaki.stream.recordings.writing import write_recording
 from niwaki.stream.synthetic.world import SyntheticConfig, World
 

@@ -1,0 +1,1 @@
+"""Recorded files of any format, compression and encoding, as raw rows."""
