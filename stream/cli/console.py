@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from niwaki.stream.events.rejects import Tally
 
@@ -80,17 +81,22 @@ def print_account(tally: Tally) -> None:
 
 
 def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:
-    """Show the columns of a recording, one below the other."""
+    """Show what the columns of a recording are, what they are used as and why, and what looks
+    wrong."""
+    table = Table(title=name, title_justify="left", show_lines=True)
+    wrong = any(column["warnings"] for column in report)
+    for header in ("column", "used as", "values", *(["looks wrong"] if wrong else [])):
+        table.add_column(header, overflow="fold")
     for column in report:
-        rows = [
-            ("used as", f"{column['role']}: {column['why']}"),
-            ("kind", str(column["kind"])),
-            ("examples", ", ".join(map(str, column["examples"]))),
-            ("missing", f"{column['missing']:,}"),
-            ("distinct", f"{column['distinct']:,}"),
-            *(("looks wrong", warning) for warning in column["warnings"]),
-        ]
-        print_rows(rows, f"{name}: {column['name']}")
+        examples = ", ".join(map(str, column["examples"])) or "none"
+        values = f"{column['distinct']:,} distinct, {column['missing']:,} missing: {examples}"
+        table.add_row(
+            Text(f"{column['name']}\n({column['kind']})"),
+            Text(f"{column['role']}: {column['why']}"),
+            Text(values),
+            *([Text("; ".join(column["warnings"]))] if wrong else []),
+        )
+    console.print(table)
 
 
 def print_backtest(result: dict[str, Any], profile: bool = False) -> None:

@@ -343,8 +343,8 @@ def schema(
     found = check_files(files, given, source.asked(given.events.envelope), None)
     notes = found.notes
     if into is not None:
-        notes = [*notes, *write_into(into, found.schema, found.envelope)]
-    text = schema_toml(found.schema, found.envelope)
+        notes = [*notes, *write_into(into, found.schema, found.events)]
+    text = schema_toml(found.schema, found.events)
     if as_json:
         print(json.dumps(found.as_dict() | {"toml": text}))
         return

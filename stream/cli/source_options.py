@@ -148,7 +148,7 @@ def open_source(files: Sequence[Path], config: Path | None, source: SourceOption
         source.refuse_roles(config)
         return Opened(recording, msgspec.structs.replace(settings, events=events), [])
     proposal = recording.propose(source.asked(events.envelope))
-    events = msgspec.structs.replace(events, envelope=proposal.envelope)
+    events = msgspec.structs.replace(events, envelope=proposal.envelope, decimal=proposal.decimal)
     settings = msgspec.structs.replace(settings, schema=proposal.schema, events=events)
     return Opened(Recording(files, events), settings, list(proposal.notes))
 

@@ -54,7 +54,10 @@ _REFUSED = (
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook; save its sheet as CSV"),
     (rb"\x89HDF\r\n", "an HDF5 file; write its table as Parquet"),
     (rb"\x93NUMPY", "a NumPy array; write it as Parquet or CSV"),
-    (rb"\x80[\x02-\x05][\x80-\xff}\](cX]", "a pickle, which can run code; write it as Parquet or CSV"),
+    (
+        rb"\x80[\x02-\x05][\x80-\xff}\](cX]",
+        "a pickle, which can run code; write it as Parquet or CSV",
+    ),
     (rb"RDX[23]\n", "a data file of R; write it as Parquet or CSV"),
     (rb".{257}ustar", "a tar archive; unpack it, and give the folder"),
     (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a", "an archive of 7z or RAR; unpack it first"),

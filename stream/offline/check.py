@@ -14,6 +14,7 @@ import msgspec
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.config import Config
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.kafka.connection import KafkaConfig, Record
@@ -30,7 +31,7 @@ class Check(NamedTuple):
     name: str
     """The files or the topic."""
     schema: Schema
-    envelope: str
+    events: EventsConfig
     report: list[dict[str, Any]]
     """One for each column; see `proposal.ColumnReport`."""
     notes: list[str]
@@ -42,7 +43,7 @@ class Check(NamedTuple):
         return {
             "name": self.name,
             "schema": msgspec.to_builtins(self.schema),
-            "envelope": self.envelope,
+            "envelope": self.events.envelope,
             "columns": self.report,
             "notes": self.notes,
             "events": self.tally.events,
@@ -57,11 +58,11 @@ def check_files(
     recording = Recording(files, config.events)
     limit = events or SAMPLE_EVENTS
     proposal = recording.propose(asked, limit)
-    given = msgspec.structs.replace(config.events, envelope=proposal.envelope)
+    given = _events(config, proposal)
     tally, schema = Tally(), config.schema or proposal.schema
     for chunk in Recording(files, given).read(schema, limit_events=limit):
         tally.add(len(chunk.batch), chunk.rejects, chunk.odd)
-    return _found(recording.name, proposal, schema, tally)
+    return _found(recording.name, proposal, schema, given, tally)
 
 
 def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -> Check:
@@ -73,14 +74,14 @@ def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -
         raise NiwakiError(f"topic {kafka.topic} has no messages that can be read")
     proposal = propose(Sample.of_messages([record.value for record in records]), asked)
     schema = config.schema or proposal.schema
-    given = msgspec.structs.replace(config.events, envelope=proposal.envelope)
+    given = _events(config, proposal)
     decoder = EventDecoder(schema, given, max_event_bytes=kafka.max_event_bytes)
     decoded, tally = decoder.decode([record.value for record in records]), Tally()
     rejects = [
         reject._replace(place=_place(records[reject.position])) for reject in decoded.rejects
     ]
     tally.add(len(decoded.batch), rejects, decoded.odd)
-    return _found(kafka.topic, proposal, schema, tally)
+    return _found(kafka.topic, proposal, schema, given, tally)
 
 
 def _place(record: Record) -> str:
@@ -98,6 +99,14 @@ def _first_records(source: EventSource, count: int) -> list[Record]:
     return records[:count]
 
 
-def _found(name: str, proposal: Proposal, schema: Schema, tally: Tally) -> Check:
+def _events(config: Config, proposal: Proposal) -> EventsConfig:
+    return msgspec.structs.replace(
+        config.events, envelope=proposal.envelope, decimal=proposal.decimal
+    )
+
+
+def _found(
+    name: str, proposal: Proposal, schema: Schema, events: EventsConfig, tally: Tally
+) -> Check:
     report = [column.as_dict() for column in proposal.columns]
-    return Check(name, schema, proposal.envelope, report, list(proposal.notes), tally)
+    return Check(name, schema, events, report, list(proposal.notes), tally)

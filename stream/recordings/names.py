@@ -1,0 +1,76 @@
+"""Names of columns, and what they say of the values: labels, event times, ids, amounts, indices."""
+
+import re
+
+LABELS = tuple(
+    "label click clicked isclick isclicked clk y target converted conversion isconversion"
+    " isconverted isattributed purchased ispurchase ispurchased purchase bought clicks conversions"
+    " outcome response engaged liked islike like watched finish rating ratings stars eventtype"
+    " action behavior behaviour".split()
+)
+"""Names of a label without marks and capitals, the surest first."""
+COUNTS = frozenset("clicks conversions purchases views orders likes installs sales count".split())
+"""Names of labels that are counts."""
+_TIMES = tuple(
+    "ts timestamp time eventtime eventtimestamp datetime eventdatetime date eventdate createdat"
+    " created unixtime unixtimestamp epoch hour day".split()
+)
+_TIME_TOKENS = frozenset("ts timestamp time date datetime at".split())
+_ID_TOKENS = frozenset(
+    "id ids uid uuid guid user item ad ads sku code zip zipcode postcode site app device campaign"
+    " creative publisher advertiser product movie video song artist category cat brand type class"
+    " segment channel slot zone region city country state store shop seller page query session"
+    " placement model os browser language lang ip phone account customer member hour weekday dow"
+    " month".split()
+)
+_AMOUNT_TOKENS = frozenset(
+    "price amount cost age count cnt num number n qty quantity duration seconds secs sec minutes"
+    " ms dwell size width height length len score distance total sum avg mean median min max rate"
+    " ratio pct percent weight depth temp temperature impressions views clicks visits sales revenue"
+    " budget bid ctr cvr income salary year hours days ago latency likes comments shares followers"
+    " speed altitude".split()
+)
+_INDICES = frozenset(
+    "id index idx uuid guid row rowid rownum rownumber eventid impressionid requestid unnamed0"
+    " indexlevel0 impid logid recordid".split()
+)
+
+
+def plain_name(name: str) -> str:
+    """The name in small letters, without marks."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _tokens(name: str) -> list[str]:
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    return [word.lower() for word in words]
+
+
+def is_time_name(name: str) -> bool:
+    """True for the name of an event time."""
+    tokens = _tokens(name)
+    return plain_name(name) in _TIMES or (bool(tokens) and tokens[-1] in _TIME_TOKENS)
+
+
+def time_rank(name: str) -> int:
+    """The less, the surer that a column of that name is the event time."""
+    plain = plain_name(name)
+    return _TIMES.index(plain) if plain in _TIMES else len(_TIMES)
+
+
+def says_id(name: str) -> bool:
+    """True for a name that says that values are names of things."""
+    tokens = _tokens(name)
+    return bool(tokens) and (
+        tokens[-1] in _ID_TOKENS or (not says_amount(name) and bool(_ID_TOKENS & set(tokens)))
+    )
+
+
+def says_amount(name: str) -> bool:
+    """True for a name that says that values are amounts."""
+    return bool(_AMOUNT_TOKENS & set(_tokens(name)))
+
+
+def is_index_name(name: str) -> bool:
+    """True for a name of what counts rows or events."""
+    return plain_name(name) in _INDICES

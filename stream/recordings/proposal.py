@@ -1,0 +1,354 @@
+"""The schema that a sample of events suggests, by the names of its columns and by their values.
+
+In: a `Sample`, and the roles that a user asks for. Out: a `Proposal`: the schema, the role of each
+column with the reason, and notes on what a user should know. Nothing is guessed where the figures
+depend on it: which ratings are clicks, for instance, is asked for.
+
+    label        `labels.find_label`
+    event time   a column of times, best one with such a name
+    names        text, and integers, unless they are called or look like amounts
+    numbers      other numbers, booleans, numbers in text
+    ignored      lists, objects, further times, indices, and what is always missing
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from niwaki.model.features.schema import Schema
+from niwaki.pruning.errors import RuleError, nearest, shorten
+from niwaki.stream.errors import ConfigError
+from niwaki.stream.recordings.columns import Facts, Sample, backwards
+from niwaki.stream.recordings.labels import Label, find_label, labels_of
+from niwaki.stream.recordings.leaks import auc_of
+from niwaki.stream.recordings.names import (
+    LABELS,
+    is_index_name,
+    is_time_name,
+    plain_name,
+    says_amount,
+    says_id,
+    time_rank,
+)
+
+__all__ = ["Asked", "ColumnReport", "Proposal", "Sample", "propose"]
+
+_FEW_VALUES = 10
+_PREFIXES = {"c_": "categorical", "n_": "numeric", "l_": "ignore"}
+_LEAK_AUC = 0.98
+_LEAK_ROWS = 50
+_NEW_RATIO = 0.9
+_TEXT_CHARACTERS = 40
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+
+class Asked(NamedTuple):
+    """The roles that a user asks for; None or empty: none."""
+
+    label: str | None = None
+    threshold: float | None = None
+    positive: tuple[str, ...] = ()
+    missing_label: str | None = None
+    timestamp: str | None = None
+    """"": no column is the event time."""
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    envelope: str | None = None
+
+
+class ColumnReport(NamedTuple):
+    """One column: what it is, and what it is used as."""
+
+    name: str
+    kind: str
+    examples: list[str]
+    missing: int
+    distinct: int
+    role: str
+    """label, event time, categorical, numeric or ignored."""
+    why: str
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return self._asdict()
+
+
+class Proposal(NamedTuple):
+    """A schema, and the reasons for it."""
+
+    schema: Schema
+    envelope: str
+    """Path of the event in each row; empty: the row is the event."""
+    decimal: str
+    """Mark before the decimals of numbers in text."""
+    columns: list[ColumnReport]
+    notes: list[str]
+
+
+class _Role(NamedTuple):
+    role: str
+    why: str
+
+
+def propose(sample: Sample, asked: Asked) -> Proposal:
+    """The schema that `sample` suggests. Raises `ConfigError` where it suggests none: it names the
+    values, and the way on."""
+    if not sample.rows:
+        raise ConfigError("events", "there are none from which a schema could be proposed")
+    sample, envelope, notes = _opened(sample, asked)
+    _check_names(sample, asked)
+    facts = {name: Facts(name, values) for name, values in sample.columns.items()}
+    label = find_label(facts, asked, sample.rows)
+    notes += label.notes
+    roles = {label.name: _Role("label", label.why)}
+    timestamp = _event_time(facts, label, asked, roles, notes)
+    _others(facts, asked, roles)
+    decimals = [facts[name].decimal for name, role in roles.items() if role.role == "numeric"]
+    decimal = "," if "," in decimals else "."
+    if decimal == ",":
+        notes.append("numbers have a decimal comma: 72,3 is 72.3")
+    columns = [_report(facts[name], roles[name], label, sample) for name in sample.columns]
+    notes += _told(columns)
+    schema = _schema(columns, label, timestamp, facts)
+    return Proposal(schema, envelope, decimal, columns, notes)
+
+
+def _opened(sample: Sample, asked: Asked) -> tuple[Sample, str, list[str]]:
+    """The sample within its envelope, if it has one."""
+    if asked.envelope:
+        inner = sample.within(asked.envelope)
+        if not inner.columns:
+            paths = {name.rsplit(".", 1)[0] for name in sample.columns if "." in name}
+            meant = nearest(asked.envelope, sorted(paths), cutoff=0) or "none"
+            rule = f"must be the path of an object; the nearest is {meant}"
+            raise ConfigError("envelope", rule, asked.envelope)
+        return inner, asked.envelope, []
+    if asked.label or any(is_label(name) for name in sample.columns):
+        return sample, "", []
+    paths = {
+        name.rpartition(".")[0] for name in sample.columns if is_label(name.rpartition(".")[2])
+    }
+    whole = [path for path in paths if len(sample.within(path).columns) > 2]
+    if len(whole) != 1 or whole[0].count(".") > 2:
+        return sample, "", []
+    note = f"the event of each row is at {whole[0]} (--envelope {whole[0]})"
+    return sample.within(whole[0]), whole[0], [note]
+
+
+def is_label(name: str) -> bool:
+    """True for the name of a label."""
+    return plain_name(name) in LABELS
+
+
+def _check_names(sample: Sample, asked: Asked) -> None:
+    """Raise `ConfigError` for a column that was asked for and is not there, or asked for twice."""
+    seen: set[str] = set()
+    for option in ("label", "timestamp", "categorical", "numeric", "ignore"):
+        given = getattr(asked, option)
+        for name in (given,) if isinstance(given, str) else given or ():
+            if not name:
+                continue
+            if name not in sample.columns:
+                meant = nearest(name, list(sample.columns), cutoff=0)
+                rule = f"must be a column of the events; the nearest is {meant!r}"
+                raise ConfigError(f"--{option}", rule, name)
+            if name in seen:
+                raise ConfigError(f"--{option}", "asks for a second role of a column", name)
+            seen.add(name)
+
+
+def _event_time(
+    facts: dict[str, Facts], label: Label, asked: Asked, roles: dict[str, _Role], notes: list[str]
+) -> str | None:
+    """The column with the event time, if there is one."""
+    if asked.timestamp is not None:
+        if asked.timestamp and facts[asked.timestamp].time is None:
+            rule = f"must be a column of times; it has {', '.join(facts[asked.timestamp].examples)}"
+            raise ConfigError("--timestamp", rule, asked.timestamp)
+        found = asked.timestamp or None
+    else:
+        taken = {label.name, *asked.categorical, *asked.numeric, *asked.ignore}
+        free = [one for one in facts.values() if one.name not in taken]
+        named = sorted(
+            (one for one in free if is_time_name(one.name)), key=lambda o: time_rank(o.name)
+        )
+        times = [one for one in named if one.time] or [one for one in free if one.kind == "times"]
+        for one in named if not times else ():
+            if one.kind in ("integers", "numbers"):
+                shown = f"{min(one.numbers):g} to {max(one.numbers):g}"
+                notes.append(f"{one.name}: {shown} are no times since 1970, so it is no event time")
+        found = times[0].name if times else None
+    if found is None:
+        notes.append("no column is the event time; --timestamp names one")
+        return None
+    form = facts[found].time
+    assert form is not None
+    known_s = form.times_s_B[~np.isnan(form.times_s_B)]
+    shown = f"{_UNITS[form.form]} since 1970" if form.form in _UNITS else form.form
+    shown = "ISO 8601" if form.form == "iso" else shown
+    roles[found] = _Role("event time", f"times in the form of {shown}")
+    span = f"{_moment(known_s.min())} to {_moment(known_s.max())}"
+    notes.append(f"{found}: event times, {shown}, from {span} (UTC)")
+    if back := backwards(form.times_s_B):
+        notes.append(f"{found}: {back:.1%} of the events are earlier than the one before them")
+    return found
+
+
+def _moment(time_s: float) -> str:
+    return datetime.fromtimestamp(float(time_s), UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, _Role]) -> None:
+    """The roles of all columns that have none yet."""
+    for role in ("categorical", "numeric", "ignore"):
+        for name in getattr(asked, role):
+            roles[name] = _Role("ignored" if role == "ignore" else role, f"--{role} asks for it")
+    free = [name for name in facts if name not in roles]
+    prefixed = bool(free) and all(name[:2] in _PREFIXES for name in free)
+    for name in free:
+        if prefixed and facts[name].known:
+            role = _PREFIXES[name[:2]]
+            roles[name] = _Role(
+                "ignored" if role == "ignore" else role, f"its name begins with {name[:2]}"
+            )
+        else:
+            roles[name] = _role(facts[name])
+
+
+def _role(facts: Facts) -> _Role:
+    name, kind = facts.name, facts.kind
+    if not name:
+        return _Role("ignored", "it has no name")
+    if kind in ("lists", "objects"):
+        return _Role("ignored", f"{kind} are not read")
+    if kind == "always missing":
+        return _Role("ignored", "it is always missing")
+    if kind == "times":
+        return _Role("ignored", "a further time; only the event time is read")
+    every = facts.distinct == len(facts.values) > 1
+    if every and (is_index_name(name) or (facts.increasing and not says_amount(name))):
+        return _Role("ignored", "an index, or an id of the event itself: no value comes twice")
+    if kind == "booleans":
+        return _Role("numeric", "booleans are read as 0 and 1")
+    if kind == "integers":
+        return _integers(facts)
+    if kind == "numbers":
+        odd = facts.odd[0]
+        whole = facts.whole == sum(facts.numbers.values())
+        if odd and whole and _integers(facts).role == "categorical":
+            return _Role("categorical", "most are integers, which are names")
+        return _Role("numeric", "numbers")
+    texts = facts.counts
+    if every and sum(map(len, texts)) > _TEXT_CHARACTERS * len(texts):
+        return _Role("ignored", "free text: no value comes twice")
+    return _Role("categorical", "text")
+
+
+def _integers(facts: Facts) -> _Role:
+    if facts.leading_zeros or says_id(facts.name):
+        return _Role("categorical", "integers that are names, such as ids")
+    if facts.distinct <= _FEW_VALUES:
+        return _Role("categorical", "integers with few different values are names")
+    if says_amount(facts.name):
+        return _Role("numeric", "integers that are amounts, by the column's name")
+    numbers = facts.numbers
+    if min(numbers) < -1:
+        return _Role("numeric", "integers below -1 are amounts")
+    if _are_counts(facts):
+        return _Role("numeric", "integers that look like counts: small ones are frequent")
+    return _Role("categorical", "integers are names, such as ids; --numeric makes them amounts")
+
+
+def _are_counts(facts: Facts) -> bool:
+    """True if 0 or 1 is the most frequent value, and frequency falls with the value."""
+    numbers = facts.numbers
+    (common, count), *_ = numbers.most_common(1)
+    if common not in (0, 1) or count < 0.05 * facts.known or max(numbers) < 20:
+        return False
+    middle = np.median(list(numbers.elements()))
+    return bool(middle < 0.2 * max(numbers))
+
+
+def _report(facts: Facts, role: _Role, label: Label, sample: Sample) -> ColumnReport:
+    return ColumnReport(
+        facts.name,
+        facts.kind,
+        facts.examples,
+        facts.missing,
+        facts.distinct,
+        role.role,
+        role.why,
+        _warnings(facts, role, label, sample),
+    )
+
+
+def _warnings(facts: Facts, role: _Role, label: Label, sample: Sample) -> list[str]:
+    warnings = []
+    if role.role == "label":
+        found = set(labels_of(label, sample))
+        found.discard(None)
+        if len(found) == 1:
+            return [f"all {facts.known:,} labels are {found.pop():g}"]
+        return []
+    if role.role not in ("categorical", "numeric"):
+        return []
+    if facts.missing > 0.5 * sample.rows:
+        warnings.append(f"{facts.missing / sample.rows:.0%} of the values are missing")
+    if facts.distinct == 1:
+        warnings.append("it has one value only")
+    if role.role == "categorical" and facts.distinct > max(_NEW_RATIO * facts.known, 50):
+        warnings.append("nearly every value is new, so there is little to learn from it")
+    odd, first = facts.odd
+    if role.role == "numeric" and odd:
+        warnings.append(
+            f"{odd:,} values are no numbers, and missing; the first is {shorten(first)}"
+        )
+    if role.role == "numeric" and facts.decorated and facts.decimal == ".":
+        warnings.append("numbers are written with commas, currencies or per cent signs")
+    if sample.rows >= _LEAK_ROWS:
+        auc = auc_of(facts, role.role, labels_of(label, sample))
+        if auc > _LEAK_AUC:
+            warnings.append(f"it gives the label away: AUC {auc:.3f} by itself")
+    return warnings
+
+
+def _told(columns: Sequence[ColumnReport]) -> list[str]:
+    """Notes on what is ignored, and on what looks wrong."""
+    notes = [
+        f"{column.name!r} is ignored: {column.why}"
+        for column in columns
+        if column.role == "ignored"
+    ]
+    for column in columns:
+        notes += [f"{column.name}: {warning}" for warning in column.warnings]
+    return notes
+
+
+def _schema(
+    columns: Sequence[ColumnReport], label: Label, timestamp: str | None, facts: dict[str, Facts]
+) -> Schema:
+    by_role: dict[str, list[str]] = {"categorical": [], "numeric": [], "ignored": []}
+    for column in columns:
+        if column.role in by_role and column.name:
+            by_role[column.role].append(column.name)
+    if not by_role["categorical"] and not by_role["numeric"]:
+        raise ConfigError("events", f"have no column to learn from beside {label.name!r}")
+    form = facts[timestamp].time if timestamp else None
+    try:
+        return Schema(
+            label=label.name,
+            label_threshold=label.threshold,
+            label_positive=label.positive,
+            missing_label=label.missing,
+            timestamp=timestamp,
+            timestamp_format=form.form if form else "ms",
+            categorical=tuple(by_role["categorical"]),
+            numeric=tuple(by_role["numeric"]),
+            ignore=tuple(by_role["ignored"]),
+        )
+    except RuleError as error:
+        raise ConfigError(error.field, error.rule, shown=error.value) from error
