@@ -9,7 +9,7 @@ A further format takes a branch in `EventDecoder.decode`, and an entry in `encod
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,7 +23,7 @@ from niwaki.stream.errors import EventError
 from niwaki.stream.events.config import MAX_EVENT_BYTES, EventsConfig
 from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.rejects import Reject
-from niwaki.stream.events.structs import new_struct
+from niwaki.stream.events.structs import can_be_fields, new_struct
 from niwaki.stream.events.tables import (
     narrow,
     numeric_rejects,
@@ -41,8 +41,6 @@ _UNIT_OF_ROWS = "ms"
 _LARGEST_TIME_MS = int(LARGEST_TIME_S) * 1000
 _TIME_MS = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
 _DEFAULTS = EventsConfig()
-_Nothing = Literal["\0"]
-"""A type that takes no label."""
 _ROWS_AT_ONCE = 1_024
 """JSON events that are made into columns together: few enough to be still in the processor's
 cache."""
@@ -82,9 +80,9 @@ class EventDecoder:
         self._unknown_columns, self._decimal = config.unknown_columns, config.decimal
         self._envelope = Envelope(config.envelope) if config.envelope else None
         self._row_type = _row_type(schema, config.unknown_columns)
-        self._decode_row: Callable[[bytes], msgspec.Struct] = msgspec.json.Decoder(
-            self._row_type
-        ).decode
+        self._decode_row: Callable[[bytes], msgspec.Struct] | None = None
+        if self._row_type is not None:
+            self._decode_row = msgspec.json.Decoder(self._row_type).decode
         self._rows: list[msgspec.Struct] = []
         self._row_at: list[int] = []
         self._objects: list[dict[str, Any]] = []
@@ -104,7 +102,7 @@ class EventDecoder:
             try:
                 if nested:
                     value = self._open_envelope(value)
-                if value is not None and len(value) <= limit:
+                if decode_row is not None and value is not None and len(value) <= limit:
                     try:
                         rows.append(decode_row(value))
                     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -259,7 +257,7 @@ class EventDecoder:
         """The events of the rows that were decoded so far."""
         rows, row_at = self._rows, np.array(self._row_at, np.int64)
         columns = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
-        columns = columns or [()] * len(self._row_type.__struct_fields__)
+        columns = columns or [()] * (2 + len(self.schema.categorical) + len(self.schema.numeric))
         self._rows.clear()
         self._row_at.clear()
         schema = self.schema
@@ -278,11 +276,12 @@ class EventDecoder:
         return _Piece(without_events(batch, wrong), np.delete(row_at, list(wrong)))
 
 
-def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct]:
+def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct] | None:
     """A struct with one field for each column, in the order: label, timestamp, categorical,
     numeric, ignored. It takes plain rows only; all others are read as dictionaries.
 
-    Where labels or times are to be converted, or columns are paths, it takes no row at all.
+    None where no row is plain: labels or times are to be converted, columns are paths, or have
+    names that a struct can't have.
     """
     columns: list[tuple[str, Any, object]] = [
         (schema.label, bool | Annotated[float, msgspec.Meta(ge=0, le=1)], msgspec.NODEFAULT),
@@ -297,8 +296,8 @@ def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct]:
         or (schema.timestamp is not None and schema.timestamp_format != _UNIT_OF_ROWS)
         or any("." in column[0] for column in columns)
     )
-    if converted:
-        columns[0] = (schema.label, _Nothing, msgspec.NODEFAULT)
+    if converted or not can_be_fields(column[0] for column in columns):
+        return None
     return new_struct(columns, forbid_unknown_fields=unknown_columns == "reject")
 
 

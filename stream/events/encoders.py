@@ -8,13 +8,17 @@ from collections.abc import Callable
 import msgspec
 import pyarrow as pa
 
-from niwaki.stream.events.structs import new_struct
+from niwaki.stream.events.structs import can_be_fields, new_struct
 
 
 def encode_json(table: pa.Table) -> list[bytes]:
     """Each row as a JSON object: nulls left out, timestamps in milliseconds, booleans as 0 and
     1."""
     columns = [_plain(column).to_pylist() for column in table.columns]
+    if not can_be_fields(table.column_names):
+        rows = (zip(table.column_names, row, strict=True) for row in zip(*columns, strict=True))
+        kept = ({name: value for name, value in row if value is not None} for row in rows)
+        return list(map(msgspec.json.Encoder().encode, kept))
     row = new_struct([(name, object, None) for name in table.column_names], omit_defaults=True)
     return list(map(msgspec.json.Encoder().encode, map(row, *columns)))
 

@@ -19,8 +19,9 @@ class Envelope:
 
     def __init__(self, path: str):
         self._path = path
-        kind: Any = msgspec.Raw
-        for name in reversed(path.split(".")):
+        *outer, last = path.split(".")
+        kind: Any = new_struct([(last, msgspec.Raw, msgspec.Raw(b""))])
+        for name in reversed(outer):
             kind = new_struct([(name, kind | None, None)])
         self._decode = msgspec.json.Decoder(kind).decode
 

@@ -147,6 +147,11 @@ class Tally:
         if self.events and self.rejected_ratio <= max_rejected_ratio:
             return
         account = " ".join(line.strip() for line in self.lines()[: 1 + len(self._rules)])
-        limit = f"more than max_rejected_ratio = {max_rejected_ratio:g}" if self.events else "all"
-        way_on = "`niwaki check FILE` shows the columns; --max-rejected-ratio allows more"
-        raise ConfigError(source, f"{account}: {limit}; {way_on}")
+        if not self.events:
+            rule = f"{account}; none is left: `niwaki check FILE` shows the columns"
+        else:
+            rule = (
+                f"{account}; that is more than max_rejected_ratio = {max_rejected_ratio:g}:"
+                " `niwaki check FILE` shows the columns, --max-rejected-ratio allows more"
+            )
+        raise ConfigError(source, rule)

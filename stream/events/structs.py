@@ -1,11 +1,18 @@
 """Types of JSON objects with columns of any name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from niwaki.stream.errors import ConfigError
+
+_FORBIDDEN = frozenset('\\"')
+
+
+def can_be_fields(names: Iterable[str]) -> bool:
+    """True if a struct can have fields of these names."""
+    return not any(set(name) & _FORBIDDEN or not name.isprintable() for name in names)
 
 
 def new_struct(

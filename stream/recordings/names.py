@@ -11,6 +11,8 @@ LABELS = tuple(
 """Names of a label without marks and capitals, the surest first."""
 COUNTS = frozenset("clicks conversions purchases views orders likes installs sales count".split())
 """Names of labels that are counts."""
+CRITEO = tuple(f"I{at}" for at in range(1, 14))
+"""Counts of Criteo's data set."""
 _TIMES = tuple(
     "ts timestamp time eventtime eventtimestamp datetime eventdatetime date eventdate createdat"
     " created unixtime unixtimestamp epoch hour day".split()

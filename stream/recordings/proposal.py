@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niwaki.model.features.schema import Schema
-from niwaki.pruning.errors import RuleError, nearest, shorten
+from niwaki.pruning.errors import RuleError, nearest
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.columns import Facts, Sample, backwards
 from niwaki.stream.recordings.labels import Label, find_label, labels_of
 from niwaki.stream.recordings.leaks import auc_of
 from niwaki.stream.recordings.names import (
+    CRITEO,
     LABELS,
     is_index_name,
     is_time_name,
@@ -39,6 +40,7 @@ _FEW_VALUES = 10
 _PREFIXES = {"c_": "categorical", "n_": "numeric", "l_": "ignore"}
 _LEAK_AUC = 0.98
 _LEAK_ROWS = 50
+_INDEX_ROWS = 50
 _NEW_RATIO = 0.9
 _TEXT_CHARACTERS = 40
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
@@ -208,6 +210,9 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, _Role]) -> N
         for name in getattr(asked, role):
             roles[name] = _Role("ignored" if role == "ignore" else role, f"--{role} asks for it")
     free = [name for name in facts if name not in roles]
+    if set(CRITEO) <= {*facts}:
+        roles |= {name: _Role("numeric", "a count of Criteo's") for name in CRITEO}
+        free = [name for name in free if name not in CRITEO]
     prefixed = bool(free) and all(name[:2] in _PREFIXES for name in free)
     for name in free:
         if prefixed and facts[name].known:
@@ -230,7 +235,8 @@ def _role(facts: Facts) -> _Role:
     if kind == "times":
         return _Role("ignored", "a further time; only the event time is read")
     every = facts.distinct == len(facts.values) > 1
-    if every and (is_index_name(name) or (facts.increasing and not says_amount(name))):
+    counting = facts.increasing and len(facts.values) >= _INDEX_ROWS and not says_amount(name)
+    if every and (is_index_name(name) or counting):
         return _Role("ignored", "an index, or an id of the event itself: no value comes twice")
     if kind == "booleans":
         return _Role("numeric", "booleans are read as 0 and 1")
@@ -274,6 +280,7 @@ def _are_counts(facts: Facts) -> bool:
 
 
 def _report(facts: Facts, role: _Role, label: Label, sample: Sample) -> ColumnReport:
+    warnings = _warnings(facts, role, label, sample)
     return ColumnReport(
         facts.name,
         facts.kind,
@@ -282,7 +289,7 @@ def _report(facts: Facts, role: _Role, label: Label, sample: Sample) -> ColumnRe
         facts.distinct,
         role.role,
         role.why,
-        _warnings(facts, role, label, sample),
+        warnings,
     )
 
 
@@ -302,11 +309,6 @@ def _warnings(facts: Facts, role: _Role, label: Label, sample: Sample) -> list[s
         warnings.append("it has one value only")
     if role.role == "categorical" and facts.distinct > max(_NEW_RATIO * facts.known, 50):
         warnings.append("nearly every value is new, so there is little to learn from it")
-    odd, first = facts.odd
-    if role.role == "numeric" and odd:
-        warnings.append(
-            f"{odd:,} values are no numbers, and missing; the first is {shorten(first)}"
-        )
     if role.role == "numeric" and facts.decorated and facts.decimal == ".":
         warnings.append("numbers are written with commas, currencies or per cent signs")
     if sample.rows >= _LEAK_ROWS:

@@ -18,6 +18,7 @@ from niwaki.stream.errors import ConfigError, EventError
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.envelope import Envelope
+from niwaki.stream.events.rejects import Tally
 from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.files.pieces import Part, Piece, column_names, parts, read_pieces
 from niwaki.stream.recordings.chunks import Chunk, in_order_of_time
@@ -43,7 +44,16 @@ class Recording:
 
     def sample(self, limit: int = SAMPLE_EVENTS) -> Sample:
         """The first rows as they are."""
-        return Sample.of_pieces(self._first_pieces(limit))
+        pieces = list(self._first_pieces(limit))
+        rejects = [piece.placed(reject) for piece in pieces for reject in piece.rejects]
+        if rejects and not sum(len(piece.rows) for piece in pieces):
+            tally = Tally()
+            tally.add(0, rejects)
+            tally.check(self.name, self.config.max_rejected_ratio)
+        sample = Sample.of_pieces(pieces)
+        if not sample.rows:
+            raise ConfigError(self.name, "has no events")
+        return sample
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
         left = limit

@@ -81,7 +81,7 @@ def _sections(schema: Schema, events: EventsConfig) -> dict[str, dict[str, Any]]
     }
     sections = {"schema": ordered}
     settings, usual = msgspec.to_builtins(events), msgspec.to_builtins(EventsConfig())
-    changed = {n: v for n, v in settings.items() if list_of(v) != list_of(usual[n])}
+    changed = {n: list_of(v) for n, v in settings.items() if list_of(v) != list_of(usual[n])}
     return sections | ({"events": changed} if changed else {})
 
 
