@@ -42,6 +42,7 @@ HOMES = {
     },
     "river": {"stream/drift/", "niwaki/river_classifier.py"},
     "safetensors": {"model/published/checkpoint.py"},
+    "tomlkit": {"stream/recordings/schema_toml.py"},
     "typer": {"stream/cli/"},
     "rich": {"stream/cli/console.py"},
     "matplotlib": {"stream/offline/figures.py"},

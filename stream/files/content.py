@@ -229,7 +229,7 @@ def _open_member(part: Part, stack: ExitStack) -> tuple[Any, int]:
     archive = stack.enter_context(zipfile.ZipFile(part.path))
     try:
         file = stack.enter_context(archive.open(part.member))
-    except (RuntimeError, NotImplementedError) as error:  # encrypted; a rare compression
+    except RuntimeError as error:  # encrypted, or a rare compression
         raise ConfigError(
             str(part.name), f"can't be unpacked ({error}); unpack it first"
         ) from error

@@ -45,7 +45,7 @@ def _has_lines(data: Bytes) -> bool:
     found = [line for line in whole[:100] if line]
     if not found:
         return head.lstrip()[:1] == b"{"
-    return sum(map(_is_object, found)) * 2 > len(found)
+    return _is_object(found[0]) or sum(map(_is_object, found)) * 2 > len(found)
 
 
 def _is_object(line: bytes) -> bool:

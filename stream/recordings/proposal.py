@@ -235,7 +235,8 @@ def _role(facts: Facts) -> _Role:
     if kind == "times":
         return _Role("ignored", "a further time; only the event time is read")
     every = facts.distinct == len(facts.values) > 1
-    counting = facts.increasing and len(facts.values) >= _INDEX_ROWS and not says_amount(name)
+    counting = facts.increasing and len(facts.values) >= _INDEX_ROWS
+    counting = counting and not says_amount(name) and not says_id(name)
     if every and (is_index_name(name) or counting):
         return _Role("ignored", "an index, or an id of the event itself: no value comes twice")
     if kind == "booleans":

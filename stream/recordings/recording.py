@@ -27,6 +27,7 @@ from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 CHUNK_EVENTS = 65_536
 SAMPLE_EVENTS = 20_000
 """Rows from which a schema is proposed."""
+_FIRST_ROWS = 1_000
 _DEFAULTS = EventsConfig()
 
 
@@ -178,7 +179,9 @@ class _PartReader:
                 chunk = self._decode(piece)
             except EventError as error:  # a whole column is of the wrong type
                 raise ConfigError(str(piece.path), str(error)) from error
-            yield chunk._replace(rejects=[*map(piece.placed, piece.rejects), *chunk.rejects])
+            rejects = [*map(piece.placed, piece.rejects), *chunk.rejects]
+            if len(chunk.batch) or rejects:
+                yield chunk._replace(rejects=rejects)
 
     def _decode(self, piece: Piece) -> Chunk:
         if isinstance(piece.rows, list):
@@ -200,6 +203,7 @@ class _PartReader:
         """The columns of the file that the schema reads, of those that have names; None: all."""
         names = column_names(self._part, self._config)
         if names is None:
+            self._check_keys()
             return None
         if self._envelope is not None:
             return [self._config.envelope.split(".")[0]]
@@ -209,6 +213,24 @@ class _PartReader:
         for name in (*wanted, *schema.categorical, *schema.numeric):
             columns.append(_column_of(name, names, str(self._part.path)))
         return list(dict.fromkeys(columns))
+
+    def _check_keys(self) -> None:
+        """Raise `ConfigError` for JSON that lacks the label or the time, or that has a key of a
+        similar name in the place of another column: null may be left out."""
+        schema = self._schema
+        pieces = read_pieces(self._part, self._config, limit=_FIRST_ROWS, chunk_rows=_FIRST_ROWS)
+        sample = Sample.of_pieces(islice(pieces, 1))
+        if self._config.envelope:
+            sample = sample.within(self._config.envelope)
+        names = list(sample.columns)
+        read = (schema.label, *schema.categorical, *schema.numeric)
+        others = [name for name in names if name not in (*read, schema.timestamp, *schema.ignore)]
+        optional = schema.missing_label == "negative"
+        must = {schema.timestamp} if optional else {schema.timestamp, schema.label}
+        for name in (*([schema.timestamp] if schema.timestamp else []), *read):
+            absent = name not in names and names
+            if absent and (name in must or nearest(name, others, cutoff=0.6)):
+                _column_of(name, names, str(self._part.path))
 
 
 def _column_of(wanted: str, names: Sequence[str], where: str) -> str:

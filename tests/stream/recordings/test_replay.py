@@ -4,8 +4,9 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import encode_arrow, encode_json
+from niwaki.stream.events.rejects import Tally
 from niwaki.stream.kafka.source import EventSink, EventSource, Record, ensure_topic
-from niwaki.stream.recordings.recording import read_recording
+from niwaki.stream.recordings.recording import Recording, read_recording
 from niwaki.stream.recordings.replay import record, replay
 from niwaki.stream.recordings.writing import batch_to_table, write_recording
 from tests.support.streams import SCHEMA, click_events
@@ -82,7 +83,10 @@ def recording(request, tmp_path):
 
 def play(path, clock: Clock, schema: Schema = SCHEMA, **options) -> tuple[int, Outbox]:
     outbox = Outbox(clock)
-    sent = replay(path, outbox, schema, clock=clock, sleep=clock.sleep, **options)
+    tally = Tally()
+    sent = replay(
+        Recording(path), outbox, schema, tally=tally, clock=clock, sleep=clock.sleep, **options
+    )
     assert outbox.flushed == len(outbox.values)
     return sent, outbox
 
@@ -166,9 +170,10 @@ def test_lines_are_played_as_they_are_with_all_that_is_wrong_with_them(tmp_path,
     assert outbox.times_s == pytest.approx([0, 0, 1, 1, 1], abs=0.006)
 
 
-def test_an_empty_recording_is_played_once_even_in_a_loop(tmp_path, clock):
+def test_an_empty_recording_is_an_error_even_in_a_loop(tmp_path, clock):
     (tmp_path / "events.jsonl").write_bytes(b"\n")
-    assert play(tmp_path / "events.jsonl", clock, loop=True)[0] == 0
+    with pytest.raises(ConfigError, match="is empty"):
+        play(tmp_path / "events.jsonl", clock, loop=True)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +190,7 @@ def test_an_empty_recording_is_played_once_even_in_a_loop(tmp_path, clock):
     ],
 )
 def test_a_pace_that_cannot_be_is_refused(tmp_path, clock, options, text):
+    (tmp_path / "events.jsonl").write_bytes(b"{}")
     with pytest.raises(ConfigError, match=text):
         play(tmp_path / "events.jsonl", clock, **options)
 
@@ -195,7 +201,7 @@ def test_what_is_recorded_is_what_a_trainer_would_have_learned(tmp_path, suffix,
     path = tmp_path / f"events.{suffix}"
     inbox = Inbox(encode(batch_to_table(BATCH, SCHEMA)))
     assert record(inbox, path, SCHEMA) == 1000
-    batch, rejects = zip(*read_recording(path, SCHEMA), strict=True)
+    batch, rejects, _ = zip(*read_recording(path, SCHEMA), strict=True)
     assert rows(EventBatch.concat(batch)) == rows(BATCH)
     assert not any(rejects)
 
@@ -205,7 +211,7 @@ def test_a_recording_comes_back_from_kafka_as_it_was(recording, tmp_path, kafka_
     config = kafka_config()
     ensure_topic(config, config.topic)
     with EventSink(config) as sink:
-        replay(recording, sink, SCHEMA, wire=wire)
+        replay(Recording(recording), sink, SCHEMA, tally=Tally(), wire=wire)
     with EventSource(config) as source:
         assert record(source, tmp_path / "back.parquet", SCHEMA) == 1000
     (chunk,) = read_recording(tmp_path / "back.parquet", SCHEMA)
