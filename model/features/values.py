@@ -106,7 +106,7 @@ def read_time(value: Any, schema: Schema) -> float:
     if shape in UNITS_PER_S:
         number: Any = parse_number(value) if isinstance(value, str) else value
         if isinstance(number, int | float | Decimal) and not isinstance(number, bool):
-            time_s = float(number) / UNITS_PER_S[shape] if abs(number) < 1e30 else math.inf
+            time_s = float(number) / UNITS_PER_S[shape] if -1e30 < number < 1e30 else math.inf
     elif isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         time_s = float(parse_times(pa.array([str(value)]), shape)[0])
     if not abs(time_s) <= LARGEST_TIME_S:

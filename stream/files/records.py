@@ -193,7 +193,8 @@ class Splitter:
     def _empty(self, lines: Lines, starts: np.ndarray) -> np.ndarray:
         """True for each of the lines at `starts` that has no text."""
         first = np.frombuffer(lines.data, np.uint8, lines.end)[starts]
-        return (first == _LF) | (first == _CR)
+        empty: np.ndarray = (first == _LF) | (first == _CR)
+        return empty
 
 
 class _Grammar(NamedTuple):
