@@ -23,6 +23,7 @@ from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer
 
 log = logging.getLogger("niwaki")
+_DEFAULTS = EventsConfig()
 
 
 @contextmanager
@@ -59,7 +60,9 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
         yield pipeline
 
 
-def new_reader(config: KafkaConfig, schema: Schema, events: EventsConfig) -> EventReader:
+def new_reader(
+    config: KafkaConfig, schema: Schema, events: EventsConfig = _DEFAULTS
+) -> EventReader:
     """The reader of the topic that `config.reader` names."""
     if config.reader == "process":
         return ReaderProcess(config, schema, events)

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import BrokerError
 from niwaki.stream.events.decoder import EventDecoder
@@ -29,6 +30,7 @@ START = """
 import sys, msgspec
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.kafka.reader_process import ReaderProcess
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import Schema
 config = msgspec.json.decode(sys.argv[1], type=KafkaConfig)
 reader = ReaderProcess(config, Schema(categorical=("user",)))
@@ -84,6 +86,7 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
         batch,
         after_B4,
         [(record, Reject(0, "json", "value", "must be JSON"))],
+        [Odd("n", 2, "'x'")],
         {3: 8},
         count + 1,
         99,
