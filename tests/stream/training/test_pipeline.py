@@ -119,8 +119,8 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
     poison = {
         b"not json": "json",
         json.dumps({k: v for k, v in row.items() if k != "label"}).encode(): "label",
-        json.dumps(row | {"age": "old"}).encode(): "age",
-        json.dumps(row | {"user": 1.5}).encode(): "user",
+        json.dumps(row | {"age": float("inf")}).encode(): "age",
+        json.dumps(row | {"user": [1.5]}).encode(): "user",
         json.dumps(row | {"colour": "red"}).encode(): "colour",
         json.dumps(row | {"label": float("nan")}).encode(): "label",
         json.dumps(row | {"\ud83d": 1}).encode(): "column",
