@@ -9,12 +9,14 @@ ListOffsets with the base offset of the last batch.
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from operator import itemgetter
 from typing import Self
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, OffsetOutOfRangeError, UnsupportedCodecError
 
+from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
 from niwaki.stream.kafka.connection import (
     REQUEST_MS,
@@ -48,6 +50,8 @@ _CONSUMER = {
     "metadata_max_age_ms": int(_NEW_PARTITIONS_S * 1000),
     "request_timeout_ms": REQUEST_MS,
 }
+_PROBE_MS = 2_000
+_CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
 _FIELDS = itemgetter(
     0, 1, 3, 4, 6, 7
 )  # of the client's record: topic, partition, offset, timestamp, key, value
@@ -101,7 +105,7 @@ class EventSource:
         broker is away.
 
         Raises `PositionError` where the topic ends before our position: it is not the topic that
-        was read before.
+        was read before. Raises `NiwakiError` at messages whose compression can't be undone here.
         """
         if not self._connected and not self._reconnect(timeout_s):
             return []
@@ -121,6 +125,8 @@ class EventSource:
             with translated_kafka_errors(f"no position in {self.topic}"):
                 self._skip_deleted([at.partition for at in error.args[0]])
             return []
+        except UnsupportedCodecError as error:
+            raise self._undecodable(error) from error
         except KafkaError as error:
             self._lose(error)
             return []
@@ -243,6 +249,32 @@ class EventSource:
         )
         raise PositionError(
             f"{which}: not the topic that was read before. Name another, or remove the snapshot"
+        )
+
+    def _undecodable(self, error: UnsupportedCodecError) -> NiwakiError:
+        """The error that names the place of messages that can't be uncompressed. The client does
+        not say which, so a new one asks for the next message of each partition alone."""
+        where = self.topic
+        self._disconnect()
+        with (
+            translated_kafka_errors(self.topic),
+            closing(connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)) as consumer,
+        ):
+            for partition, offset in self._next.items():
+                if offset == self._highwater.get(partition):
+                    continue
+                consumer.assign([self._at(partition)])
+                consumer.seek(self._at(partition), offset)
+                try:
+                    consumer.poll(_PROBE_MS, max_records=1)
+                except UnsupportedCodecError:
+                    where = f"{self.topic}[{partition}]@{offset}"
+                    break
+        codec = str(error.args[0]).removeprefix("Libraries for ").partition(" compression")[0]
+        needed = _CODEC_PACKAGES.get(codec, "another version of kafka-python")
+        return NiwakiError(
+            f"{where}: messages are compressed with {codec}, and reading them needs {needed};"
+            " nothing is lost: install it and start again"
         )
 
     def _lose(self, error: KafkaError) -> None:
