@@ -62,6 +62,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     not."""
     start: Literal["earliest", "latest"] = "earliest"
     """Position in each partition at which a learner without a snapshot begins."""
+    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed"
+    """Events of transactions: those of committed ones only, or all, aborted ones too."""
     rank: int = 0
     """This trainer's number among `world_size`: partition p is ours when p % world_size == rank."""
     world_size: int = 1

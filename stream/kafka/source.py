@@ -2,8 +2,10 @@
 
 Partitions are assigned by rank and read from the offsets that the caller gives. An absent broker
 costs time, never a position: `EventSource.poll` keeps its offsets, logs one line, and reconnects
-with backoff. Lag is computed from the high watermark of fetches, since some brokers answer
-ListOffsets with the base offset of the last batch.
+with backoff. Positions are the client's own, which also pass records that nobody is given: markers
+of transactions, aborted events, what compaction has left out. Lag is computed from the high
+watermark of fetches, since some brokers answer ListOffsets with the base offset of the last batch;
+but before an open transaction, the readable part of a partition ends.
 """
 
 import logging
@@ -11,7 +13,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from operator import itemgetter
-from typing import Self
+from typing import Any, Self
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError, UnsupportedCodecError
@@ -41,6 +43,7 @@ _SILENCE_S = 2.0  # of an idle topic, after which the broker is asked whether it
 _AHEAD_S = (
     5.0  # a high watermark may fall behind us for a moment while a partition's leader changes
 )
+_STALL_S = 1.0  # without progress before the end, after which an open transaction is looked for
 _NEW_PARTITIONS_S = 60.0
 _BACKOFF_S = (0.5, 8.0)
 _CONSUMER = {
@@ -57,17 +60,22 @@ _FIELDS = itemgetter(
 )  # of the client's record: topic, partition, offset, timestamp, key, value
 
 
+def _consumer(config: KafkaConfig) -> dict[str, Any]:
+    return _CONSUMER | {"isolation_level": config.isolation_level}
+
+
 class EventSource:
     """Reader of this trainer's partitions of one topic, in order within each partition."""
 
     def __init__(self, config: KafkaConfig):
         self.config, self.topic = config, config.topic
-        self._consumer = connect(KafkaConsumer, config, **_CONSUMER)
+        self._consumer = connect(KafkaConsumer, config, **_consumer(config))
         self._connected = True
         self._next: dict[int, int] = {}
         self._highwater: dict[int, int] = {}
+        self._blocked: dict[int, int] = {}  # positions behind which a transaction is open
         self._paused = False
-        self._heard_s = self._looked_s = time.monotonic()
+        self._heard_s = self._looked_s = self._moved_s = time.monotonic()
         self._lost_s: float | None = None
         self._ahead_s: float | None = None
         self._retry_s = self._backoff_s = 0.0
@@ -77,6 +85,11 @@ class EventSource:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """By partition of ours, the offset at which the next poll reads on."""
+        return dict(self._next)
 
     @property
     def partitions(self) -> tuple[int, ...]:
@@ -119,7 +132,7 @@ class EventSource:
                 for batch in fetched.values()
                 for record in map(Record._make, map(_FIELDS, batch))
             ]
-            self._next |= {at.partition: batch[-1].offset + 1 for at, batch in fetched.items()}
+            self._move()
             self._look_around(bool(records))
         except OffsetOutOfRangeError as error:
             with translated_kafka_errors(f"no position in {self.topic}"):
@@ -136,14 +149,17 @@ class EventSource:
 
     @property
     def ends(self) -> dict[int, int]:
-        """By partition, the offset after its last message, as of the last fetch; those not fetched
-        from yet are left out."""
-        return dict(self._highwater)
+        """By partition, the offset after the last message that can be read, as of the last fetch;
+        those not fetched from yet are left out."""
+        return {
+            p: self._next[p] if self._blocked.get(p) == self._next[p] else high
+            for p, high in self._highwater.items()
+        }
 
     def lag(self) -> dict[int, int]:
         """By partition, messages not polled yet, as of the last fetch; partitions not fetched from
         yet are left out."""
-        return {p: max(0, end - self._next[p]) for p, end in self._highwater.items()}
+        return {p: max(0, end - self._next[p]) for p, end in self.ends.items()}
 
     def pause(self) -> None:
         """Make `poll` return no records, for back-pressure, while the connection stays alive."""
@@ -191,23 +207,36 @@ class EventSource:
         for partition, offset in self._next.items():
             self._consumer.seek(self._at(partition), offset)
         self._highwater.clear()
+        self._blocked.clear()
         self._ahead_s = None
         if self._paused:
             self.pause()
 
     def _ends(self, partitions: list[TopicPartition]) -> dict[int, int]:
-        """Ends of partitions, from fetches, since ListOffsets may answer with a smaller offset."""
+        """Ends of what can be read now, from fetches, since ListOffsets may answer with a smaller
+        offset."""
         for at, offset in self._consumer.end_offsets(partitions, REQUEST_MS).items():
             self._consumer.seek(at, offset)
         deadline_s = time.monotonic() + REQUEST_MS / 1000
-        while (
-            None
-            in (ends := {at.partition: self._consumer.highwater(at) for at in partitions}).values()
-        ):
-            if time.monotonic() > deadline_s:
-                raise BrokerError(f"the end of {self.topic} could not be found")
-            self._consumer.poll(100)
-        return ends
+        ends: dict[int, int] = {}
+        while time.monotonic() < deadline_s:
+            fetched = self._consumer.poll(100)
+            positions = {at.partition: self._consumer.position(at) for at in partitions}
+            for at in partitions:
+                if (highwater := self._consumer.highwater(at)) is not None:
+                    ends.setdefault(at.partition, highwater)
+            if len(ends) == len(partitions) and (
+                not fetched or all(positions[p] >= end for p, end in ends.items())
+            ):
+                return {p: min(positions[p], end) for p, end in ends.items()}
+        raise BrokerError(f"the end of {self.topic} could not be found")
+
+    def _move(self) -> None:
+        """Note the positions after a poll, which may have moved though it brought no records."""
+        moved = {p: self._consumer.position(self._at(p), timeout_ms=0) for p in self._next}
+        if moved != self._next:
+            self._moved_s = time.monotonic()
+        self._next = moved
 
     def _look_around(self, records: bool) -> None:
         """Update high watermarks after a fetch, probe an idle broker, and refuse a topic that ends
@@ -221,6 +250,8 @@ class EventSource:
         self._ahead_s = (self._ahead_s or now_s) if ahead else None
         if self._ahead_s and now_s - self._ahead_s > _AHEAD_S:
             self._refuse(ahead)
+        if not records and not self._paused and now_s - self._moved_s > _STALL_S:
+            self._look_for_open_transactions()
         if records:
             self._heard_s = now_s
         elif self._next and now_s - self._heard_s > _SILENCE_S:
@@ -228,6 +259,21 @@ class EventSource:
                 [self._at(next(iter(self._next)))], 2 * int(_SILENCE_S * 1000)
             )
             self._heard_s = time.monotonic()
+
+    def _look_for_open_transactions(self) -> None:
+        """Note the partitions in which a transaction is open at our position: they end there until
+        it is over. The broker's answer to a reader of committed events is the last stable
+        offset."""
+        stalled = [
+            self._at(p)
+            for p, high in self._highwater.items()
+            if high > self._next[p] != self._blocked.get(p)
+        ]
+        if stalled and self.config.isolation_level == "read_committed":
+            self._moved_s = time.monotonic()
+            for at, stable in self._consumer.end_offsets(stalled, REQUEST_MS).items():
+                if stable <= self._next[at.partition]:
+                    self._blocked[at.partition] = self._next[at.partition]
 
     def _skip_deleted(self, partitions: list[int]) -> None:
         begins = self._consumer.beginning_offsets([self._at(p) for p in partitions], REQUEST_MS)
@@ -258,7 +304,9 @@ class EventSource:
         self._disconnect()
         with (
             translated_kafka_errors(self.topic),
-            closing(connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)) as consumer,
+            closing(
+                connect_once(KafkaConsumer, self.config, 1.0, **_consumer(self.config))
+            ) as consumer,
         ):
             for partition, offset in self._next.items():
                 if offset == self._highwater.get(partition):
@@ -297,7 +345,8 @@ class EventSource:
         if wait_s > timeout_s:
             return False
         try:
-            self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)
+            settings = _consumer(self.config)
+            self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **settings)
             self._connected = True
             self._consumer.assign([self._at(p) for p in self._next])
             self._resume_at_next()

@@ -27,6 +27,7 @@ from tests.support.pipelines import (
     uninterrupted,
 )
 from tests.support.streams import SCHEMA, click_events
+from tests.support.transactions import send, transactional
 
 
 def test_what_comes_through_kafka_is_learned_as_if_it_had_been_handed_over(setting):
@@ -106,6 +107,29 @@ def test_events_of_several_partitions_are_each_learned_once_across_restarts(
             events = running.trainer.events
     assert events == 3000
     assert labels == click_events(3000).labels_B.sum()
+
+
+@pytest.mark.usefixtures("needs_apache_kafka")
+@pytest.mark.parametrize("reader", ["inline", "process"])
+def test_of_a_transactional_topic_each_committed_event_is_learned_once_across_restarts(
+    setting, reader
+):
+    setting = reading(setting, reader)
+    events, others = click_events(1280), json_messages(click_events(300, seed=1))
+    with transactional(setting[0]) as producer:
+        for start in range(0, 1280, 160):
+            send(producer, setting[0], json_messages(events.slice(start, start + 160)))
+            send(producer, setting[0], others, commit=False)
+    for limit in (192, 832, 1280):
+        with Running(*setting) as running:
+            running.pipeline.run(never, limit_events=limit)
+            assert running.trainer.events == limit
+    assert_same(running.trainer, uninterrupted(events))
+    with Running(*setting) as again:
+        again.pipeline.run(lambda: again.pipeline.batcher.lag() == {0: 0})
+        lag_events = again.telemetry.registry.get_sample_value
+        assert again.trainer.events == 1280
+        assert lag_events("niwaki_lag_events", {"partition": "0"}) == 0
 
 
 @pytest.mark.parametrize("reader", ["inline", "process"])
