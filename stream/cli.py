@@ -183,9 +183,10 @@ def replay(
     settings = with_schema(load(config), file)
     if wire not in ENCODERS:
         raise ConfigError("--format", f"must be {' or '.join(ENCODERS)}", wire)
+    log_to_stderr()
     stop = stop_on_signals()
     with (
-        EventSink(kafka(settings, topic, bootstrap)) as sink,
+        EventSink(kafka(settings, topic, bootstrap, make_topic=True)) as sink,
         progress("replaying", events) as advance,
     ):
         play(

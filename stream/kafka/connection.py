@@ -27,7 +27,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from niwaki.pruning.errors import check_rules
+from niwaki.pruning.errors import check_rules, nearest
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events import MAX_EVENT_BYTES
 
@@ -55,6 +55,9 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """host:port of one or more brokers, separated by commas."""
     topic: str = "events"
     """Topic that carries the events."""
+    create_topics: bool = False
+    """True: a trainer makes the topic where there is none. False: it waits for it, at most
+    `connect_timeout_s`. It always makes those that it writes: dead letters and drifts."""
     dead_letter_topic: str = ""
     """Topic for messages that cannot be learned from; "" = the topic's name + ".dead-letters"."""
     group_id: str = "niwaki"
@@ -238,7 +241,7 @@ def translated_kafka_errors(what: str) -> Iterator[None]:
 
 def partitions_of(config: KafkaConfig, name: str, wait_s: float = 0) -> set[int]:
     """The topic's partitions. Raises `BrokerError` if it does not exist and is not made within
-    `wait_s`.
+    `wait_s`, with the name of the nearest one that does.
 
     Does not make it, unlike a consumer or producer that asks about it (the client does not pass its
     own setting on).
@@ -248,9 +251,16 @@ def partitions_of(config: KafkaConfig, name: str, wait_s: float = 0) -> set[int]
         closing(connect(KafkaAdminClient, config)) as admin,
         translated_kafka_errors(f"no partitions of {name}"),
     ):
-        while name not in admin.list_topics():
+        waiting = False
+        while name not in (topics := admin.list_topics()):
+            missing = f"Kafka at {config.bootstrap_servers} has no topic {name}"
+            meant = nearest(name, (topic for topic in topics if not topic.startswith("__")))
+            hint = f"; did you mean {meant}?" if meant else ""
             if time.monotonic() >= deadline_s:
-                raise BrokerError(f"Kafka at {config.bootstrap_servers} has no topic {name}")
+                raise BrokerError(missing + hint)
+            if not waiting:
+                log.warning("%s; waiting for up to %.0f s for it%s", missing, wait_s, hint)
+                waiting = True
             time.sleep(_PAUSE_S)
         (topic,) = admin.describe_topics([name])
     return {partition["partition_index"] for partition in topic["partitions"]}
