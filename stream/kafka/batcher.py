@@ -89,7 +89,7 @@ class Batcher:
     def _take(self, polled: PolledBatch) -> None:
         self._on_polled(polled)
         for record, reject in polled.rejects:
-            self._dead_letters.send(record, reject.reason)
+            self._dead_letters.send(record, reject)
             self.rejected_events += reject.events
         self._polled |= polled.polled
         batch, after_B4 = polled.batch, polled.after_B4

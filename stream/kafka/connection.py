@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -143,6 +143,7 @@ class Record(NamedTuple):
     """Milliseconds since the epoch, as the producer or the broker set it; -1 = none."""
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 def is_topic(name: str) -> bool:

@@ -55,9 +55,8 @@ _CONSUMER = {
 }
 _PROBE_MS = 2_000
 _CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
-_FIELDS = itemgetter(
-    0, 1, 3, 4, 6, 7
-)  # of the client's record: topic, partition, offset, timestamp, key, value
+# Of the client's record: topic, partition, offset, timestamp, key, value, headers.
+_FIELDS = itemgetter(0, 1, 3, 4, 6, 7, 8)
 
 
 def _consumer(config: KafkaConfig) -> dict[str, Any]:

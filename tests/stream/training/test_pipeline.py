@@ -165,10 +165,12 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
             if stage != "save"
         )
     letters = dead_letters(kafka, len(poison))
-    assert [int(headers["offset"]) for headers, _ in letters] == list(range(100, 100 + len(poison)))
+    notes = "__niwaki.errors."
+    offsets = [int(headers[f"{notes}offset"]) for headers, _ in letters]
+    assert offsets == list(range(100, 100 + len(poison)))
     for (headers, value), (sent, word) in zip(letters, poison.items(), strict=True):
-        assert headers["topic"] == kafka.topic and headers["partition"] == "0"
-        assert word in headers["reason"].lower()
+        assert headers[f"{notes}topic"] == kafka.topic and headers[f"{notes}partition"] == "0"
+        assert word in headers[f"{notes}message"].lower()
         assert value == sent
     with Running(*setting) as again:  # what was dead-lettered is not read again
         assert again.pipeline.batcher.receive() is None
