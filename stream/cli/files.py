@@ -133,10 +133,11 @@ def replay(
     if wire not in ENCODERS:
         raise ConfigError("--format", f"must be {' or '.join(ENCODERS)}", wire)
     print_notes(opened.notes)
+    log_to_stderr()
     stop = stop_on_signals()
     with (
         accounted(tally, as_json=as_json),
-        EventSink(kafka(settings, topic, bootstrap)) as sink,
+        EventSink(kafka(settings, topic, bootstrap, make_topic=True)) as sink,
         progress("replaying", events) as advance,
     ):
         sent = play(

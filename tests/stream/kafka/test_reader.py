@@ -80,7 +80,7 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
         [schema.label, schema.timestamp, *schema.categorical, *schema.numeric]
     )
     batch, message_B = EventDecoder(schema).decode(encode_json(events))[:2]
-    record = Record("events", 3, 7, -1, None, b"\xff")
+    record = Record("events", 3, 7, -1, None, b"\xff", [("trace", b"\xff"), ("none", None)])
     after_B4 = np.stack([message_B] * 4, axis=1)
     reading = PolledBatch(
         batch,
