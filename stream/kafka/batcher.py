@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.source import DeadLetters, Record
-from niwaki.stream.tables import Reject
 
 _READ_WAIT_S = 0.1
 

@@ -19,6 +19,7 @@ from kafka.producer.future import FutureRecordMetadata
 from kafka.serializer import Serializer
 
 from niwaki.stream.errors import BrokerError
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.connection import (
     REQUEST_MS,
     KafkaConfig,
@@ -28,7 +29,6 @@ from niwaki.stream.kafka.connection import (
     partitions_of,
     translated_kafka_errors,
 )
-from niwaki.stream.tables import Reject
 
 _DELIVERY_S = 60.0
 _PRODUCER = {

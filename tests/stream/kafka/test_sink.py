@@ -11,6 +11,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from niwaki.stream.errors import BrokerError
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.sink import NOTES
 from niwaki.stream.kafka.source import (
     DeadLetters,
@@ -20,7 +21,6 @@ from niwaki.stream.kafka.source import (
     Record,
     ensure_topic,
 )
-from niwaki.stream.tables import Reject
 from tests.support.topics import numbers, read
 
 

@@ -4,7 +4,7 @@ and where they end. Against a real Apache Kafka."""
 import pytest
 
 from niwaki.model.features.schema import Schema
-from niwaki.stream.events import EventDecoder
+from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.kafka.connection import ensure_topic
 from niwaki.stream.kafka.reader import Reader
 from niwaki.stream.kafka.sink import EventSink
