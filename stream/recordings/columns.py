@@ -1,35 +1,40 @@
-"""Facts of the columns of a sample of events, by their values, whatever type these have.
+"""Facts of a column by its values, whatever type these have.
 
-In: rows as their owners have them: text, JSON values, Arrow types. Out: `Sample`, a list of values
-for each column, nested objects as paths; and `Facts` of a column, which are equal whether a number
-was written as text or not.
+In: the values of one column of a `Sample`. Out: `Facts`, which are equal whether a number, a
+boolean or a time was written as text or not.
 """
 
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
+from collections.abc import Sequence
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
-from niwaki.model.features.values import MISSING, SWAPPED_MARKS, WORDS, parse_number, parse_times
-from niwaki.stream.events.decoder import ARROW_START
-from niwaki.stream.files.pieces import Piece
+from niwaki.model.features.values import (
+    MISSING,
+    SWAPPED_MARKS,
+    UNITS_PER_S,
+    parse_number,
+    parse_times,
+)
+from niwaki.stream.recordings.samples import Unread
 
-_DEEPEST = 8
-_WORDS_ONLY = frozenset(WORDS)
+_WORDS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
+"""Pairs of words for 1 and 0."""
 _WHOLE = re.compile(r"[+-]?\d+(\.0+)?")
+_DIGITS = re.compile(r"-?\d+(\.\d+)?")
 _LEADING_ZERO = re.compile(r"0\d+")
+_DECORATION = frozenset(",$€£¥₹%")
 _NUMBERS_SHARE = 0.9
 """Share of a column's values that are numbers in text, from which on it is a column of numbers."""
 _TIMES_SHARE = 0.99
+_TRIED_VALUES = 16
 _TIME_FORMATS = (
     "%m/%d/%Y %I:%M:%S %p",
     "%m/%d/%Y %H:%M:%S",
@@ -48,13 +53,12 @@ _TIME_FORMATS = (
     "%d/%b/%Y:%H:%M:%S",
     "%d-%b-%Y %H:%M:%S",
     "%Y%m%dT%H%M%S",
-    "%Y%m%d%H%M%S",
-    "%Y%m%d%H%M",
-    "%y%m%d%H",
-    "%Y%m%d",
 )
+_DIGIT_FORMATS = {14: ("%Y%m%d%H%M%S",), 12: ("%Y%m%d%H%M",), 8: ("%Y%m%d", "%y%m%d%H")}
+"""Formats of times that are digits only, by their number, the usual one first."""
 _EARLIEST_S, _LATEST_S = 631_152_000.0, 4_102_444_800.0  # of 1990 and of 2100
-_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_EXAMPLES = 3
+_SHOWN_CHARACTERS = 40
 
 
 class TimeForm(NamedTuple):
@@ -66,287 +70,203 @@ class TimeForm(NamedTuple):
     """float64, seconds since the epoch; NaN where there is none."""
 
 
-class Sample:
-    """Values of the first rows of a stream, by column."""
-
-    def __init__(self, rows: int, columns: Mapping[str, list[Any]]):
-        self.rows = rows
-        self.columns = dict(columns)
-
-    @classmethod
-    def of_table(cls, table: pa.Table) -> "Sample":
-        """The columns of a table; those of structs as paths."""
-        columns = {}
-        for at, name in enumerate(table.column_names):
-            columns[name] = _plain_list(table.column(at))
-        nested = any(pa.types.is_struct(field.type) for field in table.schema)
-        if nested:
-            rows = [
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            ]
-            return cls.of_objects(rows)
-        return cls(len(table), columns)
-
-    @classmethod
-    def of_objects(cls, objects: Sequence[Mapping[str, Any]]) -> "Sample":
-        """The keys of JSON objects; those of objects in them as paths."""
-        columns: dict[str, list[Any]] = {}
-        for at, row in enumerate(objects):
-            for name, value in _leaves(row):
-                column = columns.setdefault(name, [])
-                column += [None] * (at - len(column))
-                column.append(value)
-        for column in columns.values():
-            column += [None] * (len(objects) - len(column))
-        # An object that is null in some rows is no column beside those of its leaves.
-        parents = {name.rsplit(".", 1)[0] for name in columns if "." in name}
-        kept = {
-            name: column
-            for name, column in columns.items()
-            if name not in parents or any(value is not None for value in column)
-        }
-        return cls(len(objects), kept)
-
-    @classmethod
-    def of_messages(cls, values: Iterable[bytes | None]) -> "Sample":
-        """The columns of messages, JSON or Arrow; broken ones are left out."""
-        objects: list[Mapping[str, Any]] = []
-        for value in values:
-            if value is not None and value.startswith(ARROW_START):
-                objects += _arrow_rows(value)
-            elif value is not None and (row := _parsed(value)) is not None:
-                objects.append(row)
-        return cls.of_objects(objects)
-
-    @classmethod
-    def of_pieces(cls, pieces: Iterable[Piece]) -> "Sample":
-        """The columns of pieces of files."""
-        found = list(pieces)
-        tables = [piece.rows for piece in found if not isinstance(piece.rows, list)]
-        messages = [
-            value for piece in found if isinstance(piece.rows, list) for value in piece.rows
-        ]
-        if messages or not tables:
-            return cls.of_messages(messages)
-        return cls.of_table(pa.concat_tables(tables, promote_options="permissive"))
-
-    def within(self, path: str) -> "Sample":
-        """The columns beneath a path, under their names there."""
-        start = f"{path}."
-        return Sample(
-            self.rows,
-            {name[len(start) :]: c for name, c in self.columns.items() if name.startswith(start)},
-        )
-
-
-def _plain_list(column: pa.ChunkedArray) -> list[Any]:
-    """Values of a column as Python has them; times of nanoseconds as times of microseconds."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    if pa.types.is_floating(column.type) and pa.types.is_float32(column.type):
-        column = column.cast(pa.string()).cast(pa.float64())  # as it would be written
-    values: list[Any] = column.to_pylist()
-    return values
-
-
-def _leaves(row: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterable[tuple[str, Any]]:
-    for name, value in row.items():
-        if isinstance(value, dict) and value and depth < _DEEPEST:
-            yield from _leaves(value, f"{path}{name}.", depth + 1)
-        else:
-            yield f"{path}{name}", value
-
-
-def _parsed(value: bytes) -> dict[str, Any] | None:
-    for read in (msgspec.json.decode, lambda text: json.loads(text.decode("utf-8-sig"))):
-        try:
-            row = read(value)
-        except (ValueError, RecursionError):
-            continue
-        return row if isinstance(row, dict) else None
-    return None
-
-
-def _arrow_rows(value: bytes) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = pa.ipc.open_stream(value).read_all().to_pylist()
-    except (pa.ArrowException, OSError, ValueError):
-        return []
-    return rows
-
-
 class Facts:
     """What the values of a column are."""
 
     def __init__(self, name: str, values: Sequence[Any]):
         self.name = name
-        self.values = values
-        self.lists = any(isinstance(value, list) for value in values)
-        self.objects = any(isinstance(value, dict) for value in values)
-        self.counts: Counter[str] = Counter()
-        """Number of rows by value, as text; missing ones are left out."""
-        self._typed_times = 0
-        if not (self.lists or self.objects):
-            for value in values:
-                text = as_text(value)
-                if text is not None:
-                    self.counts[text] += 1
-                    self._typed_times += isinstance(value, datetime | date)
-        self.known = sum(self.counts.values())
-        self.missing = (
-            len(values) - self.known
-            if not (self.lists or self.objects)
-            else sum(value is None for value in values)
-        )
+        self.unread = next((value for value in values if isinstance(value, Unread)), None)
+        """The first value of a kind that is not read."""
+        self._values = values
+        self.texts = _texts(values) if self.unread is None else [None] * len(values)
+        """Each value as text that does not depend on its type; None for a missing one."""
+        self.counts = Counter(text for text in self.texts if text is not None)
+        """Number of rows by text, in the order of the first ones; missing ones are left out."""
 
     @cached_property
-    def distinct(self) -> int:
-        """Number of different values."""
-        if self.lists or self.objects:
-            return len({repr(value) for value in self.values if value is not None})
-        return len(self.counts)
-
-    @cached_property
-    def examples(self) -> list[str]:
-        """Up to three different values, the first ones."""
-        if self.lists or self.objects:
-            known = (str(value) for value in self.values if value is not None)
-            return [text[:40] for text, _ in zip(dict.fromkeys(known), range(3), strict=False)]
-        return [text[:40] for text, _ in zip(self.counts, range(3), strict=False)]
-
-    @cached_property
-    def _solid(self) -> Counter[str]:
-        """The values that are no words for "missing"."""
+    def solid(self) -> Counter[str]:
+        """The texts that are no words for "missing"."""
         return Counter({t: n for t, n in self.counts.items() if t.strip().lower() not in MISSING})
 
     @cached_property
+    def total(self) -> int:
+        """Number of rows whose value is no word for "missing"."""
+        return sum(self.solid.values())
+
+    @property
+    def known(self) -> int:
+        """Number of rows with a value: of names, "NA" is one."""
+        if self.unread is not None:
+            return sum(value is not None for value in self._values)
+        return sum(self._present.values())
+
+    @property
+    def missing(self) -> int:
+        """Number of rows without a value."""
+        return len(self.texts) - self.known
+
+    @property
+    def distinct(self) -> int:
+        """Number of different values; 0 where they are not read."""
+        return len(self._present)
+
+    @property
+    def _present(self) -> Counter[str]:
+        return self.counts if self.kind == "strings" else self.solid
+
+    @property
+    def examples(self) -> list[str]:
+        """Up to three different values, the first ones."""
+        if self.unread is not None:
+            known = (value for value in self._values[:1000] if value is not None)
+            shown = [value.text if isinstance(value, Unread) else str(value) for value in known]
+            different = list(dict.fromkeys(text for text in shown if text))
+        else:
+            different = [text for text, _ in zip(self.counts, range(_EXAMPLES), strict=False)]
+        return [text[:_SHOWN_CHARACTERS] for text in different[:_EXAMPLES]]
+
+    @cached_property
+    def kind(self) -> str:
+        """The kind of most values, in plain words."""
+        if self.unread is not None:
+            return self.unread.kind
+        if not self.solid:
+            return "strings" if self.counts else "always missing"
+        if self.booleans:
+            return "booleans"
+        if self.whole == self.total:
+            return "integers"
+        if self.time and self.time.form not in UNITS_PER_S:
+            return "times"
+        enough = sum(self.numbers.values()) >= _NUMBERS_SHARE * self.total
+        return "numbers" if enough else "strings"
+
+    @cached_property
+    def booleans(self) -> bool:
+        """True if all values are words for true and false: both "y" and "n", and not one of them
+        alone, which may be a name."""
+        words = {text.strip().lower() for text in self.solid}
+        return bool(words) and (words <= _WORDS[0] or words in _WORDS)
+
+    @cached_property
     def decimal(self) -> str:
-        """The mark before decimals: "," where that makes numbers of more values."""
-        comma = sum(n for t, n in self._solid.items() if "," in t and _number(t, ",") is not None)
-        point = sum(n for t, n in self._solid.items() if "," in t and _number(t, ".") is not None)
+        """The mark before the decimals of text: "," where that makes numbers of more values."""
+        commas = {text: count for text, count in self.solid.items() if "," in text}
+        comma = sum(n for t, n in commas.items() if _number(t, ",") is not None)
+        point = sum(n for t, n in commas.items() if _number(t, ".") is not None)
         return "," if comma > point else "."
+
+    @cached_property
+    def decimals(self) -> frozenset[str]:
+        """The marks before decimals that stand in text."""
+        if not any(isinstance(value, str) for value in self._values):
+            return frozenset()
+        mark = self.decimal
+        return frozenset(mark if any(mark in text for text in self._read) else "")
+
+    @cached_property
+    def _read(self) -> dict[str, float]:
+        """The numbers in text; of a column of nothing but words like "yes", none."""
+        read = {}
+        for text in self.solid:
+            number = float(text) if _DIGITS.fullmatch(text) else _number(text, self.decimal)
+            if number is not None:
+                read[text] = number
+        if not self.booleans and not any(any(map(str.isdigit, text)) for text in read):
+            return {}
+        return read
 
     @cached_property
     def numbers(self) -> Counter[float]:
         """Number of rows by number, of those values that are numbers."""
         found: Counter[float] = Counter()
-        for text, count in self._solid.items():
-            number = _number(text, self.decimal)
-            if number is not None:
-                found[number] += count
+        for text, number in self._read.items():
+            found[number] += self.solid[text]
         return found
+
+    @cached_property
+    def numbers_B(self) -> np.ndarray:
+        """float64, the number of each row; NaN where there is none."""
+        read = self._read
+        return np.array([read.get(text, math.nan) if text else math.nan for text in self.texts])
 
     @cached_property
     def odd(self) -> tuple[int, str]:
         """Number of values that are no numbers, and the first."""
-        odd = {t: n for t, n in self._solid.items() if _number(t, self.decimal) is None}
+        odd = {text: count for text, count in self.solid.items() if text not in self._read}
         return sum(odd.values()), next(iter(odd), "")
-
-    @cached_property
-    def kind(self) -> str:
-        """The kind of most values, in plain words."""
-        if self.lists:
-            return "lists"
-        if self.objects:
-            return "objects"
-        solid = self._solid
-        if not solid:
-            return "strings" if self.counts else "always missing"
-        if self.booleans:
-            return "booleans"
-        total = sum(solid.values())
-        if self.whole == total:
-            return "integers"
-        if self._typed_times == self.known or (
-            self.time and self.time.form in ("iso", *_TIME_FORMATS)
-        ):
-            return "times"
-        return "numbers" if sum(self.numbers.values()) >= _NUMBERS_SHARE * total else "strings"
-
-    @cached_property
-    def booleans(self) -> bool:
-        """True if all values are words for true and false."""
-        words = {text.strip().lower() for text in self._solid}
-        return bool(words) and words <= _WORDS_ONLY
 
     @cached_property
     def whole(self) -> int:
         """Number of values that are whole numbers."""
-        return sum(n for t, n in self._solid.items() if _WHOLE.fullmatch(t.strip()))
+        return sum(n for t, n in self.solid.items() if _WHOLE.fullmatch(t.strip()))
 
     @cached_property
     def leading_zeros(self) -> bool:
         """True if whole numbers are written with zeros in front."""
-        return any(_LEADING_ZERO.fullmatch(text) for text in self.counts)
+        return any(_LEADING_ZERO.fullmatch(text.strip()) for text in self.counts)
 
     @cached_property
-    def decorated(self) -> bool:
-        """True if numbers have commas, currencies or per cent signs."""
-        return any(_number(t, ".") is not None and set(t) & set(",$€£¥₹%") for t in self._solid)
+    def decorated(self) -> str:
+        """The first number with commas between thousands, a currency or a per cent sign; empty if
+        there is none."""
+        return next((t for t in self._read if not _DECORATION.isdisjoint(t)), "")
+
+    @cached_property
+    def different(self) -> bool:
+        """True if no row lacks a value, and no value comes twice."""
+        return self.distinct == len(self.texts) > 1
 
     @cached_property
     def increasing(self) -> bool:
         """True if the values are whole numbers, each greater than the one before it."""
-        if self.whole != len(self.values) or len(self.values) < 2:
+        if self.whole != len(self.texts) or len(self.texts) < 2:
             return False
-        numbers = np.array([float(as_text(value) or "nan") for value in self.values])
-        return bool((np.diff(numbers) > 0).all())
+        return bool((np.diff(self.numbers_B) > 0).all())
 
     @cached_property
     def time(self) -> TimeForm | None:
         """The form of times, if (nearly) all values are times between 1990 and 2100."""
-        if self.lists or self.objects or not self._solid:
+        if self.unread is not None or not self.solid:
             return None
-        texts = [as_text(value) for value in self.values]
-        if self._typed_times == self.known:
-            return _plausible("iso", parse_times(pa.array(texts, pa.string()), "iso"), self.known)
-        total = sum(self._solid.values())
-        if sum(self.numbers.values()) == total:
-            numbers = [_number(text, ".") if text else None for text in texts]
-            values = np.array([math.nan if number is None else number for number in numbers])
-            for unit, per_s in _UNITS.items():
-                if found := _plausible(unit, values / per_s, total):
+        if sum(self.numbers.values()) >= _TIMES_SHARE * self.total and self.decimal == ".":
+            for unit, per_s in UNITS_PER_S.items():
+                if found := self._plausible(unit, self.numbers_B / per_s):
                     return found
-            if self.whole != total:
-                return None
-            texts = [None if text is None else str(text).removesuffix(".0") for text in texts]
-        elif found := _plausible("iso", parse_times(pa.array(texts, pa.string()), "iso"), total):
-            return found
-        return self._strptime(texts, total)
+            return self._digit_times()
+        forms = ("iso", *_TIME_FORMATS)
+        found_forms = [found for form in forms if (found := self._text_times(form))]
+        return min(found_forms, key=lambda one: backwards(one.times_s_B), default=None)
 
-    def _strptime(self, texts: list[str | None], total: int) -> TimeForm | None:
-        """The format of strptime that reads all values, and of several the one by which time goes
-        backwards least often."""
-        first = next(text for text in texts if text)
-        found = []
-        for form in _TIME_FORMATS:
-            digits = len(datetime(2010, 10, 10, 10, 10, 10).strftime(form))
-            if first.isdecimal() != form.replace("%", "").isalpha() and first.isdecimal():
-                continue
-            if first.isdecimal() and digits != len(first):
-                continue
-            if times := _plausible(form, parse_times(pa.array(texts, pa.string()), form), total):
-                found.append(times)
-        return min(found, key=lambda one: backwards(one.times_s_B), default=None)
+    def _digit_times(self) -> TimeForm | None:
+        if any(isinstance(value, float) for value in self._values):
+            return None
+        forms = _DIGIT_FORMATS.get(len(next(iter(self.solid)).strip()), ())
+        if "hour" in self.name.lower():
+            forms = forms[::-1]
+        return next((found for form in forms if (found := self._text_times(form))), None)
+
+    def _text_times(self, form: str) -> TimeForm | None:
+        """The times of all rows in one form of text, if they are times of that form."""
+        texts = list(self.solid)
+        some_s = _parsed(texts[:_TRIED_VALUES], form)
+        if np.isnan(some_s).sum() > len(some_s) / 2:
+            return None
+        by_text = dict(zip(self.solid, _parsed(texts, form).tolist(), strict=True))
+        times_s = [by_text.get(text, math.nan) if text else math.nan for text in self.texts]
+        return self._plausible(form, np.array(times_s))
+
+    def _plausible(self, form: str, times_s_B: np.ndarray) -> TimeForm | None:
+        with np.errstate(invalid="ignore"):
+            good_B = (times_s_B >= _EARLIEST_S) & (times_s_B <= _LATEST_S)
+        enough = np.count_nonzero(good_B) >= _TIMES_SHARE * self.total
+        return TimeForm(form, times_s_B) if enough else None
 
 
 def backwards(times_s_B: np.ndarray) -> float:
     """Share of times that are earlier than the one before, 0..1."""
     known = times_s_B[~np.isnan(times_s_B)]
     return float(np.mean(np.diff(known) < 0)) if len(known) > 1 else 0.0
-
-
-def _plausible(form: str, times_s_B: np.ndarray, known: int) -> TimeForm | None:
-    with np.errstate(invalid="ignore"):
-        good = (times_s_B >= _EARLIEST_S) & (times_s_B <= _LATEST_S)
-    return TimeForm(form, times_s_B) if np.count_nonzero(good) >= _TIMES_SHARE * known else None
-
-
-def _number(text: str, decimal: str) -> float | None:
-    return parse_number(text if decimal == "." else text.translate(SWAPPED_MARKS))
 
 
 def as_text(value: Any) -> str | None:
@@ -363,8 +283,30 @@ def as_text(value: Any) -> str | None:
         return value.decode(errors="replace")
     if isinstance(value, Decimal):
         return format(value, "f")
-    if isinstance(value, datetime | date | time):
+    if isinstance(value, datetime | date):
         return value.isoformat()
-    if isinstance(value, timedelta):
-        return str(value.total_seconds())
     return str(value)
+
+
+def _texts(values: Sequence[Any]) -> list[str | None]:
+    """Each value as text. In a column of one type, each different value is written once."""
+    kinds = set(map(type, values)) - {type(None)}
+    if kinds == {str}:
+        return list(values)
+    if len(kinds) > 1:
+        return list(map(as_text, values))
+    texts = {value: as_text(value) for value in set(values)}
+    return [texts[value] for value in values]
+
+
+def _number(text: str, decimal: str) -> float | None:
+    return parse_number(text if decimal == "." else text.translate(SWAPPED_MARKS))
+
+
+def _parsed(texts: Sequence[str], form: str) -> np.ndarray:
+    """Texts as seconds since the epoch, NaN where they are no times of that form."""
+    try:
+        return parse_times(pa.array(texts, pa.string()), form)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        clean = [text.encode(errors="replace").decode() for text in texts]
+        return parse_times(pa.array(clean, pa.string()), form)

@@ -5,13 +5,16 @@ the values and the way on. Ratings and names are never guessed to be clicks.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.schema import Schema
-from niwaki.model.features.values import missing, read_label
+from niwaki.model.features.values import WORDS, read_label
+from niwaki.pruning.errors import nearest
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.recordings.columns import Facts, Sample
+from niwaki.stream.recordings.columns import Facts
 from niwaki.stream.recordings.names import COUNTS, LABELS, plain_name
 
 _MISSING_SHARE = 0.01
@@ -59,11 +62,13 @@ def find_label(facts: Mapping[str, Facts], asked: Wanted, rows: int) -> Label:
     """The label of columns with these facts; `rows`: of the sample."""
     name, notes = _column(facts, asked)
     column = facts[name]
-    if column.lists or column.objects:
-        raise ConfigError(name, f"the label is a column of {column.kind}; --label names another")
-    absent = sum(missing(value) for value in column.values)
+    if column.unread is not None:
+        rule = f"the label is a column of {column.kind}; --label COLUMN names another"
+        raise ConfigError(name, rule)
+    absent = rows - column.total
     if absent == rows:
-        raise ConfigError(name, f"all {rows:,} labels are missing; --label names another column")
+        rule = f"all {rows:,} labels are missing; --label COLUMN names another column"
+        raise ConfigError(name, rule)
     given = asked.missing_label
     if given not in (None, "reject", "negative"):
         raise ConfigError("--missing-label", "must be reject or negative", given)
@@ -74,20 +79,22 @@ def find_label(facts: Mapping[str, Facts], asked: Wanted, rows: int) -> Label:
         )
         raise ConfigError(name, rule)
     label = _values(column, asked, notes)
+    if absent:
+        read = "are read as no click" if given == "negative" else "are left out"
+        label.notes.append(f"{name}: {absent:,} of {rows:,} rows have no label and {read}")
     return label._replace(missing="negative" if given == "negative" else "reject")
 
 
-def labels_of(label: Label, sample: Sample) -> list[float | None]:
-    """The label of each row of the sample; None where there is none."""
+def labels_of(label: Label, column: Facts) -> np.ndarray:
+    """The label of each row, float64 (B,); NaN where there is none."""
     schema = label.schema
-    labels: list[float | None] = []
-    for value in sample.columns[label.name]:
+    by_text: dict[str | None, float] = {}
+    for text in (None, *column.counts):
         try:
-            read = read_label(value, schema)
+            by_text[text] = read_label(text, schema)
         except FeatureError:
-            read = float("nan")
-        labels.append(read if read == read else None)
-    return labels
+            by_text[text] = np.nan
+    return np.array([by_text[text] for text in column.texts], np.float64)
 
 
 def _column(facts: Mapping[str, Facts], asked: Wanted) -> tuple[str, list[str]]:
@@ -114,18 +121,23 @@ def _column(facts: Mapping[str, Facts], asked: Wanted) -> tuple[str, list[str]]:
 
 def _values(column: Facts, asked: Wanted, notes: list[str]) -> Label:
     """The way to read the values of the label."""
-    name = column.name
+    name, total = column.name, column.total
+    numbers = column.numbers
+    if asked.positive and asked.threshold is not None:
+        raise ConfigError("--positive", "can't be given together with --threshold")
     if asked.positive:
-        return Label(
-            name, f"{', '.join(asked.positive)} are clicks", notes, positive=asked.positive
-        )
+        _check_positive(column, asked.positive)
+        why = f"{', '.join(asked.positive)} are clicks"
+        return Label(name, why, notes, positive=asked.positive)
     if asked.threshold is not None:
+        if sum(numbers.values()) < _VALID_SHARE * total:
+            rule = f"needs a label of numbers; {name} has the values {_shown(column)}"
+            raise ConfigError("--threshold", rule, asked.threshold)
         why = f"a value of at least {asked.threshold:g} is a click"
         return Label(name, why, notes, threshold=asked.threshold)
-    numbers = column.numbers
-    total = sum(numbers.values()) + column.odd[0]
     plain = sum(count for number, count in numbers.items() if 0 <= number <= 1)
-    if numbers and plain >= _VALID_SHARE * total and not _counts(column):
+    words = sum(count for text, count in column.solid.items() if text.strip().lower() in WORDS)
+    if max(plain, words) >= _VALID_SHARE * total and not _counts(column):
         return Label(name, "0 and 1, or numbers between them", notes)
     if set(numbers) == {-1.0, 1.0} and not column.odd[0]:
         note = f"{name}: 1 is a click, -1 is none"
@@ -133,26 +145,34 @@ def _values(column: Facts, asked: Wanted, notes: list[str]) -> Label:
     if _counts(column):
         note = f"{name}: a count; 1 and more is a click, 0 is none"
         return Label(name, "counts", [*notes, note], threshold=1.0)
-    shown = ", ".join(
-        f"{text} ({count:,})" for text, count in column.counts.most_common(_SHOWN_VALUES)
-    )
-    more = (
-        "" if column.distinct <= _SHOWN_VALUES else f" and {column.distinct - _SHOWN_VALUES} more"
-    )
     if sum(numbers.values()) >= _VALID_SHARE * total:
         way = "--threshold N makes a click of every value of at least N"
     else:
         way = "--positive VALUE,VALUE names the values that are clicks"
-    raise ConfigError(name, f"is not 0 and 1; it has the values {shown}{more}: {way}")
+    raise ConfigError(name, f"is not 0 and 1; it has the values {_shown(column)}: {way}")
+
+
+def _check_positive(column: Facts, positive: tuple[str, ...]) -> None:
+    """Raise `ConfigError` if none of the values is there."""
+    if column.counts.keys() & set(positive):
+        return
+    meant = nearest(positive[0], column.counts, cutoff=0)
+    rule = f"must be values of {column.name}, such as {meant!r}; it has {_shown(column)}"
+    raise ConfigError("--positive", rule, ",".join(positive))
+
+
+def _shown(column: Facts) -> str:
+    """The most frequent values, with their numbers of rows."""
+    shown = [f"{text} ({count:,})" for text, count in column.solid.most_common(_SHOWN_VALUES)]
+    more = len(column.solid) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def _counts(column: Facts) -> bool:
     """True for whole numbers from 0 on, some above 1, in a column that is called like a count."""
-    numbers: dict[float, Any] = dict(column.numbers)
     return (
-        plain_name(column.name) in COUNTS
-        and not column.odd[0]
+        plain_name(column.name.rpartition(".")[2]) in COUNTS
         and column.kind == "integers"
-        and min(numbers) == 0
-        and max(numbers) > 1
+        and min(column.numbers) == 0
+        and max(column.numbers) > 1
     )

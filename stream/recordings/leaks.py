@@ -4,39 +4,43 @@ In: facts of a column, its role, and labels. Out: the area under the ROC curve o
 the column alone: of a number its rank, of a name the mean label of the other rows that have it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from niwaki.model.features.values import parse_number
-from niwaki.stream.recordings.columns import Facts, as_text
+from niwaki.stream.recordings.columns import Facts
 
 
-def auc_of(facts: Facts, role: str, labels: Sequence[float | None]) -> float:
-    """The AUC, 0.5..1; 0.5 where one class is missing. A missing value is a value of its own."""
-    known = np.array([label is not None for label in labels])
-    labels_B = np.array([label or 0.0 for label in labels])[known] >= 0.5
-    texts = [as_text(value) or "" for value in facts.values]
-    texts = [text for text, one in zip(texts, known, strict=True) if one]
+def auc_of(facts: Facts, role: str, labels_B: np.ndarray) -> float:
+    """The AUC, 0..1; 0.5 where one class is missing. A missing value is a value of its own.
+
+    `labels_B`: float64, NaN where there is none.
+    """
+    known_B = ~np.isnan(labels_B)
+    clicks_B = labels_B[known_B] >= 0.5
     if role == "numeric":
-        scores = [parse_number(text) for text in texts]
-        scores_B = np.array([np.nan if score is None else score for score in scores])
-        median = np.nanmedian(scores_B) if not np.isnan(scores_B).all() else 0.0
-        auc = _auc(np.where(np.isnan(scores_B), median, scores_B), labels_B)
-        return max(auc, 1 - auc)
-    _, codes_B = np.unique(texts, return_inverse=True)
+        scores_B = facts.numbers_B[known_B]
+        missing_B = np.isnan(scores_B)
+        if missing_B.all():
+            return 0.5
+        # A number may be there for clicks only, such as a price paid: missing ones come first or
+        # last, or tell nothing.
+        finite = np.nan_to_num(scores_B, nan=np.nanmedian(scores_B))
+        ends = (finite.min() - 1, np.median(finite), finite.max() + 1)
+        aucs = [_auc(np.where(missing_B, end, finite), clicks_B) for end in ends]
+        return max(max(auc, 1 - auc) for auc in aucs)
+    codes = {text: code for code, text in enumerate((None, *facts.counts))}
+    codes_B = np.array([codes[text] for text in facts.texts])[known_B]
     rows = np.bincount(codes_B)[codes_B]
-    clicks = np.bincount(codes_B, labels_B)[codes_B]
-    rate = labels_B.mean() if len(labels_B) else 0.5
+    clicks = np.bincount(codes_B, clicks_B)[codes_B]
+    rate = clicks_B.mean() if len(clicks_B) else 0.5
     # Without the row itself, which would give away the label of a value that comes once.
-    return _auc((clicks - labels_B + rate) / rows, labels_B)
+    return _auc((clicks - clicks_B + rate) / rows, clicks_B)
 
 
-def _auc(scores_B: np.ndarray, labels_B: np.ndarray) -> float:
+def _auc(scores_B: np.ndarray, clicks_B: np.ndarray) -> float:
     """Area under the ROC curve, by the mean rank of clicks (Mann and Whitney 1947)."""
-    clicks, others = int(labels_B.sum()), int((~labels_B).sum())
+    clicks, others = int(clicks_B.sum()), int((~clicks_B).sum())
     if not clicks or not others:
         return 0.5
     _, codes_B, counts = np.unique(scores_B, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes_B]
-    return float((ranks[labels_B].sum() - clicks * (clicks + 1) / 2) / (clicks * others))
+    return float((ranks[clicks_B].sum() - clicks * (clicks + 1) / 2) / (clicks * others))

@@ -33,8 +33,8 @@ _AMOUNT_TOKENS = frozenset(
     " speed altitude".split()
 )
 _INDICES = frozenset(
-    "id index idx uuid guid row rowid rownum rownumber eventid impressionid requestid unnamed0"
-    " indexlevel0 impid logid recordid".split()
+    "id index idx uuid guid row rowid rownum rownumber eventid impressionid requestid impid logid"
+    " recordid".split()
 )
 
 
@@ -75,4 +75,15 @@ def says_amount(name: str) -> bool:
 
 def is_index_name(name: str) -> bool:
     """True for a name of what counts rows or events."""
-    return plain_name(name) in _INDICES
+    plain = plain_name(name)
+    return plain in _INDICES or re.fullmatch(r"(unnamed|indexlevel)\d+", plain) is not None
+
+
+def is_label_name(name: str) -> bool:
+    """True for the name of a label."""
+    return plain_name(name) in LABELS
+
+
+def can_be_written(name: str) -> bool:
+    """False for a name with half of a surrogate pair, which no file holds."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)

@@ -18,21 +18,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from niwaki.model.features.schema import Schema
-from niwaki.pruning.errors import RuleError, nearest
+from niwaki.pruning.errors import RuleError, nearest, shorten
 from niwaki.stream.errors import ConfigError
-from niwaki.stream.recordings.columns import Facts, Sample, backwards
+from niwaki.stream.recordings.columns import Facts, backwards
+from niwaki.stream.recordings.envelopes import open_envelope
 from niwaki.stream.recordings.labels import Label, find_label, labels_of
 from niwaki.stream.recordings.leaks import auc_of
 from niwaki.stream.recordings.names import (
     CRITEO,
-    LABELS,
+    can_be_written,
     is_index_name,
     is_time_name,
-    plain_name,
     says_amount,
     says_id,
     time_rank,
 )
+from niwaki.stream.recordings.samples import Sample
 
 __all__ = ["Asked", "ColumnReport", "Proposal", "Sample", "propose"]
 
@@ -42,6 +43,8 @@ _LEAK_AUC = 0.98
 _LEAK_ROWS = 50
 _INDEX_ROWS = 50
 _NEW_RATIO = 0.9
+_MOSTLY_NUMBERS = 0.5
+_BACKWARDS_AT_MOST = 0.05
 _TEXT_CHARACTERS = 40
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
@@ -101,7 +104,8 @@ def propose(sample: Sample, asked: Asked) -> Proposal:
     values, and the way on."""
     if not sample.rows:
         raise ConfigError("events", "there are none from which a schema could be proposed")
-    sample, envelope, notes = _opened(sample, asked)
+    sample, envelope, name, notes = open_envelope(sample, asked.envelope, asked.label)
+    asked = asked._replace(label=name)
     _check_names(sample, asked)
     facts = {name: Facts(name, values) for name, values in sample.columns.items()}
     label = find_label(facts, asked, sample.rows)
@@ -109,41 +113,14 @@ def propose(sample: Sample, asked: Asked) -> Proposal:
     roles = {label.name: _Role("label", label.why)}
     timestamp = _event_time(facts, label, asked, roles, notes)
     _others(facts, asked, roles)
-    decimals = [facts[name].decimal for name, role in roles.items() if role.role == "numeric"]
-    decimal = "," if "," in decimals else "."
+    decimal = _decimal([facts[name] for name, role in roles.items() if role.role == "numeric"])
     if decimal == ",":
         notes.append("numbers have a decimal comma: 72,3 is 72.3")
-    columns = [_report(facts[name], roles[name], label, sample) for name in sample.columns]
+    labels_B = labels_of(label, facts[label.name])
+    columns = [_report(one, roles[name], labels_B, decimal) for name, one in facts.items()]
     notes += _told(columns)
     schema = _schema(columns, label, timestamp, facts)
     return Proposal(schema, envelope, decimal, columns, notes)
-
-
-def _opened(sample: Sample, asked: Asked) -> tuple[Sample, str, list[str]]:
-    """The sample within its envelope, if it has one."""
-    if asked.envelope:
-        inner = sample.within(asked.envelope)
-        if not inner.columns:
-            paths = {name.rsplit(".", 1)[0] for name in sample.columns if "." in name}
-            meant = nearest(asked.envelope, sorted(paths), cutoff=0) or "none"
-            rule = f"must be the path of an object; the nearest is {meant}"
-            raise ConfigError("envelope", rule, asked.envelope)
-        return inner, asked.envelope, []
-    if asked.label or any(is_label(name) for name in sample.columns):
-        return sample, "", []
-    paths = {
-        name.rpartition(".")[0] for name in sample.columns if is_label(name.rpartition(".")[2])
-    }
-    whole = [path for path in paths if len(sample.within(path).columns) > 2]
-    if len(whole) != 1 or whole[0].count(".") > 2:
-        return sample, "", []
-    note = f"the event of each row is at {whole[0]} (--envelope {whole[0]})"
-    return sample.within(whole[0]), whole[0], [note]
-
-
-def is_label(name: str) -> bool:
-    """True for the name of a label."""
-    return plain_name(name) in LABELS
 
 
 def _check_names(sample: Sample, asked: Asked) -> None:
@@ -169,7 +146,8 @@ def _event_time(
     """The column with the event time, if there is one."""
     if asked.timestamp is not None:
         if asked.timestamp and facts[asked.timestamp].time is None:
-            rule = f"must be a column of times; it has {', '.join(facts[asked.timestamp].examples)}"
+            examples = ", ".join(facts[asked.timestamp].examples) or "none"
+            rule = f"must be a column of times since 1990; it has {examples}"
             raise ConfigError("--timestamp", rule, asked.timestamp)
         found = asked.timestamp or None
     else:
@@ -178,7 +156,11 @@ def _event_time(
         named = sorted(
             (one for one in free if is_time_name(one.name)), key=lambda o: time_rank(o.name)
         )
-        times = [one for one in named if one.time] or [one for one in free if one.kind == "times"]
+        times = (
+            [one for one in named if one.time]
+            or [one for one in free if one.kind == "times"]
+            or _running([one for one in free if one not in named])
+        )
         for one in named if not times else ():
             if one.kind in ("integers", "numbers"):
                 shown = f"{min(one.numbers):g} to {max(one.numbers):g}"
@@ -200,6 +182,22 @@ def _event_time(
     return found
 
 
+def _running(columns: Sequence[Facts]) -> list[Facts]:
+    """Of columns whose name does not say it, those of numbers that are times and run on, if there
+    is but one: seconds are left out, since ids may look like them."""
+    running = [
+        one
+        for one in columns
+        if one.kind == "integers"
+        and not says_id(one.name)
+        and one.time
+        and one.time.form in ("ms", "us", "ns")
+        and backwards(one.time.times_s_B) <= _BACKWARDS_AT_MOST
+        and one.distinct > _FEW_VALUES
+    ]
+    return running if len(running) == 1 else []
+
+
 def _moment(time_s: float) -> str:
     return datetime.fromtimestamp(float(time_s), UTC).strftime("%Y-%m-%d %H:%M:%S")
 
@@ -208,6 +206,8 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, _Role]) -> N
     """The roles of all columns that have none yet."""
     for role in ("categorical", "numeric", "ignore"):
         for name in getattr(asked, role):
+            if role != "ignore" and facts[name].unread is not None:
+                raise ConfigError(f"--{role}", f"{facts[name].kind} are not read", name)
             roles[name] = _Role("ignored" if role == "ignore" else role, f"--{role} asks for it")
     free = [name for name in facts if name not in roles]
     if set(CRITEO) <= {*facts}:
@@ -215,7 +215,7 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, _Role]) -> N
         free = [name for name in free if name not in CRITEO]
     prefixed = bool(free) and all(name[:2] in _PREFIXES for name in free)
     for name in free:
-        if prefixed and facts[name].known:
+        if prefixed and facts[name].known and facts[name].unread is None:
             role = _PREFIXES[name[:2]]
             roles[name] = _Role(
                 "ignored" if role == "ignore" else role, f"its name begins with {name[:2]}"
@@ -228,14 +228,16 @@ def _role(facts: Facts) -> _Role:
     name, kind = facts.name, facts.kind
     if not name:
         return _Role("ignored", "it has no name")
-    if kind in ("lists", "objects"):
+    if not can_be_written(name):
+        return _Role("ignored", "its name is no valid Unicode")
+    if facts.unread is not None:
         return _Role("ignored", f"{kind} are not read")
     if kind == "always missing":
         return _Role("ignored", "it is always missing")
-    if kind == "times":
+    if kind == "times" or (is_time_name(name) and facts.time):
         return _Role("ignored", "a further time; only the event time is read")
-    every = facts.distinct == len(facts.values) > 1
-    counting = facts.increasing and len(facts.values) >= _INDEX_ROWS
+    every = facts.different
+    counting = facts.increasing and len(facts.texts) >= _INDEX_ROWS
     counting = counting and not says_amount(name) and not says_id(name)
     if every and (is_index_name(name) or counting):
         return _Role("ignored", "an index, or an id of the event itself: no value comes twice")
@@ -250,8 +252,9 @@ def _role(facts: Facts) -> _Role:
             return _Role("categorical", "most are integers, which are names")
         return _Role("numeric", "numbers")
     texts = facts.counts
-    if every and sum(map(len, texts)) > _TEXT_CHARACTERS * len(texts):
-        return _Role("ignored", "free text: no value comes twice")
+    new = facts.distinct > _NEW_RATIO * facts.known and facts.distinct > 1
+    if new and sum(map(len, texts)) > _TEXT_CHARACTERS * len(texts):
+        return _Role("ignored", "free text: hardly a value comes twice")
     return _Role("categorical", "text")
 
 
@@ -280,8 +283,24 @@ def _are_counts(facts: Facts) -> bool:
     return bool(middle < 0.2 * max(numbers))
 
 
-def _report(facts: Facts, role: _Role, label: Label, sample: Sample) -> ColumnReport:
-    warnings = _warnings(facts, role, label, sample)
+def _decimal(columns: Sequence[Facts]) -> str:
+    """The mark before decimals in most columns of numbers in text."""
+    commas = sum("," in one.decimals for one in columns)
+    return "," if commas > sum("." in one.decimals for one in columns) else "."
+
+
+def _report(facts: Facts, role: _Role, labels_B: np.ndarray, decimal: str) -> ColumnReport:
+    warnings = []
+    if role.role == "label":
+        found = np.unique(labels_B[~np.isnan(labels_B)])
+        if len(found) == 1:
+            warnings.append(f"all {np.sum(~np.isnan(labels_B)):,} labels are {found[0]:g}")
+    elif role.role in ("categorical", "numeric"):
+        warnings = _warnings(facts, role, decimal)
+        if len(labels_B) >= _LEAK_ROWS:
+            auc = auc_of(facts, role.role, labels_B)
+            if auc > _LEAK_AUC:
+                warnings.append(f"it gives the label away: AUC {auc:.3f} by itself")
     return ColumnReport(
         facts.name,
         facts.kind,
@@ -294,28 +313,27 @@ def _report(facts: Facts, role: _Role, label: Label, sample: Sample) -> ColumnRe
     )
 
 
-def _warnings(facts: Facts, role: _Role, label: Label, sample: Sample) -> list[str]:
+def _warnings(facts: Facts, role: _Role, decimal: str) -> list[str]:
+    """What a user should know of a column that is learned from."""
     warnings = []
-    if role.role == "label":
-        found = set(labels_of(label, sample))
-        found.discard(None)
-        if len(found) == 1:
-            return [f"all {facts.known:,} labels are {found.pop():g}"]
-        return []
-    if role.role not in ("categorical", "numeric"):
-        return []
-    if facts.missing > 0.5 * sample.rows:
-        warnings.append(f"{facts.missing / sample.rows:.0%} of the values are missing")
+    if facts.missing > 0.5 * len(facts.texts):
+        warnings.append(f"{facts.missing / len(facts.texts):.0%} of the values are missing")
     if facts.distinct == 1:
         warnings.append("it has one value only")
-    if role.role == "categorical" and facts.distinct > max(_NEW_RATIO * facts.known, 50):
-        warnings.append("nearly every value is new, so there is little to learn from it")
-    if role.role == "numeric" and facts.decorated and facts.decimal == ".":
-        warnings.append("numbers are written with commas, currencies or per cent signs")
-    if sample.rows >= _LEAK_ROWS:
-        auc = auc_of(facts, role.role, labels_of(label, sample))
-        if auc > _LEAK_AUC:
-            warnings.append(f"it gives the label away: AUC {auc:.3f} by itself")
+    numbers = sum(facts.numbers.values()) / max(facts.total, 1)
+    if role.role == "categorical":
+        if facts.distinct > max(_NEW_RATIO * facts.known, 50):
+            warnings.append("nearly every value is new, so there is little to learn from it")
+        named = facts.leading_zeros or says_id(facts.name)
+        if facts.kind == "strings" and numbers >= _MOSTLY_NUMBERS and not named:
+            odd = shorten(facts.odd[1], _TEXT_CHARACTERS)
+            warnings.append(f"{numbers:.0%} of the values are numbers, others are text like {odd}")
+    elif facts.decimals - {decimal}:
+        marks = {".": "a point", ",": "a comma"}
+        other = marks[facts.decimal]
+        warnings.append(f"its decimals follow {other}, those of others {marks[decimal]}")
+    elif facts.decorated and decimal == ".":
+        warnings.append(f"its numbers are decorated: {facts.decorated.strip()!r} is read")
     return warnings
 
 
@@ -336,7 +354,7 @@ def _schema(
 ) -> Schema:
     by_role: dict[str, list[str]] = {"categorical": [], "numeric": [], "ignored": []}
     for column in columns:
-        if column.role in by_role and column.name:
+        if column.role in by_role and column.name and can_be_written(column.name):
             by_role[column.role].append(column.name)
     if not by_role["categorical"] and not by_role["numeric"]:
         raise ConfigError("events", f"have no column to learn from beside {label.name!r}")
