@@ -41,6 +41,8 @@ _UNIT_OF_ROWS = "ms"
 _LARGEST_TIME_MS = int(LARGEST_TIME_S) * 1000
 _TIME_MS = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
 _DEFAULTS = EventsConfig()
+_NO_EVENT = bytes(bytearray(b"no event"))
+"""The place of a message that was rejected already; known by its identity."""
 _ROWS_AT_ONCE = 1_024
 """JSON events that are made into columns together: few enough to be still in the processor's
 cache."""
@@ -95,21 +97,21 @@ class EventDecoder:
         odd: list[Odd] = []
         pieces: list[_Piece] = []
         rows, row_at, decode_row = self._rows, self._row_at, self._decode_row
-        limit, nested = self.max_event_bytes, self._envelope is not None
-        for index, value in enumerate(values):
+        limit = self.max_event_bytes
+        for index, value in enumerate(self._opened(values, rejects)):
             if len(rows) == _ROWS_AT_ONCE:
                 pieces.append(self._take_rows(rejects))
+            if value is not None and decode_row is not None and len(value) <= limit:
+                try:
+                    rows.append(decode_row(value))
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    pass  # an Arrow message, a row to convert, or a broken one: see below
+                else:
+                    row_at.append(index)
+                    continue
+            if value is _NO_EVENT:
+                continue
             try:
-                if nested:
-                    value = self._open_envelope(value)
-                if decode_row is not None and value is not None and len(value) <= limit:
-                    try:
-                        rows.append(decode_row(value))
-                    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                        pass  # an Arrow message, a row to convert, or a broken one: see below
-                    else:
-                        row_at.append(index)
-                        continue
                 if value is not None and value.startswith(ARROW_START):
                     table = self._open_arrow(value)
                     tables.setdefault(table.schema, []).append((index, table))
@@ -129,12 +131,25 @@ class EventDecoder:
             batch, index_B = take_events(batch, order_B), index_B[order_B]
         return Decoded(batch, index_B, sorted(rejects), odd)
 
-    def _open_envelope(self, value: bytes | None) -> bytes | None:
-        """The event within the message. An Arrow message stays as it is until it is a table."""
-        if value is None or value.startswith(ARROW_START) or len(value) > self.max_event_bytes:
-            return value
-        assert self._envelope is not None
-        return self._envelope.event_of(value)
+    def _opened(
+        self, values: Sequence[bytes | None], rejects: list[Reject]
+    ) -> Sequence[bytes | None]:
+        """The events within the messages; `_NO_EVENT` where there is none. An Arrow message stays
+        as it is until it is a table."""
+        if self._envelope is None:
+            return values
+        opened: list[bytes | None] = []
+        for index, value in enumerate(values):
+            if value is not None and len(value) <= self.max_event_bytes:
+                try:
+                    value = self._envelope.event_of(value)
+                except EventError as error:
+                    if not value.startswith(ARROW_START):
+                        kind = error.kind
+                        rejects.append(Reject(index, kind, error.field, error.rule, error.value))
+                        value = _NO_EVENT
+            opened.append(value)
+        return opened
 
     def _parse(self, value: bytes | None) -> dict[str, Any]:
         """The object of a message, read as Python reads JSON: with `NaN`, which Python writes, and

@@ -107,6 +107,8 @@ def narrow(numerics_NB: np.ndarray) -> np.ndarray:
 def numeric_rejects(numerics_NB: np.ndarray, schema: Schema) -> dict[int, Reject]:
     """A `Reject` for each row with a number that 32 bits can't hold, by row."""
     rejects: dict[int, Reject] = {}
+    if not (np.abs(numerics_NB) >= BEYOND_32_BITS).any():
+        return rejects
     for name, values_B in zip(schema.numeric, numerics_NB, strict=True):
         _refuse_infinite(name, values_B, rejects)
     return rejects
