@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import msgspec
 import typer
 
+from niwaki.pruning.errors import RuleError
 from niwaki.stream.cli.console import progress
-from niwaki.stream.cli.options import checked, load, replaced
+from niwaki.stream.cli.options import load, replaced
 from niwaki.stream.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,7 +77,11 @@ class SourceOptions:
             "envelope": self.envelope,
             "max_rejected_ratio": self.max_rejected_ratio,
         }
-        return checked("--names", lambda: replaced(settings.events, given))
+        try:
+            return replaced(settings.events, given)
+        except RuleError as error:
+            option = f"--{error.field.replace('_', '-')}"
+            raise ConfigError(option, error.rule, shown=error.value) from error
 
     def asked(self, envelope: str) -> "Asked":
         """The roles that were asked for."""
