@@ -34,7 +34,8 @@ from niwaki.stream.events.tables import (
 
 ARROW_START = b"\xff\xff\xff\xff"
 """Continuation marker with which every Arrow IPC stream begins, and no JSON text."""
-
+CONFLUENT_BYTES = 5
+"""Length of the beginning of a message in Confluent's wire format: a byte 0 and a schema's id."""
 
 _UNIT_OF_ROWS = "ms"
 """The timestamp format of plain rows."""
@@ -65,6 +66,13 @@ class _Piece(NamedTuple):
 
     batch: EventBatch
     message_B: np.ndarray
+
+
+def confluent_id(value: bytes) -> int | None:
+    """The id of the schema of a message in Confluent's wire format; None if it is in none."""
+    if len(value) < CONFLUENT_BYTES or value[0]:
+        return None
+    return int.from_bytes(value[1:CONFLUENT_BYTES], "big")
 
 
 class EventDecoder:
@@ -132,8 +140,11 @@ class EventDecoder:
         return Decoded(batch, index_B, sorted(rejects), odd)
 
     def _open_envelope(self, value: bytes | None) -> bytes | None:
-        """The event within the message. An Arrow message stays as it is until it is a table."""
-        if value is None or value.startswith(ARROW_START) or len(value) > self.max_event_bytes:
+        """The event within the message. An Arrow message stays as it is until it is a table, and so
+        does what `_parse` refuses."""
+        if value is None or value.startswith((ARROW_START, b"\0")):
+            return value
+        if len(value) > self.max_event_bytes:
             return value
         assert self._envelope is not None
         return self._envelope.event_of(value)
@@ -148,6 +159,11 @@ class EventDecoder:
                 "size",
                 "value",
                 f"must be at most {self.max_event_bytes} bytes, got {len(value)} bytes",
+            )
+        if (schema_id := confluent_id(value)) is not None:
+            rule = f"looks like Confluent's wire format with schema id {schema_id}"
+            raise EventError(
+                "registry", "value", f"{rule}; to read it, set kafka.schema_registry_url"
             )
         try:
             row = json.loads(value.decode("utf-8-sig"))
