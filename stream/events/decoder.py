@@ -34,7 +34,8 @@ from niwaki.stream.events.tables import (
 
 ARROW_START = b"\xff\xff\xff\xff"
 """Continuation marker with which every Arrow IPC stream begins, and no JSON text."""
-
+CONFLUENT_BYTES = 5
+"""Length of the beginning of a message in Confluent's wire format: a byte 0 and a schema's id."""
 
 _UNIT_OF_ROWS = "ms"
 """The timestamp format of plain rows."""
@@ -65,6 +66,13 @@ class _Piece(NamedTuple):
 
     batch: EventBatch
     message_B: np.ndarray
+
+
+def confluent_id(value: bytes) -> int | None:
+    """The id of the schema of a message in Confluent's wire format; None if it is in none."""
+    if len(value) < CONFLUENT_BYTES or value[0]:
+        return None
+    return int.from_bytes(value[1:CONFLUENT_BYTES], "big")
 
 
 class EventDecoder:
@@ -135,7 +143,7 @@ class EventDecoder:
         self, values: Sequence[bytes | None], rejects: list[Reject]
     ) -> Sequence[bytes | None]:
         """The events within the messages; `_NO_EVENT` where there is none. An Arrow message stays
-        as it is until it is a table."""
+        as it is until it is a table, and so does what `_parse` refuses."""
         if self._envelope is None:
             return values
         opened: list[bytes | None] = []
@@ -144,7 +152,7 @@ class EventDecoder:
                 try:
                     value = self._envelope.event_of(value)
                 except EventError as error:
-                    if not value.startswith(ARROW_START):
+                    if not value.startswith((ARROW_START, b"\0")):
                         kind = error.kind
                         rejects.append(Reject(index, kind, error.field, error.rule, error.value))
                         value = _NO_EVENT
@@ -161,6 +169,11 @@ class EventDecoder:
                 "size",
                 "value",
                 f"must be at most {self.max_event_bytes} bytes, got {len(value)} bytes",
+            )
+        if (schema_id := confluent_id(value)) is not None:
+            rule = f"looks like Confluent's wire format with schema id {schema_id}"
+            raise EventError(
+                "registry", "value", f"{rule}; to read it, set kafka.schema_registry_url"
             )
         try:
             row = json.loads(value.decode("utf-8-sig"))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -27,7 +28,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from niwaki.pruning.errors import check_rules, nearest
+from niwaki.pruning.errors import RuleError, check_rules, nearest
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events.config import MAX_EVENT_BYTES
 
@@ -94,6 +95,13 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file with our own certificate, where brokers ask for one."""
     ssl_keyfile: str = ""
     """PEM file with its key."""
+    schema_registry_url: str = ""
+    """http:// or https:// URL of the schema registry of messages in Confluent's wire format (Avro,
+    Protobuf, JSON Schema); "": there are none. `ssl_cafile` is trusted here, too."""
+    schema_registry_username: str = ""
+    """Name, or API key, for basic authentication there; "": none."""
+    schema_registry_password: str = ""
+    """Better given as NIWAKI_KAFKA__SCHEMA_REGISTRY_PASSWORD than in a file."""
 
     def __post_init__(self) -> None:
         servers = [server.strip() for server in self.bootstrap_servers.split(",")]
@@ -124,6 +132,12 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ),
         }
         check_rules(self, rules)
+        if self.schema_registry_url and not _is_registry(self.schema_registry_url):
+            # Without the value: it may hold a password.
+            rule = "must be http[s]://host[:port][/path]; a login has settings of its own"
+            raise RuleError("schema_registry_url", rule)
+        if self.schema_registry_password and not self.schema_registry_username:
+            raise RuleError("schema_registry_username", "must be set with schema_registry_password")
 
     @property
     def dead_letters(self) -> str:
@@ -132,7 +146,9 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __repr__(self) -> str:
         shown = {
-            name: getattr(self, name) for name in self.__struct_fields__ if name != "sasl_password"
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if not name.endswith("password")
         }
         return f"KafkaConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -153,6 +169,17 @@ class Record(NamedTuple):
 def is_topic(name: str) -> bool:
     """True if `name` is a valid name of a topic."""
     return bool(_TOPIC.fullmatch(name))
+
+
+def _is_registry(url: str) -> bool:
+    """True for the URL of a server that is spoken to over HTTP, without a login or a query."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = url.isprintable() and not any(mark in url for mark in "@?# \\")
+    return bool(plain and parts.scheme in ("http", "https") and parts.hostname and port != 0)
 
 
 def connect(kind: type[_Client], config: KafkaConfig, **settings: Any) -> _Client:

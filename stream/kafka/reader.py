@@ -14,8 +14,8 @@ import numpy as np
 
 from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch
-from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Reject
+from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import EventSource, Record
 
 
@@ -71,10 +71,11 @@ class EventReader(Protocol):
 class Reader:
     """An `EventReader` that polls and decodes in the calling process."""
 
-    def __init__(self, source: EventSource, decoder: EventDecoder):
+    def __init__(self, source: EventSource, decoder: MessageDecoder):
         self._source = source
         self._decoder = decoder
         self._told: dict[int, int] = {}
+        self._held: list[Record] = []  # polled, and to be decoded before any other
         self.topic = source.topic
 
     @property
@@ -82,18 +83,22 @@ class Reader:
         return self._source.ends
 
     def start(self, offsets: Mapping[int, int]) -> None:
+        self._held = []
         if offsets:
             self._source.seek(offsets)
 
     def read(self, timeout_s: float) -> PolledBatch | None:
-        records = self._source.poll(timeout_s)
+        records = self._held or self._source.poll(timeout_s)
         positions = self._source.positions
         moved = {p: offset for p, offset in positions.items() if self._told.get(p) != offset}
         if not records and not moved:
             return None
-        self._told = positions
         values = [record.value for record in records]
         decoded = self._decoder.decode(values)
+        self._held = records if decoded is None else []
+        if decoded is None:
+            return None
+        self._told = positions
         places = [(record.partition, record.offset) for record in records]
         places_M2 = np.array(places, np.int64).reshape(len(places), 2)
         return PolledBatch(

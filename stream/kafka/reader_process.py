@@ -35,9 +35,9 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
 from niwaki.stream.events.config import EventsConfig
-from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.reader import PolledBatch, Reader
+from niwaki.stream.kafka.registry import new_decoder
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
 
 _AHEAD = 2  # batches that wait for the learner; one more is being written, and one being made
@@ -230,10 +230,7 @@ def main() -> None:
         )
         try:
             with EventSource(order.kafka) as source:
-                decoder = EventDecoder(
-                    order.schema, order.events, max_event_bytes=order.kafka.max_event_bytes
-                )
-                reader = Reader(source, decoder)
+                reader = Reader(source, new_decoder(order.kafka, order.schema, order.events))
                 reader.start(order.offsets)
                 _read_and_send(source, reader, sender)
         except NiwakiError as error:

@@ -29,6 +29,7 @@ from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.rejects import Reject, Tally
 from niwaki.stream.events.tables import event_times, plain_numbers, table_to_batch
 from niwaki.stream.files.pieces import Piece
+from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.recordings.writing import batch_to_table, format_times, write_recording
@@ -128,6 +129,7 @@ def record(
     path: str | Path,
     schema: Schema,
     *,
+    decoder: MessageDecoder | None = None,
     limit_events: int | None = None,
     follow: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -137,12 +139,13 @@ def record(
     are left out.
 
     Ends with `stop()`, after `limit_events`, or at the end of the topic unless it is to `follow`
-    what comes.
+    what comes. `decoder`: that of the messages; None: one without a registry.
     """
-    decoder, rejected = EventDecoder(schema), 0
+    decoder, rejected = decoder or EventDecoder(schema), 0
+    held: list[Record] = []
     with write_recording(path) as recording:
         while recording.events != limit_events and not stop():
-            records = source.poll(_POLL_S)
+            records = held or source.poll(_POLL_S)
             lag = source.lag()
             if (
                 not records
@@ -152,6 +155,9 @@ def record(
             ):
                 break
             decoded = decoder.decode([record.value for record in records])
+            held = records if decoded is None else []
+            if decoded is None:
+                continue
             batch, rejects = decoded.batch, decoded.rejects
             if limit_events is not None:
                 batch = batch.slice(0, min(len(batch), limit_events - recording.events))
