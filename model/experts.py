@@ -10,7 +10,7 @@ Shapes: B events, S slots, K time scales, E columns of experts; M, N as in
 `model.features.numerics`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -47,14 +47,16 @@ class Expert(Protocol):
         """Learn from B events in order; labels are 0..1."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that the expert has learned, by name: tensors of constant shapes, copies."""
+        """All that the expert has learned, by name: tensors of constant shapes, copies. At least
+        one, by which a checkpoint shows that it has the expert; none is called rows or blocks."""
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Continue where `state` was taken."""
 
 
 EXPERTS: tuple[Callable[[Schema], Expert], ...] = ()
-"""The further experts, in the order of their columns; each is made for a schema."""
+"""The further experts, in the order of their columns; each is made for a schema. A checkpoint or a
+snapshot is read with the same ones in the same order."""
 
 
 def further_experts(schema: Schema) -> list[Expert]:
@@ -74,6 +76,13 @@ def tensors_of_experts(experts: Sequence[Expert]) -> dict[str, torch.Tensor]:
         for expert in experts
         for name, tensor in expert.state().items()
     }
+
+
+def names_of_experts(tensors: Iterable[str]) -> list[str]:
+    """The sorted names of the further experts that have one of `tensors`, which are given by
+    name."""
+    own = (name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX))
+    return sorted({name.partition(".")[0] for name in own})
 
 
 def restore_experts(experts: Sequence[Expert], tensors: Mapping[str, torch.Tensor]) -> None:

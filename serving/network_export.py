@@ -42,12 +42,15 @@ def published(config: StoreConfig, format: str) -> bytes:
 
 
 def export(model: ServedModel, format: str) -> bytes:
-    """The network of `model` in one of `FORMATS`. Raises `RuleError` for another format, and
-    `ServingError` without the package `onnx`."""
+    """The network of `model` in one of `FORMATS`. Raises `RuleError` for another format, and for
+    any but safetensors where there are further experts; `ServingError` without the package
+    `onnx`."""
     if format not in FORMATS:
         raise RuleError("--format", f"must be one of {', '.join(FORMATS)}", format)
     if model.further and format != "safetensors":
-        raise ServingError(f"further experts can be exported as safetensors only, not as {format}")
+        further = ", ".join(expert.name for expert in model.further)
+        rule = f"must be safetensors for a model with further experts ({further})"
+        raise RuleError("--format", rule, format)
     if format == "onnx":
         return _onnx(model)
     if format == "torchscript":

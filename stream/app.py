@@ -12,7 +12,12 @@ from niwaki.serving.store import CheckpointStore
 from niwaki.stream.config import Config
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
-from niwaki.stream.kafka.connection import Committer, KafkaConfig, ensure_topic
+from niwaki.stream.kafka.connection import (
+    Committer,
+    KafkaConfig,
+    ensure_topic,
+    partitions_of,
+)
 from niwaki.stream.kafka.reader import EventReader, Reader
 from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
@@ -23,6 +28,7 @@ from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer
 
 log = logging.getLogger("niwaki")
+_DEFAULTS = EventsConfig()
 
 
 @contextmanager
@@ -31,8 +37,11 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
     `Pipeline`."""
     trainer = Trainer(config.trainer())
     telemetry = Telemetry(config.drift.names())
-    for topic in (config.kafka.topic, config.kafka.dead_letters):
-        ensure_topic(config.kafka, topic)
+    if config.kafka.create_topics:
+        ensure_topic(config.kafka, config.kafka.topic)
+    else:
+        partitions_of(config.kafka, config.kafka.topic, config.kafka.connect_timeout_s)
+    ensure_topic(config.kafka, config.kafka.dead_letters)
     port = telemetry.start(config.telemetry)
     log.info("metrics at http://%s:%d/metrics", config.telemetry.host, port)
     with ExitStack() as stack:
@@ -59,7 +68,9 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
         yield pipeline
 
 
-def new_reader(config: KafkaConfig, schema: Schema, events: EventsConfig) -> EventReader:
+def new_reader(
+    config: KafkaConfig, schema: Schema, events: EventsConfig = _DEFAULTS
+) -> EventReader:
     """The reader of the topic that `config.reader` names."""
     if config.reader == "process":
         return ReaderProcess(config, schema, events)

@@ -113,6 +113,7 @@ def test_the_configuration_with_the_services_own_overrides_is_valid(name):
     assert config.redis.url == "redis://redis:6379/0"
     assert config.telemetry.host == "0.0.0.0"
     assert config.events_schema().label
+    assert config.kafka.create_topics == (name == "trainer")  # replay waits for the trainer
 
 
 def test_ports_that_are_scraped_and_asked_for_health_are_those_that_are_listened_on():

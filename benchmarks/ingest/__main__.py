@@ -242,7 +242,9 @@ def _readings(batch: EventBatch, at_once: int) -> list[PolledBatch]:
     after_B4 = np.stack([0 * first_B, first_B + 1, 0 * first_B, first_B], axis=1)
     cuts = [*range(0, len(batch), at_once), len(batch)]
     return [
-        PolledBatch(batch.slice(start, stop), after_B4[start:stop], [], {0: stop}, stop - start, 0)
+        PolledBatch(
+            batch.slice(start, stop), after_B4[start:stop], [], [], {0: stop}, stop - start, 0
+        )
         for start, stop in itertools.pairwise(cuts)
     ]
 

@@ -20,6 +20,7 @@ from niwaki.model.experts import (
     assemble,
     columns_of_experts,
     further_experts,
+    names_of_experts,
     restore_experts,
     tensors_of_experts,
     write_contributions,
@@ -78,6 +79,8 @@ class ModelFrame:
 
     def check(self, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise `CheckpointError` unless `tensors` are those that `header` promises."""
+        further = tensors_of_experts(further_experts(self.schema))
+        _check_experts(names_of_experts(further), names_of_experts(tensors))
         blocks = names.blocks_in(tensors)
         _check_blocks(Network(header.shape), blocks)
         numerics = len(header.schema.numerics)
@@ -87,7 +90,6 @@ class ModelFrame:
             names.KNOTS: (numerics, KNOTS),
             names.MIXTURE: (1 + columns_of_experts(self.scales),),
         }
-        further = tensors_of_experts(further_experts(self.schema))
         shapes |= {name: tuple(tensor.shape) for name, tensor in further.items()}
         for table, (_, *widths) in self._table_shapes.items():
             rows = names.rows_of(table)
@@ -252,6 +254,12 @@ class PublishedModel(ServedModel):
         for header, tensors in changes:
             model = PublishedModel(self.frame, tables, header, tensors, model)
         return model
+
+
+def _check_experts(known: list[str], found: list[str]) -> None:
+    if known != found:
+        rule = f"must be {', '.join(known) or 'none'} for this program"
+        raise CheckpointError("further experts", rule, shown=", ".join(found) or "none")
 
 
 def _check_blocks(network: Network, blocks: Mapping[str, torch.Tensor]) -> None:

@@ -20,10 +20,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from niwaki.stream.events.rejects import Tally
-
 if TYPE_CHECKING:
     from niwaki.model.published.checkpoint import Header
+    from niwaki.stream.events.rejects import Tally
 
 console, errors = Console(), Console(stderr=True)
 
@@ -75,7 +74,7 @@ def print_notes(notes: Sequence[str]) -> None:
         errors.print(f"niwaki: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_account(tally: Tally) -> None:
+def print_account(tally: "Tally") -> None:
     """Print what was left out of a recording, on stderr."""
     print_notes(tally.lines())
 

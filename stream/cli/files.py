@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from niwaki.pruning.policies import POLICIES
 from niwaki.stream.cli.console import (
     log_to_stderr,
     print_account,
@@ -134,10 +133,11 @@ def replay(
     if wire not in ENCODERS:
         raise ConfigError("--format", f"must be {' or '.join(ENCODERS)}", wire)
     print_notes(opened.notes)
+    log_to_stderr()
     stop = stop_on_signals()
     with (
         accounted(tally, as_json=as_json),
-        EventSink(kafka(settings, topic, bootstrap)) as sink,
+        EventSink(kafka(settings, topic, bootstrap, make_topic=True)) as sink,
         progress("replaying", events) as advance,
     ):
         sent = play(
@@ -229,7 +229,12 @@ def backtest(
         niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05
             --publish-every 128,1000,5000 --json
     """
-    from niwaki.stream.events.rejects import Tally
+    with progress("starting"):
+        from niwaki.pruning.policies import POLICIES
+        from niwaki.stream.events.rejects import Tally
+        from niwaki.stream.offline.backtest import backtest as run
+        from niwaki.stream.offline.backtest import survey
+        from niwaki.stream.training.second_thread import tensor_threads
 
     tally = Tally()
     with accounted(tally, as_json=as_json):
@@ -252,10 +257,6 @@ def backtest(
         ]
         trainer = msgspec.structs.replace(settings.trainer(), model=model, pruning=pruning)
         with progress("reading", opened.recording.size_bytes) as advance:
-            from niwaki.stream.offline.backtest import backtest as run
-            from niwaki.stream.offline.backtest import survey
-            from niwaki.stream.training.second_thread import tensor_threads
-
             found = survey(opened.recording, trainer.schema, tally, events, on_bytes=advance)
         tensor_threads(settings.training.threads)
         with progress("backtest", found.events * len(policies)) as advance:
@@ -295,19 +296,18 @@ def check(
 
         niwaki check --topic events --bootstrap localhost:9092
     """
-    from niwaki.stream.offline.check import check_files, check_topic
-
     settings = load(config)
     if bool(files) == (topic is not None):
         raise ConfigError("FILE", "must be given, or --topic")
-    if topic is not None:
-        given = replaced(settings, {"events": source.events(settings)})
-        found = check_topic(
-            kafka(given, topic, bootstrap), given, source.asked(given.events.envelope), events
-        )
-    else:
-        given = replaced(settings, {"events": source.events(settings)})
-        found = check_files(files or [], given, source.asked(given.events.envelope), events)
+    given = replaced(settings, {"events": source.events(settings)})
+    asked = source.asked(given.events.envelope)
+    with progress("looking at the first events"):
+        from niwaki.stream.offline.check import check_files, check_topic
+
+        if topic is not None:
+            found = check_topic(kafka(given, topic, bootstrap), given, asked, events)
+        else:
+            found = check_files(files or [], given, asked, events)
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
@@ -335,12 +335,13 @@ def schema(
 
         niwaki schema clicks.csv --label bought --into niwaki.toml
     """
-    from niwaki.stream.offline.check import check_files
-    from niwaki.stream.recordings.schema_toml import schema_toml, write_into
+    with progress("looking at the first events"):
+        from niwaki.stream.offline.check import check_files
+        from niwaki.stream.recordings.schema_toml import schema_toml, write_into
 
-    settings = load(config)
-    given = msgspec.structs.replace(settings, schema=None, events=source.events(settings))
-    found = check_files(files, given, source.asked(given.events.envelope), None)
+        settings = load(config)
+        given = msgspec.structs.replace(settings, schema=None, events=source.events(settings))
+        found = check_files(files, given, source.asked(given.events.envelope), None)
     notes = found.notes
     if into is not None:
         notes = [*notes, *write_into(into, found.schema, found.events)]

@@ -56,14 +56,20 @@ def load(path: Path | None) -> Any:
     return load_config(path)
 
 
-def kafka(settings: Any, topic: str | None, bootstrap: str | None) -> Any:
+def kafka(
+    settings: Any, topic: str | None, bootstrap: str | None, *, make_topic: bool = False
+) -> Any:
     """The `[kafka]` section, with what the options say instead; the topic is there when this
-    returns."""
-    from niwaki.stream.kafka.connection import ensure_topic
+    returns. `make_topic`: it is made, and the log says so; else one that is missing is a
+    `BrokerError`."""
+    from niwaki.stream.kafka.connection import ensure_topic, partitions_of
 
     given = {"topic": topic, "bootstrap_servers": bootstrap}
     kafka = replaced(settings.kafka, given)
-    ensure_topic(kafka, kafka.topic)
+    if make_topic:
+        ensure_topic(kafka, kafka.topic)
+    else:
+        partitions_of(kafka, kafka.topic)
     return kafka
 
 

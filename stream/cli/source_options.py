@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import msgspec
 import typer
 
+from niwaki.stream.cli.console import progress
 from niwaki.stream.cli.options import checked, load, replaced
 from niwaki.stream.errors import ConfigError
 
@@ -139,6 +140,11 @@ def takes_source(command: Callable[..., None]) -> Callable[..., None]:
 def open_source(files: Sequence[Path], config: Path | None, source: SourceOptions) -> Opened:
     """The recording, and the settings with its schema: that of the configuration, or the one that
     its first rows suggest."""
+    with progress("looking at the first events"):
+        return _opened(files, config, source)
+
+
+def _opened(files: Sequence[Path], config: Path | None, source: SourceOptions) -> Opened:
     from niwaki.stream.recordings.recording import Recording
 
     settings = load(config)

@@ -2,19 +2,22 @@
 
 In: a `PolledBatch` for each poll. Out: a `ReadyBatch` of exactly `batch_events` events, or of fewer
 when the first of them has waited long enough. Equal events make equal batches, whichever way they
-were polled. Positions travel with their batch, so that the learner can save both as one. A batcher
-commits nothing.
+were polled. Positions travel with their batch, so that the learner can save both as one. A rejected
+message is dead-lettered once the positions have passed it, so that a restart from them never finds
+it again. A batcher commits nothing.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
-from niwaki.stream.kafka.source import DeadLetters
+from niwaki.stream.kafka.source import DeadLetters, Record
 
 _READ_WAIT_S = 0.1
 
@@ -50,16 +53,23 @@ class Batcher:
         self._since_s = 0.0
         self._positions = Positions()
         self._polled: dict[int, int] = {}
+        self._rejects: dict[int, deque[tuple[Record, Reject]]] = {}  # by partition, not passed yet
         self.waiting = 0
         """Events that are polled and in no batch yet."""
         self.rejected_events = 0
-        """Events dead-lettered so far."""
+        """Events rejected so far."""
 
     def resume(self, positions: Positions) -> None:
         """Begin at `positions`; a partition without a position begins where the source's
         configuration says."""
         self._reader.start(positions.offsets)
         self._positions = positions
+
+    @property
+    def positions(self) -> Positions:
+        """The positions that hold now: in each partition, behind all that is in a batch or a dead
+        letter, and before the first event that waits."""
+        return self._positions
 
     def receive(self, last: bool = False) -> ReadyBatch | None:
         """The next batch, after a short wait at most; None if none is due. `last`: no more events
@@ -80,18 +90,31 @@ class Batcher:
     def lag(self) -> dict[int, int]:
         """By partition, the number of messages that are in no batch yet, as of the last fetch;
         partitions with an unknown end are left out."""
-        behind = dict(self._polled)
-        for _, after_B4 in reversed(self._waiting):
-            partitions, first = np.unique(after_B4[:, 0], return_index=True)
-            behind |= dict(zip(partitions.tolist(), after_B4[first, 3].tolist(), strict=True))
+        behind = self._reached()
         return {p: max(0, end - behind.get(p, end)) for p, end in self._reader.ends.items()}
+
+    def _reached(self) -> dict[int, int]:
+        """By partition, the offset of the first message with an event that waits; where none does,
+        that of the next message to be polled."""
+        reached = dict(self._polled)
+        for _, after_B4 in reversed(self._waiting):
+            backwards_B4 = after_B4[::-1]  # what is written last, the first event's, stays
+            first_P = np.full(backwards_B4[:, 0].max() + 1, -1)
+            first_P[backwards_B4[:, 0]] = backwards_B4[:, 3]
+            reached |= {p: offset for p, offset in enumerate(first_P.tolist()) if offset >= 0}
+        return reached
 
     def _take(self, polled: PolledBatch) -> None:
         self._on_polled(polled)
         for record, reject in polled.rejects:
-            self._dead_letters.send(record, reject.reason)
+            self._rejects.setdefault(record.partition, deque()).append((record, reject))
             self.rejected_events += reject.events
         self._polled |= polled.polled
+        self._keep(polled)
+        self._advance()
+
+    def _keep(self, polled: PolledBatch) -> None:
+        """Let the events that are not learned yet wait for their batch."""
         batch, after_B4 = polled.batch, polled.after_B4
         new = np.flatnonzero(~self._learned(after_B4))
         if not len(new):
@@ -122,19 +145,30 @@ class Batcher:
             batches, afters = zip(*self._waiting, strict=True)
             self._waiting = [(EventBatch.concat(batches), np.concatenate(afters))]
         ((events, after_B4),) = self._waiting
-        offsets, skips = dict(self._positions.offsets), dict(self._positions.skips)
         taken_B4, left_B4 = after_B4[:size], after_B4[size:]
+        offsets, skips = dict(self._positions.offsets), dict(self._positions.skips)
         for partition in np.unique(taken_B4[:, 0]).tolist():
             last_4 = taken_B4[taken_B4[:, 0] == partition][-1].tolist()
             offsets[partition], skips[partition] = last_4[1], last_4[2]
-        unfinished = set(np.flatnonzero(np.bincount(left_B4[:, 0])).tolist())
-        for partition in self._polled.keys() - unfinished:
-            # Behind the last message, which may be a dead letter.
-            offsets[partition], skips[partition] = self._polled[partition], 0
-        self._positions = Positions(
-            offsets=offsets, skips={p: skip for p, skip in skips.items() if skip}
-        )
+        self._positions = _positions(offsets, skips)
         self._waiting = [(events.slice(size, self.waiting), left_B4)] if len(left_B4) else []
         self.waiting -= size
         self._since_s = self._clock()
+        self._advance()
         return ReadyBatch(events.slice(0, size), self._positions)
+
+    def _advance(self) -> None:
+        """Move the positions behind what is done, up to the first event that waits, and write the
+        dead letters that they pass."""
+        offsets, skips = dict(self._positions.offsets), dict(self._positions.skips)
+        for partition, offset in self._reached().items():
+            if offset != offsets.get(partition):  # else it may be in the middle of its message
+                offsets[partition], skips[partition] = offset, 0
+            rejects = self._rejects.get(partition)
+            while rejects and rejects[0][0].offset < offset:
+                self._dead_letters.send(*rejects.popleft())
+        self._positions = _positions(offsets, skips)
+
+
+def _positions(offsets: dict[int, int], skips: dict[int, int]) -> Positions:
+    return Positions(offsets=offsets, skips={p: skip for p, skip in skips.items() if skip})

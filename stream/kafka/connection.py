@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -27,7 +27,7 @@ from kafka.errors import (
 )
 from kafka.structs import OffsetAndMetadata
 
-from niwaki.pruning.errors import check_rules
+from niwaki.pruning.errors import check_rules, nearest
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events.config import MAX_EVENT_BYTES
 
@@ -55,6 +55,9 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """host:port of one or more brokers, separated by commas."""
     topic: str = "events"
     """Topic that carries the events."""
+    create_topics: bool = False
+    """True: a trainer makes the topic where there is none. False: it waits for it, at most
+    `connect_timeout_s`. It always makes those that it writes: dead letters and drifts."""
     dead_letter_topic: str = ""
     """Topic for messages that cannot be learned from; "" = the topic's name + ".dead-letters"."""
     group_id: str = "niwaki"
@@ -62,6 +65,8 @@ class KafkaConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     not."""
     start: Literal["earliest", "latest"] = "earliest"
     """Position in each partition at which a learner without a snapshot begins."""
+    isolation_level: Literal["read_committed", "read_uncommitted"] = "read_committed"
+    """Events of transactions: those of committed ones only, or all, aborted ones too."""
     rank: int = 0
     """This trainer's number among `world_size`: partition p is ours when p % world_size == rank."""
     world_size: int = 1
@@ -142,6 +147,7 @@ class Record(NamedTuple):
     """Milliseconds since the epoch, as the producer or the broker set it; -1 = none."""
     key: bytes | None
     value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 def is_topic(name: str) -> bool:
@@ -240,7 +246,7 @@ def translated_kafka_errors(what: str) -> Iterator[None]:
 
 def partitions_of(config: KafkaConfig, name: str, wait_s: float = 0) -> set[int]:
     """The topic's partitions. Raises `BrokerError` if it does not exist and is not made within
-    `wait_s`.
+    `wait_s`, with the name of the nearest one that does.
 
     Does not make it, unlike a consumer or producer that asks about it (the client does not pass its
     own setting on).
@@ -250,9 +256,16 @@ def partitions_of(config: KafkaConfig, name: str, wait_s: float = 0) -> set[int]
         closing(connect(KafkaAdminClient, config)) as admin,
         translated_kafka_errors(f"no partitions of {name}"),
     ):
-        while name not in admin.list_topics():
+        waiting = False
+        while name not in (topics := admin.list_topics()):
+            missing = f"Kafka at {config.bootstrap_servers} has no topic {name}"
+            meant = nearest(name, (topic for topic in topics if not topic.startswith("__")))
+            hint = f"; did you mean {meant}?" if meant else ""
             if time.monotonic() >= deadline_s:
-                raise BrokerError(f"Kafka at {config.bootstrap_servers} has no topic {name}")
+                raise BrokerError(missing + hint)
+            if not waiting:
+                log.warning("%s; waiting for up to %.0f s for it%s", missing, wait_s, hint)
+                waiting = True
             time.sleep(_PAUSE_S)
         (topic,) = admin.describe_topics([name])
     return {partition["partition_index"] for partition in topic["partitions"]}

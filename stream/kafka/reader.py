@@ -1,8 +1,9 @@
 """Poll and decode: from the messages of a topic to columns of events with their positions.
 
 First stage of the walk. In: records of the partitions that this trainer reads. Out: a `PolledBatch`
-for each poll that brought any. `Reader` works in the calling process; `reader_process` runs one
-beside the learner. A reader learns nothing, cuts no batches and commits nothing.
+for each poll that brought any, or moved a position. `Reader` works in the calling process;
+`reader_process` runs one beside the learner. A reader learns nothing, cuts no batches and commits
+nothing.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class PolledBatch(NamedTuple):
     odd: list[Odd]
     """Text in numeric columns that is no number; it counts as missing."""
     polled: dict[int, int]
-    """By partition, the offset after the last message of this poll."""
+    """By partition whose position has moved, the offset at which the next poll goes on: after its
+    last message, and after what no reader is given, such as markers of transactions."""
     messages: int
     size_bytes: int
     """Total size of the values."""
@@ -59,7 +61,8 @@ class EventReader(Protocol):
         """Begin at these offsets; see `EventSource.seek`. Without any, see `KafkaConfig.start`."""
 
     def read(self, timeout_s: float) -> PolledBatch | None:
-        """The next events, in order within each partition; None if none came in time."""
+        """The next events, in order within each partition, or positions that moved without any;
+        None if neither came in time."""
 
     def close(self) -> None:
         """Disconnect."""
@@ -71,6 +74,7 @@ class Reader:
     def __init__(self, source: EventSource, decoder: EventDecoder):
         self._source = source
         self._decoder = decoder
+        self._told: dict[int, int] = {}
         self.topic = source.topic
 
     @property
@@ -83,17 +87,21 @@ class Reader:
 
     def read(self, timeout_s: float) -> PolledBatch | None:
         records = self._source.poll(timeout_s)
-        if not records:
+        positions = self._source.positions
+        moved = {p: offset for p, offset in positions.items() if self._told.get(p) != offset}
+        if not records and not moved:
             return None
+        self._told = positions
         values = [record.value for record in records]
         decoded = self._decoder.decode(values)
-        places_M2 = np.array([(record.partition, record.offset) for record in records], np.int64)
+        places = [(record.partition, record.offset) for record in records]
+        places_M2 = np.array(places, np.int64).reshape(len(places), 2)
         return PolledBatch(
             decoded.batch,
             _after(places_M2[decoded.message_B], decoded.message_B),
             [(records[reject.position], reject) for reject in decoded.rejects],
             decoded.odd,
-            {record.partition: record.offset + 1 for record in records},
+            moved,
             len(records),
             sum(len(value) for value in values if value),
         )

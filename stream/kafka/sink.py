@@ -5,13 +5,21 @@ and compress, and both hold the caller back when the broker does not keep up.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from kafka import KafkaProducer
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import (
+    InvalidRecordError,
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+)
 from kafka.producer.future import FutureRecordMetadata
+from kafka.serializer import Serializer
 
 from niwaki.stream.errors import BrokerError
+from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.connection import (
     REQUEST_MS,
     KafkaConfig,
@@ -36,6 +44,11 @@ _PRODUCER = {
 _RECORD_BYTES = 1_000  # size of the client's objects for each waiting record
 _CUTS_BYTES = (100_000, 0)
 _MAX_LETTERS = 1_000
+_BAD_TIMES = (InvalidTimestampError, InvalidRecordError)  # the second: several in one batch
+_NULL = object()
+NOTES = "__niwaki.errors."
+"""Prefix of the headers that a dead letter has beside those of the original message."""
+_VALUE_BYTES = f"{NOTES}value_bytes"
 
 
 class EventSink:
@@ -109,20 +122,38 @@ class EventSink:
         self._failure = self._failure or error
 
 
+class _NullSerializer(Serializer):  # type: ignore[misc]
+    """Writes `_NULL` as a message without a value, which the client refuses where there is no key
+    either."""
+
+    def serialize(self, topic: str, headers: object, data: object) -> object:
+        return None if data is _NULL else data
+
+
 class _Letter(NamedTuple):
-    key: bytes | None
-    value: bytes
-    headers: list[tuple[str, bytes]]
+    """One message, and how much of it was left out since the topic or the broker refused it."""
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+    """Of the original message."""
+    notes: Sequence[tuple[str, bytes]] = ()
+    """Our own headers."""
+    timestamp_ms: int | None = None
     cuts: int = 0
 
     def cut(self) -> "_Letter":
-        """The beginning of it only, its size in a header."""
+        """The beginning of its value only; then nothing but our own headers."""
         if self.cuts == len(_CUTS_BYTES):
             raise BrokerError("the topic refuses even an empty message as too large")
-        size = [] if self.cuts else [("value_bytes", str(len(self.value)).encode())]
-        return _Letter(
-            None, self.value[: _CUTS_BYTES[self.cuts]], self.headers + size, self.cuts + 1
+        value, kept_bytes = self.value, _CUTS_BYTES[self.cuts]
+        notes = list(self.notes)
+        if value is not None and not any(name == _VALUE_BYTES for name, _ in notes):
+            notes.append((_VALUE_BYTES, str(len(value)).encode()))
+        cut = self._replace(
+            value=None if value is None else value[:kept_bytes], notes=notes, cuts=self.cuts + 1
         )
+        return cut if kept_bytes else cut._replace(key=None, headers=())
 
 
 class Outbox:
@@ -135,13 +166,17 @@ class Outbox:
         ensure_topic(config, topic)
         # Without idempotence: one refused message must not fail those behind it.
         self._producer = _producer(
-            config, topic, enable_idempotence=False, delivery_timeout_ms=15_000
+            config,
+            topic,
+            enable_idempotence=False,
+            delivery_timeout_ms=15_000,
+            value_serializer=_NullSerializer(),
         )
         self._waiting: list[tuple[_Letter, FutureRecordMetadata]] = []
 
     def put(self, value: bytes) -> None:
         """Hand over one message. It is safe after the next `flush`."""
-        self._keep(_Letter(None, value, []))
+        self._keep(_Letter(value))
 
     def flush(self) -> None:
         """Wait until all are delivered. Raises `BrokerError` if some are not: the next call tries
@@ -150,16 +185,18 @@ class Outbox:
             while self._waiting:
                 self._producer.flush(2 * _DELIVERY_S)
                 waiting, self._waiting = self._waiting, []
-                failure = None
+                failure, mended = None, False
                 for letter, sent in waiting:
                     if not sent.failed():
                         continue
                     if isinstance(sent.exception, MessageSizeTooLargeError):
-                        letter = letter.cut()
+                        letter, mended = letter.cut(), True
+                    elif isinstance(sent.exception, _BAD_TIMES) and letter.timestamp_ms is not None:
+                        letter, mended = letter._replace(timestamp_ms=None), True
                     else:
                         failure = sent.exception
                     self._post(letter)
-                if failure:
+                if failure and not mended:  # what is mended made others of its batch fail, too
                     raise failure
 
     def close(self) -> None:
@@ -182,30 +219,48 @@ class Outbox:
 
     def _post(self, letter: _Letter) -> None:
         with translated_kafka_errors(f"messages can't be written to {self.topic}"):
-            sent = self._producer.send(self.topic, letter.value, letter.key, letter.headers)
+            sent = self._producer.send(
+                self.topic,
+                _NULL if letter.value is None else letter.value,
+                letter.key,
+                [*letter.headers, *letter.notes],
+                timestamp_ms=letter.timestamp_ms,
+            )
         self._waiting.append((letter, sent))
 
 
 class DeadLetters(Outbox):
-    """Writes rejected messages, with the headers reason, topic, partition and offset.
+    """Writes rejected messages as they were: key, value, headers and time. What was wrong with them
+    is in further headers, after the manner of Kafka Streams (KIP-1034).
 
-    A value that this topic refuses as too large is cut, and the header value_bytes says how long it
-    was. None is lost.
+    Each of those has the prefix `__niwaki.errors.`: message (the reason), rule (its kind, as in the
+    metric), field, topic, partition, offset. Where this topic refuses a value as too large it is
+    cut, and value_bytes says how long it was; a time that it refuses becomes that of the writing.
+    A header without a value is written with an empty one, since the client knows no other. None is
+    lost.
     """
 
     def __init__(self, config: KafkaConfig):
         super().__init__(config, config.dead_letters)
 
-    def send(self, record: Record, reason: str) -> None:
+    def send(self, record: Record, reject: Reject) -> None:
         """Hand over one record. It is safe after the next `flush`."""
-        place = {
-            "reason": reason,
+        notes = {
+            "message": reject.reason,
+            "rule": reject.kind,
+            **({"field": reject.field} if reject.field else {}),
             "topic": record.topic,
             "partition": record.partition,
             "offset": record.offset,
         }
-        headers = [(name, str(text).encode(errors="replace")) for name, text in place.items()]
-        self._keep(_Letter(record.key, record.value or b"", headers))
+        letter = _Letter(
+            record.value,
+            record.key,
+            [(name, value or b"") for name, value in record.headers],
+            [(NOTES + name, str(note).encode(errors="replace")) for name, note in notes.items()],
+            record.timestamp_ms if record.timestamp_ms >= 0 else None,
+        )
+        self._keep(letter)
 
 
 def _producer(config: KafkaConfig, topic: str, **settings: object) -> KafkaProducer:

@@ -2,19 +2,23 @@
 
 Partitions are assigned by rank and read from the offsets that the caller gives. An absent broker
 costs time, never a position: `EventSource.poll` keeps its offsets, logs one line, and reconnects
-with backoff. Lag is computed from the high watermark of fetches, since some brokers answer
-ListOffsets with the base offset of the last batch.
+with backoff. Positions are the client's own, which also pass records that nobody is given: markers
+of transactions, aborted events, what compaction has left out. Lag is computed from the high
+watermark of fetches, since some brokers answer ListOffsets with the base offset of the last batch;
+but before an open transaction, the readable part of a partition ends.
 """
 
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from operator import itemgetter
-from typing import Self
+from typing import Any, Self
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from kafka.errors import KafkaError, OffsetOutOfRangeError, UnsupportedCodecError
 
+from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
 from niwaki.stream.kafka.connection import (
     REQUEST_MS,
@@ -39,6 +43,7 @@ _SILENCE_S = 2.0  # of an idle topic, after which the broker is asked whether it
 _AHEAD_S = (
     5.0  # a high watermark may fall behind us for a moment while a partition's leader changes
 )
+_STALL_S = 1.0  # without progress before the end, after which an open transaction is looked for
 _NEW_PARTITIONS_S = 60.0
 _BACKOFF_S = (0.5, 8.0)
 _CONSUMER = {
@@ -48,9 +53,14 @@ _CONSUMER = {
     "metadata_max_age_ms": int(_NEW_PARTITIONS_S * 1000),
     "request_timeout_ms": REQUEST_MS,
 }
-_FIELDS = itemgetter(
-    0, 1, 3, 4, 6, 7
-)  # of the client's record: topic, partition, offset, timestamp, key, value
+_PROBE_MS = 2_000
+_CODEC_PACKAGES = {"snappy": "python-snappy", "lz4": "lz4", "zstd": "zstandard"}
+# Of the client's record: topic, partition, offset, timestamp, key, value, headers.
+_FIELDS = itemgetter(0, 1, 3, 4, 6, 7, 8)
+
+
+def _consumer(config: KafkaConfig) -> dict[str, Any]:
+    return _CONSUMER | {"isolation_level": config.isolation_level}
 
 
 class EventSource:
@@ -58,12 +68,13 @@ class EventSource:
 
     def __init__(self, config: KafkaConfig):
         self.config, self.topic = config, config.topic
-        self._consumer = connect(KafkaConsumer, config, **_CONSUMER)
+        self._consumer = connect(KafkaConsumer, config, **_consumer(config))
         self._connected = True
         self._next: dict[int, int] = {}
         self._highwater: dict[int, int] = {}
+        self._blocked: dict[int, int] = {}  # positions behind which a transaction is open
         self._paused = False
-        self._heard_s = self._looked_s = time.monotonic()
+        self._heard_s = self._looked_s = self._moved_s = time.monotonic()
         self._lost_s: float | None = None
         self._ahead_s: float | None = None
         self._retry_s = self._backoff_s = 0.0
@@ -73,6 +84,11 @@ class EventSource:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """By partition of ours, the offset at which the next poll reads on."""
+        return dict(self._next)
 
     @property
     def partitions(self) -> tuple[int, ...]:
@@ -101,7 +117,7 @@ class EventSource:
         broker is away.
 
         Raises `PositionError` where the topic ends before our position: it is not the topic that
-        was read before.
+        was read before. Raises `NiwakiError` at messages whose compression can't be undone here.
         """
         if not self._connected and not self._reconnect(timeout_s):
             return []
@@ -115,12 +131,14 @@ class EventSource:
                 for batch in fetched.values()
                 for record in map(Record._make, map(_FIELDS, batch))
             ]
-            self._next |= {at.partition: batch[-1].offset + 1 for at, batch in fetched.items()}
+            self._move()
             self._look_around(bool(records))
         except OffsetOutOfRangeError as error:
             with translated_kafka_errors(f"no position in {self.topic}"):
                 self._skip_deleted([at.partition for at in error.args[0]])
             return []
+        except UnsupportedCodecError as error:
+            raise self._undecodable(error) from error
         except KafkaError as error:
             self._lose(error)
             return []
@@ -130,14 +148,17 @@ class EventSource:
 
     @property
     def ends(self) -> dict[int, int]:
-        """By partition, the offset after its last message, as of the last fetch; those not fetched
-        from yet are left out."""
-        return dict(self._highwater)
+        """By partition, the offset after the last message that can be read, as of the last fetch;
+        those not fetched from yet are left out."""
+        return {
+            p: self._next[p] if self._blocked.get(p) == self._next[p] else high
+            for p, high in self._highwater.items()
+        }
 
     def lag(self) -> dict[int, int]:
         """By partition, messages not polled yet, as of the last fetch; partitions not fetched from
         yet are left out."""
-        return {p: max(0, end - self._next[p]) for p, end in self._highwater.items()}
+        return {p: max(0, end - self._next[p]) for p, end in self.ends.items()}
 
     def pause(self) -> None:
         """Make `poll` return no records, for back-pressure, while the connection stays alive."""
@@ -185,23 +206,36 @@ class EventSource:
         for partition, offset in self._next.items():
             self._consumer.seek(self._at(partition), offset)
         self._highwater.clear()
+        self._blocked.clear()
         self._ahead_s = None
         if self._paused:
             self.pause()
 
     def _ends(self, partitions: list[TopicPartition]) -> dict[int, int]:
-        """Ends of partitions, from fetches, since ListOffsets may answer with a smaller offset."""
+        """Ends of what can be read now, from fetches, since ListOffsets may answer with a smaller
+        offset."""
         for at, offset in self._consumer.end_offsets(partitions, REQUEST_MS).items():
             self._consumer.seek(at, offset)
         deadline_s = time.monotonic() + REQUEST_MS / 1000
-        while (
-            None
-            in (ends := {at.partition: self._consumer.highwater(at) for at in partitions}).values()
-        ):
-            if time.monotonic() > deadline_s:
-                raise BrokerError(f"the end of {self.topic} could not be found")
-            self._consumer.poll(100)
-        return ends
+        ends: dict[int, int] = {}
+        while time.monotonic() < deadline_s:
+            fetched = self._consumer.poll(100)
+            positions = {at.partition: self._consumer.position(at) for at in partitions}
+            for at in partitions:
+                if (highwater := self._consumer.highwater(at)) is not None:
+                    ends.setdefault(at.partition, highwater)
+            if len(ends) == len(partitions) and (
+                not fetched or all(positions[p] >= end for p, end in ends.items())
+            ):
+                return {p: min(positions[p], end) for p, end in ends.items()}
+        raise BrokerError(f"the end of {self.topic} could not be found")
+
+    def _move(self) -> None:
+        """Note the positions after a poll, which may have moved though it brought no records."""
+        moved = {p: self._consumer.position(self._at(p), timeout_ms=0) for p in self._next}
+        if moved != self._next:
+            self._moved_s = time.monotonic()
+        self._next = moved
 
     def _look_around(self, records: bool) -> None:
         """Update high watermarks after a fetch, probe an idle broker, and refuse a topic that ends
@@ -215,6 +249,8 @@ class EventSource:
         self._ahead_s = (self._ahead_s or now_s) if ahead else None
         if self._ahead_s and now_s - self._ahead_s > _AHEAD_S:
             self._refuse(ahead)
+        if not records and not self._paused and now_s - self._moved_s > _STALL_S:
+            self._look_for_open_transactions()
         if records:
             self._heard_s = now_s
         elif self._next and now_s - self._heard_s > _SILENCE_S:
@@ -222,6 +258,21 @@ class EventSource:
                 [self._at(next(iter(self._next)))], 2 * int(_SILENCE_S * 1000)
             )
             self._heard_s = time.monotonic()
+
+    def _look_for_open_transactions(self) -> None:
+        """Note the partitions in which a transaction is open at our position: they end there until
+        it is over. The broker's answer to a reader of committed events is the last stable
+        offset."""
+        stalled = [
+            self._at(p)
+            for p, high in self._highwater.items()
+            if high > self._next[p] != self._blocked.get(p)
+        ]
+        if stalled and self.config.isolation_level == "read_committed":
+            self._moved_s = time.monotonic()
+            for at, stable in self._consumer.end_offsets(stalled, REQUEST_MS).items():
+                if stable <= self._next[at.partition]:
+                    self._blocked[at.partition] = self._next[at.partition]
 
     def _skip_deleted(self, partitions: list[int]) -> None:
         begins = self._consumer.beginning_offsets([self._at(p) for p in partitions], REQUEST_MS)
@@ -245,6 +296,34 @@ class EventSource:
             f"{which}: not the topic that was read before. Name another, or remove the snapshot"
         )
 
+    def _undecodable(self, error: UnsupportedCodecError) -> NiwakiError:
+        """The error that names the place of messages that can't be uncompressed. The client does
+        not say which, so a new one asks for the next message of each partition alone."""
+        where = self.topic
+        self._disconnect()
+        with (
+            translated_kafka_errors(self.topic),
+            closing(
+                connect_once(KafkaConsumer, self.config, 1.0, **_consumer(self.config))
+            ) as consumer,
+        ):
+            for partition, offset in self._next.items():
+                if offset == self._highwater.get(partition):
+                    continue
+                consumer.assign([self._at(partition)])
+                consumer.seek(self._at(partition), offset)
+                try:
+                    consumer.poll(_PROBE_MS, max_records=1)
+                except UnsupportedCodecError:
+                    where = f"{self.topic}[{partition}]@{offset}"
+                    break
+        codec = str(error.args[0]).removeprefix("Libraries for ").partition(" compression")[0]
+        needed = _CODEC_PACKAGES.get(codec, "another version of kafka-python")
+        return NiwakiError(
+            f"{where}: messages are compressed with {codec}, and reading them needs {needed};"
+            " nothing is lost: install it and start again"
+        )
+
     def _lose(self, error: KafkaError) -> None:
         """Start afresh later: after some errors the client would never go on by itself."""
         now_s = time.monotonic()
@@ -265,7 +344,8 @@ class EventSource:
         if wait_s > timeout_s:
             return False
         try:
-            self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **_CONSUMER)
+            settings = _consumer(self.config)
+            self._consumer = connect_once(KafkaConsumer, self.config, 1.0, **settings)
             self._connected = True
             self._consumer.assign([self._at(p) for p in self._next])
             self._resume_at_next()

@@ -173,11 +173,12 @@ class Pipeline:
         except BrokerError as error:
             log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
             return
+        positions = self.batcher.positions  # behind the dead letters, too
         save_snapshot(  # 2
-            self._snapshot, self.trainer, self.replica, self._topic, self._positions, self.version
+            self._snapshot, self.trainer, self.replica, self._topic, positions, self.version
         )
         if self._committer:
-            self._committer.commit(self._positions.offsets)  # 3
+            self._committer.commit(positions.offsets)  # 3
         self.telemetry.saved(time.time())
 
     def _polled(self, polled: PolledBatch) -> None:

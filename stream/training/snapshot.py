@@ -13,6 +13,7 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import CheckpointError
+from niwaki.model.experts import names_of_experts, tensors_of_experts
 from niwaki.model.features.schema import Schema
 from niwaki.model.published.checkpoint import pack_as, unpack_as
 from niwaki.pruning.errors import RuleError
@@ -21,7 +22,7 @@ from niwaki.stream.kafka.reader import Positions
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer, TrainerState
 
-_REPLICA = "replica."
+_LEARNER, _REPLICA = "learner.", "replica."
 
 
 class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,8 +93,9 @@ def load_snapshot(
     config: SnapshotConfig, trainer: Trainer, replica: ServedReplica, topic: str
 ) -> SnapshotHeader | None:
     """Bring `trainer` and its `replica` to where the snapshot was taken; None if there is none.
-    Raises `ConfigError` if it belongs to another schema, model or topic, or is damaged: going on
-    without it would forget or repeat events, so a person must decide."""
+    Raises `ConfigError` if it belongs to another schema, model or topic or to other further
+    experts, or is damaged: going on without it would forget or repeat events, so a person must
+    decide."""
     path = Path(config.directory) / "snapshot.niwaki"
     try:
         data = path.read_bytes()
@@ -107,11 +109,13 @@ def load_snapshot(
         ) from error
     learner = trainer.learner
     block = learner.branches.dense.network.shape.block
+    experts = names_of_experts(name.removeprefix(_LEARNER) for name in tensors)
     agrees = {
         "schema": header.schema == learner.schema,
         "model": header.model == learner.config,
         "pruning.unit": header.trainer.learner.branches.block == block,
         "kafka.topic": header.topic == topic,
+        "EXPERTS": experts == names_of_experts(tensors_of_experts(learner.further)),
     }
     for section, holds in agrees.items():
         if not holds:

@@ -15,9 +15,10 @@ from niwaki.model.evaluation import binary_entropy
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
-from niwaki.stream.offline.backtest import backtest, backtest_policy, rebatch
+from niwaki.stream.events.rejects import Tally
+from niwaki.stream.offline.backtest import backtest, backtest_policy, rebatch, survey
 from niwaki.stream.recordings.datasets import dataset_path
-from niwaki.stream.recordings.recording import propose_schema
+from niwaki.stream.recordings.recording import Recording, propose_schema
 from niwaki.stream.training.trainer import TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 
@@ -91,15 +92,19 @@ def test_progressive_validation_on_a_recording_gives_the_log_loss_of_a_backtest_
     score = evaluate.progressive_val_score(
         rows, RiverClassifier(schema, SMALL), metrics.LogLoss()
     ).get()
+    recording = Recording(path)
+    config = TrainerConfig(
+        schema=schema,
+        model=SMALL,
+        pruning=PruningConfig(),
+        drift=DriftConfig(),
+        training=TrainingConfig(batch_events=1),
+    )
+    surveyed = survey(recording, schema, Tally(), count)
     found = backtest(
-        path,
-        TrainerConfig(
-            schema=schema,
-            model=SMALL,
-            pruning=PruningConfig(),
-            drift=DriftConfig(),
-            training=TrainingConfig(batch_events=1),
-        ),
+        recording,
+        config,
+        surveyed,
         policies=["dense"],
         publish_every=[1000],
         limit_events=count,

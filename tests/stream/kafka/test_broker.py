@@ -167,6 +167,15 @@ def test_a_topic_that_does_not_exist_is_an_error_and_is_not_made(kafka_config, o
         assert config.topic not in admin.list_topics()
 
 
+def test_a_topic_that_does_not_exist_is_named_with_the_nearest_that_does(kafka_config):
+    there = kafka_config()
+    ensure_topic(there, there.topic)
+    missing = kafka_config(topic=f"{there.topic}s", connect_timeout_s=0.1)
+    rule = f"has no topic {missing.topic}; did you mean {there.topic}\\?$"
+    with pytest.raises(BrokerError, match=rule):
+        EventSource(missing)
+
+
 def test_a_position_beyond_the_end_is_refused(filled, monkeypatch):
     monkeypatch.setattr(broker, "_AHEAD_S", 0.1)
     config = filled(10)

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import BrokerError
 from niwaki.stream.events.decoder import EventDecoder
@@ -29,6 +30,7 @@ START = """
 import sys, msgspec
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.kafka.reader_process import ReaderProcess
+from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import Schema
 config = msgspec.json.decode(sys.argv[1], type=KafkaConfig)
 reader = ReaderProcess(config, Schema(categorical=("user",)))
@@ -78,12 +80,13 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
         [schema.label, schema.timestamp, *schema.categorical, *schema.numeric]
     )
     batch, message_B = EventDecoder(schema).decode(encode_json(events))[:2]
-    record = Record("events", 3, 7, -1, None, b"\xff")
+    record = Record("events", 3, 7, -1, None, b"\xff", [("trace", b"\xff"), ("none", None)])
     after_B4 = np.stack([message_B] * 4, axis=1)
     reading = PolledBatch(
         batch,
         after_B4,
         [(record, Reject(0, "json", "value", "must be JSON"))],
+        [Odd("n", 2, "'x'")],
         {3: 8},
         count + 1,
         99,

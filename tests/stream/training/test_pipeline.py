@@ -7,6 +7,7 @@ import signal
 from contextlib import closing
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from niwaki.pruning.errors import NiwakiError
@@ -15,6 +16,7 @@ from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events.encoders import encode_arrow
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import Outbox
+from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.stopwatch import STAGES
@@ -27,6 +29,7 @@ from tests.support.pipelines import (
     uninterrupted,
 )
 from tests.support.streams import SCHEMA, click_events
+from tests.support.transactions import send, transactional
 
 
 def test_what_comes_through_kafka_is_learned_as_if_it_had_been_handed_over(setting):
@@ -108,6 +111,29 @@ def test_events_of_several_partitions_are_each_learned_once_across_restarts(
     assert labels == click_events(3000).labels_B.sum()
 
 
+@pytest.mark.usefixtures("needs_apache_kafka")
+@pytest.mark.parametrize("reader", ["inline", "process"])
+def test_of_a_transactional_topic_each_committed_event_is_learned_once_across_restarts(
+    setting, reader
+):
+    setting = reading(setting, reader)
+    events, others = click_events(1280), json_messages(click_events(300, seed=1))
+    with transactional(setting[0]) as producer:
+        for start in range(0, 1280, 160):
+            send(producer, setting[0], json_messages(events.slice(start, start + 160)))
+            send(producer, setting[0], others, commit=False)
+    for limit in (192, 832, 1280):
+        with Running(*setting) as running:
+            running.pipeline.run(never, limit_events=limit)
+            assert running.trainer.events == limit
+    assert_same(running.trainer, uninterrupted(events))
+    with Running(*setting) as again:
+        again.pipeline.run(lambda: again.pipeline.batcher.lag() == {0: 0})
+        lag_events = again.telemetry.registry.get_sample_value
+        assert again.trainer.events == 1280
+        assert lag_events("niwaki_lag_events", {"partition": "0"}) == 0
+
+
 @pytest.mark.parametrize("reader", ["inline", "process"])
 def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_learned(
     setting, reader
@@ -119,8 +145,8 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
     poison = {
         b"not json": "json",
         json.dumps({k: v for k, v in row.items() if k != "label"}).encode(): "label",
-        json.dumps(row | {"age": "old"}).encode(): "age",
-        json.dumps(row | {"user": 1.5}).encode(): "user",
+        json.dumps(row | {"age": float("inf")}).encode(): "age",
+        json.dumps(row | {"user": [1.5]}).encode(): "user",
         json.dumps(row | {"colour": "red"}).encode(): "colour",
         json.dumps(row | {"label": float("nan")}).encode(): "label",
         json.dumps(row | {"\ud83d": 1}).encode(): "column",
@@ -141,14 +167,59 @@ def test_what_cannot_be_learned_is_dead_lettered_with_its_place_and_the_rest_is_
             if stage != "save"
         )
     letters = dead_letters(kafka, len(poison))
-    assert [int(headers["offset"]) for headers, _ in letters] == list(range(100, 100 + len(poison)))
+    notes = "__niwaki.errors."
+    offsets = [int(headers[f"{notes}offset"]) for headers, _ in letters]
+    assert offsets == list(range(100, 100 + len(poison)))
     for (headers, value), (sent, word) in zip(letters, poison.items(), strict=True):
-        assert headers["topic"] == kafka.topic and headers["partition"] == "0"
-        assert word in headers["reason"].lower()
+        assert headers[f"{notes}topic"] == kafka.topic and headers[f"{notes}partition"] == "0"
+        assert word in headers[f"{notes}message"].lower()
         assert value == sent
     with Running(*setting) as again:  # what was dead-lettered is not read again
         assert again.pipeline.batcher.receive() is None
     assert len(dead_letters(kafka, len(poison))) == len(poison)
+
+
+@pytest.mark.parametrize("reader", ["inline", "process"])
+def test_dead_letters_are_not_repeated_by_clean_restarts_though_nothing_was_learned(
+    setting, reader
+):
+    setting = reading(setting, reader)
+    produce(setting[0], [b"not json"] * 200)
+    for _ in range(4):
+        with Running(*setting) as running:
+            batcher = running.pipeline.batcher
+            running.pipeline.run(lambda: batcher.lag() == {0: 0})  # noqa: B023
+    assert letter_offsets(setting[0]) == list(range(200))
+
+
+def test_each_wrong_message_among_events_becomes_one_dead_letter_across_clean_restarts(setting):
+    events, messages, wrong = click_events(1920), [], []
+    sent = json_messages(events)
+    for start in range(0, 1920, 40):
+        rows = batch_to_table(events.slice(start, start + 20), SCHEMA).to_pylist()
+        rows.insert(11, rows[0] | {"label": 7.0})  # rejected in the middle of its message
+        wrong += [len(messages), len(messages) + 11]
+        messages += encode_arrow(pa.Table.from_pylist(rows), len(rows))
+        messages += [*sent[start + 20 : start + 30], b"not json", *sent[start + 30 : start + 40]]
+    produce(setting[0], messages)
+    for limit in (1, 64, 333, 1111, 1920):
+        with Running(*setting) as running:
+            trainer, batcher = running.trainer, running.pipeline.batcher
+            running.pipeline.run(lambda: trainer.events >= limit)  # noqa: B023
+        assert letter_offsets(setting[0]) == [
+            at for at in wrong if at < batcher.positions.offsets[0]
+        ]
+    assert_same(trainer, uninterrupted(events))
+    assert letter_offsets(setting[0]) == wrong
+
+
+def letter_offsets(kafka: KafkaConfig) -> list[int]:
+    """Offsets of the messages whose dead letters are in the topic for them now."""
+    with EventSource(msgspec.structs.replace(kafka, topic=kafka.dead_letters)) as source:
+        letters = []
+        while source.lag() != {0: 0}:
+            letters += source.poll(0.1)
+    return [int(dict(letter.headers)["__niwaki.errors.offset"]) for letter in letters]
 
 
 def dead_letters(kafka: KafkaConfig, count: int) -> list[tuple[dict[str, str], bytes]]:
