@@ -38,7 +38,7 @@ from niwaki.stream.recordings.samples import Sample
 __all__ = ["Asked", "ColumnReport", "Proposal", "Sample", "propose"]
 
 _FEW_VALUES = 10
-_PREFIXES = {"c_": "categorical", "n_": "numeric", "l_": "ignore"}
+_PREFIXES = {"c_": "categorical", "n_": "numeric", "l_": "ignored"}
 _LEAK_AUC = 0.98
 _LEAK_ROWS = 50
 _INDEX_ROWS = 50
@@ -215,13 +215,18 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, _Role]) -> N
         free = [name for name in free if name not in CRITEO]
     prefixed = bool(free) and all(name[:2] in _PREFIXES for name in free)
     for name in free:
-        if prefixed and facts[name].known and facts[name].unread is None:
-            role = _PREFIXES[name[:2]]
-            roles[name] = _Role(
-                "ignored" if role == "ignore" else role, f"its name begins with {name[:2]}"
-            )
+        by_prefix = _PREFIXES[name[:2]] if prefixed and _can_be(facts[name], name[:2]) else None
+        if by_prefix is not None:
+            roles[name] = _Role(by_prefix, f"its name begins with {name[:2]}")
         else:
             roles[name] = _role(facts[name])
+
+
+def _can_be(facts: Facts, prefix: str) -> bool:
+    """True if a column holds what its prefix says."""
+    if prefix == "n_":
+        return bool(facts.numbers)
+    return facts.known > 0 and facts.unread is None
 
 
 def _role(facts: Facts) -> _Role:
