@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -67,6 +67,17 @@ def check_packages(config: KafkaConfig) -> None:
             raise ConfigError("kafka.schema_registry_url", rule)
 
 
+class Unwrapped(NamedTuple):
+    """Messages without their wire format."""
+
+    values: list[bytes | None]
+    """JSON, or what was in no such format."""
+    places: list[int]
+    """The index of each one's message."""
+    rejects: list[Reject]
+    """Messages that could not be unwrapped."""
+
+
 class RegistryDecoder:
     """A `MessageDecoder` of messages in Confluent's wire format and of all others."""
 
@@ -79,6 +90,18 @@ class RegistryDecoder:
     def decode(self, values: Sequence[bytes | None]) -> Decoded | None:
         """The events of the messages. None while the registry does not answer, after a short wait:
         call again with the same values. Raises `BrokerError` if it refuses to answer."""
+        unwrapped = self.unwrap(values)
+        if unwrapped is None:
+            return None
+        decoded = self._decoder.decode(unwrapped.values)
+        places = unwrapped.places
+        rejects = [one._replace(position=places[one.position]) for one in decoded.rejects]
+        message_B = np.array(places, np.int64)[decoded.message_B]
+        rejects = sorted(unwrapped.rejects + rejects)
+        return decoded._replace(message_B=message_B, rejects=rejects)
+
+    def unwrap(self, values: Sequence[bytes | None]) -> Unwrapped | None:
+        """The messages as JSON; see `decode`."""
         ids = [self._schema_id(value) for value in values]
         readers = self._readers_of(ids)
         if readers is None:
@@ -95,10 +118,7 @@ class RegistryDecoder:
                     continue
             plain.append(value)
             places.append(at)
-        decoded = self._decoder.decode(plain)
-        rejects += [one._replace(position=places[one.position]) for one in decoded.rejects]
-        message_B = np.array(places, np.int64)[decoded.message_B]
-        return decoded._replace(message_B=message_B, rejects=sorted(rejects))
+        return Unwrapped(plain, places, rejects)
 
     def _schema_id(self, value: bytes | None) -> int | None:
         """The id of a message's schema; None: it has none, or is too long to be looked at."""

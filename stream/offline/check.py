@@ -5,24 +5,28 @@ In: files or a topic, and the roles that a user asks for. Out: a report of the c
 the account of the first events as they would be read.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.config import Config
+from niwaki.stream.errors import BrokerError
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.kafka.connection import KafkaConfig, Record
+from niwaki.stream.kafka.registry import RegistryDecoder, new_decoder
 from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 from niwaki.stream.recordings.recording import SAMPLE_EVENTS, Recording
 
 _POLL_S = 0.5
+T = TypeVar("T")
 
 
 class Check(NamedTuple):
@@ -72,16 +76,37 @@ def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -
         records = _first_records(source, events)
     if not records:
         raise NiwakiError(f"topic {kafka.topic} has no messages that can be read")
-    proposal = propose(Sample.of_messages([record.value for record in records]), asked)
+    values = [record.value for record in records]
+    proposal = propose(Sample.of_messages(_unwrapped(kafka, values)), asked)
     schema = config.schema or proposal.schema
     given = _events(config, proposal)
-    decoder = EventDecoder(schema, given, max_event_bytes=kafka.max_event_bytes)
-    decoded, tally = decoder.decode([record.value for record in records]), Tally()
+    decoded, tally = (
+        _patiently(kafka, lambda: new_decoder(kafka, schema, given).decode(values)),
+        Tally(),
+    )
     rejects = [
         reject._replace(place=_place(records[reject.position])) for reject in decoded.rejects
     ]
     tally.add(len(decoded.batch), rejects, decoded.odd)
     return _found(kafka.topic, proposal, schema, given, tally)
+
+
+def _unwrapped(kafka: KafkaConfig, values: list[bytes | None]) -> list[bytes | None]:
+    """The messages as JSON, by the registry's schemas where there is one."""
+    if not kafka.schema_registry_url:
+        return values
+    decoder = RegistryDecoder(kafka, EventDecoder(Schema(numeric=("_",))))
+    return _patiently(kafka, lambda: decoder.unwrap(values)).values
+
+
+def _patiently(kafka: KafkaConfig, ask: Callable[[], T | None]) -> T:
+    """The answer of `ask`, which is asked again until the registry answers."""
+    deadline_s = time.monotonic() + kafka.connect_timeout_s
+    while (answer := ask()) is None:
+        if time.monotonic() > deadline_s:
+            within = f"within {kafka.connect_timeout_s:g} s"
+            raise BrokerError(f"no schema registry answered at kafka.schema_registry_url {within}")
+    return answer
 
 
 def _place(record: Record) -> str:
