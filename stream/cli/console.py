@@ -1,5 +1,6 @@
 """Output of the command line: results on stdout, progress and log lines on stderr."""
 
+import json
 import logging
 import sys
 import time
@@ -19,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from niwaki.stream.errors import ConfigError
 
 if TYPE_CHECKING:
     from niwaki.model.published.checkpoint import Header
@@ -77,6 +80,19 @@ def print_notes(notes: Sequence[str]) -> None:
 def print_account(tally: "Tally") -> None:
     """Print what was left out of a recording, on stderr."""
     print_notes(tally.lines())
+
+
+@contextmanager
+def accounted(tally: "Tally", *, as_json: bool) -> Iterator[None]:
+    """Context of a command that reads events: whatever becomes of it, what was left out is told; in
+    JSON also the error."""
+    try:
+        yield
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps({"error": str(error), "events": tally.events} | tally.as_dict()))
+        raise
+    print_account(tally)
 
 
 def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:

@@ -1,8 +1,6 @@
 """Commands for recorded streams: demo, check, schema, backtest, replay, generate."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +9,7 @@ import msgspec
 import typer
 
 from niwaki.stream.cli.console import (
+    accounted,
     log_to_stderr,
     print_account,
     print_backtest,
@@ -37,7 +36,7 @@ from niwaki.stream.cli.source_options import SourceOptions, open_source, takes_s
 from niwaki.stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from niwaki.stream.events.rejects import Tally
+    pass
 
 FilesArgument = Annotated[list[Path], typer.Argument(help=RECORDING)]
 
@@ -355,16 +354,3 @@ def schema(
         print(text, end="")
     else:
         print_line(f"[schema] is in {into}")
-
-
-@contextmanager
-def accounted(tally: "Tally", *, as_json: bool) -> Iterator[None]:
-    """Context of a command that reads events: whatever becomes of it, what was left out is told; in
-    JSON also the error."""
-    try:
-        yield
-    except ConfigError as error:
-        if as_json:
-            print(json.dumps({"error": str(error), "events": tally.events} | tally.as_dict()))
-        raise
-    print_account(tally)

@@ -3,6 +3,7 @@
 In: what a user wrote on the command line. Out: settings, or a `ConfigError` that names the option.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -16,6 +17,11 @@ import typer
 from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
 
+log = logging.getLogger("niwaki")
+
+_STOPPING = (
+    "stopping already: what is held is being saved. SIGKILL ends the program at once, and loses it"
+)
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -96,12 +102,15 @@ def positive(text: str) -> int:
 
 
 def stop_on_signals() -> threading.Event:
-    """Set by the first SIGTERM or Ctrl-C; the second one ends the program at once."""
+    """Set by the first SIGTERM or Ctrl-C. Further ones only say that what is held is being saved,
+    so that none of them leaves a file half written."""
     stop = threading.Event()
 
     def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            # From a thread: the signal may have come in the middle of a line of the log.
+            threading.Thread(target=log.warning, args=(_STOPPING,)).start()
         stop.set()
-        signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)

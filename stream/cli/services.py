@@ -9,7 +9,13 @@ import msgspec
 import typer
 
 from niwaki.pruning.errors import NiwakiError
-from niwaki.stream.cli.console import log_to_stderr, print_checkpoint, print_line, progress
+from niwaki.stream.cli.console import (
+    accounted,
+    log_to_stderr,
+    print_checkpoint,
+    print_line,
+    progress,
+)
 from niwaki.stream.cli.options import (
     BootstrapOption,
     ConfigOption,
@@ -98,11 +104,13 @@ def record(
     events: EventsOption = None,
     config: ConfigOption = None,
     bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a topic's events to a file: what is there now, or until --events of them or Ctrl-C.
 
     Example: niwaki record --topic events --out clicks.parquet --config config/niwaki.toml
     """
+    from niwaki.stream.events.rejects import Tally
     from niwaki.stream.kafka.registry import new_decoder
     from niwaki.stream.kafka.source import EventSource
     from niwaki.stream.recordings.replay import record as keep
@@ -110,8 +118,9 @@ def record(
     settings = load(config)
     broker = kafka(settings, topic, bootstrap)
     decoder = new_decoder(broker, settings.events_schema(), settings.events)
-    stop = stop_on_signals()
+    stop, tally = stop_on_signals(), Tally()
     with (
+        accounted(tally, as_json=as_json),
         EventSource(broker) as source,
         progress("recording", events) as advance,
     ):
@@ -119,9 +128,14 @@ def record(
             source,
             out,
             settings.events_schema(),
+            tally=tally,
             decoder=decoder,
             limit_events=events,
             stop=stop.is_set,
             on_events=advance,
         )
-    print_line(f"{kept:,} events in {out}")
+        tally.check(topic, settings.events.max_rejected_ratio)
+    if as_json:
+        print(json.dumps({"events": kept} | tally.as_dict()))
+    else:
+        print_line(f"{kept:,} events in {out}")

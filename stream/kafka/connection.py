@@ -165,6 +165,11 @@ class Record(NamedTuple):
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]] = ()
 
+    @property
+    def place(self) -> str:
+        """The place of the message as it is shown."""
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
 
 def is_topic(name: str) -> bool:
     """True if `name` is a valid name of a topic."""

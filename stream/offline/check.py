@@ -84,9 +84,7 @@ def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -
         _patiently(kafka, lambda: new_decoder(kafka, schema, given).decode(values)),
         Tally(),
     )
-    rejects = [
-        reject._replace(place=_place(records[reject.position])) for reject in decoded.rejects
-    ]
+    rejects = [reject._replace(place=records[reject.position].place) for reject in decoded.rejects]
     tally.add(len(decoded.batch), rejects, decoded.odd)
     return _found(kafka.topic, proposal, schema, given, tally)
 
@@ -107,10 +105,6 @@ def _patiently(kafka: KafkaConfig, ask: Callable[[], T | None]) -> T:
             within = f"within {kafka.connect_timeout_s:g} s"
             raise BrokerError(f"no schema registry answered at kafka.schema_registry_url {within}")
     return answer
-
-
-def _place(record: Record) -> str:
-    return f"{record.topic}[{record.partition}]@{record.offset}"
 
 
 def _first_records(source: EventSource, count: int) -> list[Record]:

@@ -8,7 +8,6 @@ the time at which they are sent, not that of their events: a broker would soon d
 year.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,8 +32,6 @@ from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.recordings.writing import batch_to_table, format_times, write_recording
-
-log = logging.getLogger("niwaki")
 
 _CHUNK_EVENTS = 8192
 _SHORTEST_WAIT_S = (
@@ -129,6 +126,7 @@ def record(
     path: str | Path,
     schema: Schema,
     *,
+    tally: Tally,
     decoder: MessageDecoder | None = None,
     limit_events: int | None = None,
     follow: bool = False,
@@ -136,12 +134,12 @@ def record(
     on_events: Callable[[int], object] = lambda events: None,
 ) -> int:
     """Write the events of `source` to a file; returns their number. Messages that can't be decoded
-    are left out.
+    are left out, and counted by `tally`.
 
     Ends with `stop()`, after `limit_events`, or at the end of the topic unless it is to `follow`
     what comes. `decoder`: that of the messages; None: one without a registry.
     """
-    decoder, rejected = decoder or EventDecoder(schema), 0
+    decoder = decoder or EventDecoder(schema)
     held: list[Record] = []
     with write_recording(path) as recording:
         while recording.events != limit_events and not stop():
@@ -164,11 +162,8 @@ def record(
             if len(batch):
                 recording.write(batch_to_table(batch, schema))
                 on_events(len(batch))
-            if rejects and not rejected:
-                log.warning("left out what can't be decoded; the first: %s", rejects[0].reason)
-            rejected += sum(reject.events for reject in rejects)
-    if rejected:
-        log.warning("left out %d events that can't be decoded", rejected)
+            placed = [reject._replace(place=records[reject.position].place) for reject in rejects]
+            tally.add(len(batch), placed, decoded.odd)
     return recording.events
 
 

@@ -35,10 +35,7 @@ class RejectWatch(Observer):
 
     def polled(self, polled: PolledBatch) -> None:
         """Count the events of a poll, and log rejects if that is due."""
-        rejects = [
-            reject._replace(place=f"{self._topic}[{record.partition}]@{record.offset}")
-            for record, reject in polled.rejects
-        ]
+        rejects = [reject._replace(place=record.place) for record, reject in polled.rejects]
         self._tally.add(len(polled.batch), rejects, polled.odd)
         rejected = sum(reject.events for reject in rejects)
         self._polls.append((len(polled.batch) + rejected, rejected))

@@ -5,6 +5,7 @@ import pytest
 
 from niwaki.model.features.schema import Schema
 from niwaki.stream.events.decoder import EventDecoder
+from niwaki.stream.events.rejects import Tally
 from niwaki.stream.kafka.connection import ensure_topic
 from niwaki.stream.kafka.reader import Reader
 from niwaki.stream.kafka.sink import EventSink
@@ -75,7 +76,7 @@ def test_a_recording_of_a_transactional_topic_ends_and_has_what_was_committed(co
         send(producer, config, [event(1), event(2)])
         send(producer, config, [event(3)], commit=False)
     with EventSource(config) as source:
-        assert record(source, tmp_path / "events.jsonl", SCHEMA) == 2
+        assert record(source, tmp_path / "events.jsonl", SCHEMA, tally=Tally()) == 2
 
 
 def test_an_open_transaction_ends_what_can_be_read_until_it_is_committed(config, tmp_path):
@@ -88,7 +89,7 @@ def test_an_open_transaction_ends_what_can_be_read_until_it_is_committed(config,
         with EventSink(config) as sink:
             sink.send(event(3))
         with EventSource(config) as source:
-            assert record(source, tmp_path / "before.jsonl", SCHEMA) == 1
+            assert record(source, tmp_path / "before.jsonl", SCHEMA, tally=Tally()) == 1
             assert source.lag() == {0: 0} and source.positions == {0: 1}
             producer.commit_transaction()
             assert [r.offset for r in read(source, 2)] == [1, 2]

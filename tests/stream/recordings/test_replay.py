@@ -200,7 +200,7 @@ def test_a_pace_that_cannot_be_is_refused(tmp_path, clock, options, text):
 def test_what_is_recorded_is_what_a_trainer_would_have_learned(tmp_path, suffix, encode):
     path = tmp_path / f"events.{suffix}"
     inbox = Inbox(encode(batch_to_table(BATCH, SCHEMA)))
-    assert record(inbox, path, SCHEMA) == 1000
+    assert record(inbox, path, SCHEMA, tally=Tally()) == 1000
     batch, rejects, _ = zip(*read_recording(path, SCHEMA), strict=True)
     assert rows(EventBatch.concat(batch)) == rows(BATCH)
     assert not any(rejects)
@@ -213,24 +213,29 @@ def test_a_recording_comes_back_from_kafka_as_it_was(recording, tmp_path, kafka_
     with EventSink(config) as sink:
         replay(Recording(recording), sink, SCHEMA, tally=Tally(), wire=wire)
     with EventSource(config) as source:
-        assert record(source, tmp_path / "back.parquet", SCHEMA) == 1000
+        assert record(source, tmp_path / "back.parquet", SCHEMA, tally=Tally()) == 1000
     (chunk,) = read_recording(tmp_path / "back.parquet", SCHEMA)
     assert rows(chunk[0]) == rows(BATCH)
 
 
-def test_what_cannot_be_decoded_is_left_out_of_a_recording_and_told(tmp_path, caplog):
+def test_what_cannot_be_decoded_is_left_out_of_a_recording_and_told(tmp_path):
     values = encode_json(batch_to_table(BATCH, SCHEMA))
     values[5:5] = [b"nonsense", b"{}"]
-    assert record(Inbox(values), tmp_path / "events.csv", SCHEMA) == 1000
-    assert "left out 2 events that can't be decoded" in caplog.text
+    tally = Tally()
+    assert record(Inbox(values), tmp_path / "events.csv", SCHEMA, tally=tally) == 1000
+    assert tally.lines()[0] == "2 of 1,002 events were left out:"
+    assert "t[1]@2: value: must be JSON" in tally.lines()[1]
 
 
 def test_recording_ends_at_the_limit_or_when_told_to_and_follows_if_asked(tmp_path):
     values = encode_json(batch_to_table(BATCH, SCHEMA))
     path = tmp_path / "events.parquet"
-    assert record(Inbox(values), path, SCHEMA, limit_events=333) == 333
+    assert record(Inbox(values), path, SCHEMA, limit_events=333, tally=Tally()) == 333
     assert sum(len(chunk.batch) for chunk in read_recording(path, SCHEMA)) == 333
     inbox = Inbox(values)
-    assert record(inbox, path, SCHEMA, follow=True, stop=lambda: inbox.polls >= 100) == 1000
+    assert (
+        record(inbox, path, SCHEMA, follow=True, stop=lambda: inbox.polls >= 100, tally=Tally())
+        == 1000
+    )
     inbox = Inbox(values)
-    assert record(inbox, path, SCHEMA, stop=lambda: inbox.polls >= 3) == 210
+    assert record(inbox, path, SCHEMA, stop=lambda: inbox.polls >= 3, tally=Tally()) == 210
