@@ -150,7 +150,9 @@ def model_metadata(header: Header, name: str) -> dict[str, Any]:
     """The protocol's description of the model that `header` belongs to."""
     columns = [(column, "BYTES") for column in header.schema.categorical]
     columns += [(column, "FP32") for column in header.schema.numeric]
-    columns += [(header.schema.timestamp, "INT64")] if header.schema.timestamp else []
+    form = header.schema.timestamp_format
+    kind = {"ms": "INT64", "us": "INT64", "ns": "INT64", "s": "FP64"}.get(form, "BYTES")
+    columns += [(header.schema.timestamp, kind)] if header.schema.timestamp else []
     return {
         "name": name,
         "versions": [str(header.version)],

@@ -8,6 +8,7 @@ Out: one JSON object.
 from typing import Any
 
 from niwaki.model.features.schema import Schema
+from niwaki.model.features.values import UNITS_PER_S, time_rule
 from niwaki.model.published.checkpoint import Header
 from niwaki.serving.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
@@ -196,15 +197,18 @@ _REASONS = {
 def _event(schema: Schema) -> tuple[Json, Json]:
     """The JSON schema of an event, and an example."""
     properties: Json = {
-        name: {"type": ["string", "integer", "null"]} for name in schema.categorical
+        name: {"type": ["string", "number", "boolean", "null"]} for name in schema.categorical
     }
-    properties |= {name: {"type": ["number", "null"]} for name in schema.numeric}
+    properties |= {name: {"type": ["number", "boolean", "null"]} for name in schema.numeric}
     example = {name: "a" for name in schema.categorical} | {name: 1.0 for name in schema.numeric}
     if schema.timestamp:
+        kind = "number" if schema.timestamp_format in UNITS_PER_S else "string"
         properties[schema.timestamp] = {
-            "type": ["integer", "null"],
-            "description": "Milliseconds since the epoch.",
+            "type": [kind, "null"],
+            "description": f"The event time; it {time_rule(schema)}.",
         }
+    nested = {name.split(".")[0] for name in properties if "." in name}
+    properties |= {name: {"type": ["object", "null"]} for name in nested if name not in properties}
     properties |= {name: {"description": "Not read."} for name in (schema.label, *schema.ignore)}
     return {"type": "object", "properties": properties, "additionalProperties": False}, example
 

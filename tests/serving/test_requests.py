@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from niwaki.serving import wire
 from tests.support.served import JSON, error
+from tests.support.streams import SCHEMA
 
 MISTAKES = [
     (
@@ -267,3 +269,12 @@ def test_unknown_paths_and_methods_are_named(served):
     )
     assert served.client.get("/v2/models/another").status_code == 404
     assert served.client.post("/v2/models/another/infer", json={}).status_code == 404
+
+
+def test_an_id_or_a_number_is_one_value_however_a_client_writes_it():
+    users = ["4001", 4001, 4001.0]
+    ages = [30, 30.0, "30"]
+    events = [{"user": user, "age": age} for user, age in zip(users, ages, strict=True)]
+    batch = wire.read_score(json.dumps({"events": events}).encode(), SCHEMA, 10)
+    assert batch.categorical[SCHEMA.categorical.index("user")].to_pylist() == ["4001"] * 3
+    assert batch.numerics_BN[:, SCHEMA.numeric.index("age")].tolist() == [30] * 3
