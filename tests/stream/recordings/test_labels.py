@@ -52,6 +52,7 @@ def test_counts_of_clicks_are_clicks_and_the_same_numbers_of_another_name_are_as
     found = proposal(label=None, clicks=counts)
     assert (found.schema.label, found.schema.label_threshold) == ("clicks", 1.0)
     assert noted(found, "clicks: a count; 1 and more is a click")
+    assert proposal(label="clicks").schema.label_threshold is None
     with pytest.raises(ConfigError, match="target: is not 0 and 1"):
         proposal(label=None, target=counts)
 
