@@ -101,7 +101,7 @@ COUNTS[0] = 60
         ("nothing", [None] * ROWS, "ignored"),
         ("", AMOUNTS, "ignored"),
         ("a\ud800", AMOUNTS, "ignored"),
-        ("text", [f"v{at}" for at in range(ROWS)], "categorical"),
+        ("title", [f"title {at}" for at in range(ROWS)], "categorical"),
         ("row", list(range(ROWS)), "ignored"),
         ("sequence", list(range(ROWS)), "ignored"),
         ("price", list(range(ROWS)), "numeric"),
