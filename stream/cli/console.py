@@ -54,7 +54,7 @@ def progress(task: str, total: int | None = None) -> Iterator[Callable[[int], No
 
 def print_line(text: str) -> None:
     """Print one line of a result as it stands."""
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_rows(rows: list[tuple[str, str]], title: str) -> None:

@@ -4,6 +4,7 @@ In: rejects and odd values, as decoders find them. Out: counts by rule with the 
 each, as lines, as JSON, or as the error that too many of them are.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,13 @@ class _Example(NamedTuple):
 
 
 _MOST_RULES = 50
-_OTHERS = ("column", "other columns")
+_OTHERS = ("others",)
+_SHAPE_CHARACTERS = 60
+
+
+def _shape(rule: str) -> str:
+    """A rule without its numbers: a row with 3 fields breaks the rule that one with 4 breaks."""
+    return re.sub(r"\d+", "#", rule)[:_SHAPE_CHARACTERS]
 
 
 class Tally:
@@ -73,7 +80,7 @@ class Tally:
         """Events read, without those left out."""
         self.rejected = 0
         """Events left out."""
-        self._rules: dict[tuple[str, str], _Example] = {}
+        self._rules: dict[tuple[str, ...], _Example] = {}
         self._odd: dict[str, Odd] = {}
 
     def add(self, events: int, rejects: Iterable[Reject], odd: Iterable[Odd] = ()) -> None:
@@ -81,7 +88,7 @@ class Tally:
         self.events += events
         for reject in rejects:
             self.rejected += reject.events
-            key = (reject.kind, reject.field)
+            key = (reject.kind, reject.field, _shape(reject.rule))
             if key not in self._rules and len(self._rules) >= _MOST_RULES:
                 key = _OTHERS
             known = self._rules.get(key)
