@@ -80,6 +80,8 @@ class Batcher:
         ):
             self._take(polled)
             wait_s = 0.0  # more may be there already
+            if not len(polled.batch):  # a topic may hold nothing but rejects
+                break
         waited_s = self._clock() - self._since_s
         if self.waiting >= self._batch_events or (
             self.waiting and (last or waited_s >= self._max_batch_age_s)
