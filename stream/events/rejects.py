@@ -88,7 +88,7 @@ class Tally:
         self.events += events
         for reject in rejects:
             self.rejected += reject.events
-            key = (reject.kind, reject.field, _shape(reject.rule))
+            key: tuple[str, ...] = (reject.kind, reject.field, _shape(reject.rule))
             if key not in self._rules and len(self._rules) >= _MOST_RULES:
                 key = _OTHERS
             known = self._rules.get(key)
