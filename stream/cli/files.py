@@ -152,10 +152,12 @@ def replay(
             stop=stop.is_set,
             on_events=advance,
         )
-    with accounted(tally, as_json=as_json):
-        tally.check(opened.recording.name, settings.events.max_rejected_ratio)
+        if not stop.is_set():
+            tally.check(opened.recording.name, settings.events.max_rejected_ratio)
     if as_json:
         print(json.dumps({"events": sent} | tally.as_dict()))
+    else:
+        print_notes([f"{sent:,} events sent to {topic or settings.kafka.topic}"])
 
 
 def generate(
