@@ -17,7 +17,7 @@ COPY constraints.txt pyproject.toml ./
 RUN torch=$(grep '^torch==' constraints.txt) \
     && { python -m pip install --no-deps --timeout 10 --retries 1 --index-url "$TORCH_INDEX_URL" "$torch" \
          || python -m pip install --no-deps "$torch"; } \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['registry'], sep='\n')" \
        > requirements.txt \
     && python -m pip install -c constraints.txt -r requirements.txt
 

@@ -11,6 +11,7 @@ from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.connection import Record
 from niwaki.stream.kafka.reader import PolledBatch
 from niwaki.stream.training.reject_watch import WINDOW_EVENTS, RejectWatch
+from tests.support.pipelines import Running, json_messages, never, produce
 from tests.support.streams import click_events
 
 
@@ -79,3 +80,17 @@ def test_what_was_long_ago_does_not_count():
     for _ in range(150):
         watch.polled(polled(100, 0))
         assert not watch.too_many
+
+
+def test_a_trainer_of_a_wrong_schema_saves_and_stops_with_the_reason_and_the_way_on(setting):
+    kafka, _, directory = setting
+    good = json_messages(click_events(256))
+    produce(kafka, [*good, *[b'{"ts": 1, "clicked": 1}'] * WINDOW_EVENTS])
+    with Running(*setting, max_rejected_ratio=0.5) as running:
+        with pytest.raises(TooManyRejects, match=r"clicked: must be a column of the schema"):
+            running.pipeline.run(never)
+        assert running.trainer.events == 256
+    assert list(directory.iterdir())
+    with Running(*setting, max_rejected_ratio=1.0) as again:  # what was saved goes on
+        again.pipeline.run(never, limit_events=256)
+        assert again.trainer.events == 256
