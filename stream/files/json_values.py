@@ -45,7 +45,8 @@ def _has_lines(data: Bytes) -> bool:
     found = [line for line in whole[:100] if line]
     if not found:
         return head.lstrip()[:1] == b"{"
-    return _is_object(found[0]) or sum(map(_is_object, found)) * 2 > len(found)
+    first = len(found[0]) > 2 and _is_object(found[0])  # an empty one tells nothing
+    return first or sum(map(_is_object, found)) * 2 > len(found)
 
 
 def _is_object(line: bytes) -> bool:
