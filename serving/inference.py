@@ -69,7 +69,7 @@ class OutputParameters(msgspec.Struct):
     """The parameters of an output that are read."""
 
     binary_data: bool | None = None
-    """Whether it is to be binary; None: as the request says for all outputs."""
+    """True: the output is to be binary; None: as the request says for all outputs."""
 
 
 class Output(msgspec.Struct):
@@ -83,7 +83,7 @@ class RequestParameters(msgspec.Struct):
     """The parameters of a request that are read."""
 
     binary_data_output: bool | None = None
-    """Whether outputs are to be binary."""
+    """True: outputs are to be binary."""
 
 
 class InferBody(msgspec.Struct):
@@ -101,7 +101,7 @@ class InferRequest(NamedTuple):
     batch: EventBatch
     id: str | None
     binary: bool
-    """Whether the answer's tensor is to be binary."""
+    """True: the tensor of the answer is to be binary."""
 
 
 def read_infer(

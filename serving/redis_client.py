@@ -19,7 +19,7 @@ from redis.sentinel import Sentinel
 from niwaki.pruning.errors import RuleError
 
 _OF_A_CLUSTER = (rex.AskError, rex.TryAgainError, rex.ClusterDownError, rex.ClusterCrossSlotError)
-"""What only a node of a cluster answers; MOVED is an `AskError`, too."""
+"""Errors that only a node of a cluster answers; MOVED is an `AskError`, too."""
 
 
 class Client(Protocol):

@@ -8,7 +8,8 @@ Shapes: B events.
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
@@ -83,10 +84,14 @@ def rows_to_batch(
     labels_B = np.full(count, np.nan, np.float32)
     times_s_B = np.zeros(count)
     if labelled or schema.label in given or schema.label in shared:
-        labels_B[:] = _labels(column(schema.label), schema, labelled)
+        required = label_rule(schema) if labelled else None
+        read = partial(read_label, schema=schema)
+        labels_B[:] = _required(schema.label, column(schema.label), read, required)
     timestamp = schema.timestamp
     if timestamp is not None and (timed or timestamp in given or timestamp in shared):
-        times_s_B[:] = _times(column(timestamp), schema, timed)
+        required = time_rule(schema) if timed else None
+        read = partial(read_time, schema=schema)
+        times_s_B[:] = np.nan_to_num(_required(timestamp, column(timestamp), read, required))
     categorical = []
     for name in schema.categorical:
         values = _names(column(name), name)
@@ -110,22 +115,17 @@ def _flat(row: Mapping[str, Any], known: set[Any], path: str = "") -> dict[str, 
     return flat
 
 
-def _labels(values: list[Any], schema: Schema, labelled: bool) -> list[float]:
-    labels = [read_label(value, schema) for value in values]
-    if labelled:
-        for label, value in zip(labels, values, strict=True):
-            if math.isnan(label):
-                raise FeatureError(schema.label, label_rule(schema), value)
-    return labels
-
-
-def _times(values: list[Any], schema: Schema, timed: bool) -> list[float]:
-    times_s = [read_time(value, schema) for value in values]
-    if timed:
-        for time_s, value in zip(times_s, values, strict=True):
-            if math.isnan(time_s):
-                raise FeatureError(schema.timestamp or "", time_rule(schema), value)
-    return [0.0 if math.isnan(time_s) else time_s for time_s in times_s]
+def _required(
+    column: str, values: list[Any], read: Callable[[Any], float], rule: str | None
+) -> list[float]:
+    """The values as `read` reads them, NaN where one is missing. `rule`: the rule that a missing
+    one breaks; None: it breaks none."""
+    found = [read(value) for value in values]
+    if rule is not None:
+        for number, value in zip(found, values, strict=True):
+            if math.isnan(number):
+                raise FeatureError(column, rule, value)
+    return found
 
 
 def _names(values: list[Any], column: str) -> pa.Array:

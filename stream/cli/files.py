@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -34,9 +34,6 @@ from niwaki.stream.cli.options import (
 )
 from niwaki.stream.cli.source_options import SourceOptions, open_source, takes_source
 from niwaki.stream.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 FilesArgument = Annotated[list[Path], typer.Argument(help=RECORDING)]
 
@@ -342,7 +339,7 @@ def schema(
 
         settings = load(config)
         given = msgspec.structs.replace(settings, schema=None, events=source.events(settings))
-        found = check_files(files, given, source.asked(given.events.envelope), None)
+        found = check_files(files, given, source.asked(given.events.envelope))
     notes = found.notes
     if into is not None:
         notes = [*notes, *write_into(into, found.schema, found.events)]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from niwaki.stream.recordings.proposal import Asked
     from niwaki.stream.recordings.recording import Recording
 
+_OF_FILES = ("separator", "names", "encoding", "envelope", "max_rejected_ratio")
+"""Options that are settings of the `[events]` section; the others are roles of columns."""
 _FILES = "Form of the files"
 _COLUMNS = "Roles of the columns, where no schema is given"
 
@@ -70,13 +72,9 @@ class SourceOptions:
 
     def events(self, settings: Any) -> Any:
         """The `[events]` section of `settings`, with the options in it."""
-        given = {
-            "separator": self.separator,
-            "names": None if self.names is None else _listed([self.names]),
-            "encoding": self.encoding,
-            "envelope": self.envelope,
-            "max_rejected_ratio": self.max_rejected_ratio,
-        }
+        given = {name: getattr(self, name) for name in _OF_FILES}
+        if self.names is not None:
+            given["names"] = _listed([self.names])
         try:
             return replaced(settings.events, given)
         except RuleError as error:
@@ -101,8 +99,8 @@ class SourceOptions:
 
     def refuse_roles(self, config: Path | None) -> None:
         """Raise `ConfigError` if a role was asked for: the configuration has a schema."""
-        for field in fields(self)[5:]:
-            if getattr(self, field.name):
+        for field in fields(self):
+            if field.name not in _OF_FILES and getattr(self, field.name):
                 option = f"--{field.name.replace('_', '-')}"
                 raise ConfigError(option, f"can't change the [schema] of {config}; change it there")
 
@@ -114,7 +112,7 @@ class Opened(NamedTuple):
     settings: Any
     """A `Config` with a schema."""
     notes: list[str]
-    """What was decided about the schema, if it was proposed."""
+    """Decisions about the schema, if it was proposed."""
 
 
 def takes_source(command: Callable[..., None]) -> Callable[..., None]:
@@ -159,9 +157,9 @@ def _opened(files: Sequence[Path], config: Path | None, source: SourceOptions) -
         source.refuse_roles(config)
         return Opened(recording, msgspec.structs.replace(settings, events=events), [])
     proposal = recording.propose(source.asked(events.envelope))
-    events = msgspec.structs.replace(events, envelope=proposal.envelope, decimal=proposal.decimal)
+    events = proposal.settings(events)
     settings = msgspec.structs.replace(settings, schema=proposal.schema, events=events)
-    return Opened(Recording(files, events), settings, list(proposal.notes))
+    return Opened(recording.read_with(events), settings, list(proposal.notes))
 
 
 def _listed(given: Sequence[str] | None) -> tuple[str, ...]:

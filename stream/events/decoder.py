@@ -93,10 +93,6 @@ class EventDecoder:
         self._decode_row: Callable[[bytes], msgspec.Struct] | None = None
         if self._row_type is not None:
             self._decode_row = msgspec.json.Decoder(self._row_type).decode
-        self._rows: list[msgspec.Struct] = []
-        self._row_at: list[int] = []
-        self._objects: list[dict[str, Any]] = []
-        self._object_at: list[int] = []
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """The events of the messages `values`; None is a message without a value, a reject."""
@@ -104,11 +100,15 @@ class EventDecoder:
         rejects: list[Reject] = []
         odd: list[Odd] = []
         pieces: list[_Piece] = []
-        rows, row_at, decode_row = self._rows, self._row_at, self._decode_row
-        limit = self.max_event_bytes
+        rows: list[msgspec.Struct] = []
+        row_at: list[int] = []
+        objects: list[dict[str, Any]] = []
+        object_at: list[int] = []
+        decode_row, limit = self._decode_row, self.max_event_bytes
         for index, value in enumerate(self._opened(values, rejects)):
             if len(rows) == _ROWS_AT_ONCE:
-                pieces.append(self._take_rows(rejects))
+                pieces.append(self._rows_to_batch(rows, row_at, rejects))
+                rows, row_at = [], []
             if value is not None and decode_row is not None and len(value) <= limit:
                 try:
                     rows.append(decode_row(value))
@@ -124,13 +124,13 @@ class EventDecoder:
                     table = self._open_arrow(value)
                     tables.setdefault(table.schema, []).append((index, table))
                 else:
-                    self._objects.append(self._parse(value))
-                    self._object_at.append(index)
+                    objects.append(self._parse(value))
+                    object_at.append(index)
             except EventError as error:
-                rejects.append(Reject(index, error.kind, error.field, error.rule, error.value))
-        pieces.append(self._take_rows(rejects))
-        if self._objects:
-            pieces += self._take_objects(rejects, odd)
+                rejects.append(Reject.of(index, error))
+        pieces.append(self._rows_to_batch(rows, row_at, rejects))
+        if objects:
+            pieces += self._objects_to_pieces(objects, object_at, rejects, odd)
         pieces += [self._tables_to_batch(alike, rejects, odd) for alike in tables.values()]
         batch = EventBatch.concat([piece.batch for piece in pieces])
         index_B = np.concatenate([piece.message_B for piece in pieces])
@@ -153,8 +153,7 @@ class EventDecoder:
                     value = self._envelope.event_of(value)
                 except EventError as error:
                     if not value.startswith((ARROW_START, b"\0")):
-                        kind = error.kind
-                        rejects.append(Reject(index, kind, error.field, error.rule, error.value))
+                        rejects.append(Reject.of(index, error))
                         value = _NO_EVENT
             opened.append(value)
         return opened
@@ -183,17 +182,20 @@ class EventDecoder:
             raise EventError("json", "value", "must be a JSON object", row)
         return row
 
-    def _take_objects(self, rejects: list[Reject], odd: list[Odd]) -> list[_Piece]:
-        """The events of the objects that were parsed so far: together, or one by one if one of them
-        is bad."""
-        objects, places = self._objects, self._object_at
-        self._objects, self._object_at = [], []
+    def _objects_to_pieces(
+        self,
+        objects: list[dict[str, Any]],
+        object_at: list[int],
+        rejects: list[Reject],
+        odd: list[Odd],
+    ) -> list[_Piece]:
+        """The events of objects: together, or one by one if one of them is bad."""
         together: list[Odd] = []
         try:
             batch = self._objects_to_batch(objects, together)
         except (FeatureError, UnicodeEncodeError, RecursionError):
             pieces = []
-            for row, at in zip(objects, places, strict=True):
+            for row, at in zip(objects, object_at, strict=True):
                 try:
                     batch = self._objects_to_batch([row], odd)
                 except FeatureError as error:
@@ -205,7 +207,7 @@ class EventDecoder:
                     pieces.append(_Piece(batch, np.array([at])))
             return pieces
         odd += together
-        return [_Piece(batch, np.array(places))]
+        return [_Piece(batch, np.array(object_at))]
 
     def _objects_to_batch(self, objects: list[dict[str, Any]], odd: list[Odd]) -> EventBatch:
         return rows_to_batch(
@@ -260,11 +262,8 @@ class EventDecoder:
                 table, self.schema, unknown_columns=self._unknown_columns, decimal=self._decimal
             )
         except EventError as error:
-            rejects += [
-                Reject(index, error.kind, error.field, error.rule, error.value, len(table))
-                for index, table in tables
-            ]
-            return self._take_rows(rejects)
+            rejects += [Reject.of(index, error, len(table)) for index, table in tables]
+            return self._rows_to_batch([], [], rejects)
         odd += events.odd
         first_row = dict(
             zip((index for index, _ in tables), np.cumsum([0, *lengths[:-1]]).tolist(), strict=True)
@@ -281,13 +280,13 @@ class EventDecoder:
         wrong = [reject.position for reject in events.rejects]
         return _Piece(events.batch, np.delete(index_B, wrong))
 
-    def _take_rows(self, rejects: list[Reject]) -> _Piece:
-        """The events of the rows that were decoded so far."""
-        rows, row_at = self._rows, np.array(self._row_at, np.int64)
+    def _rows_to_batch(
+        self, rows: list[msgspec.Struct], places: list[int], rejects: list[Reject]
+    ) -> _Piece:
+        """The events of plain rows. `places`: the index of each one's message."""
+        row_at = np.array(places, np.int64)
         columns = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
         columns = columns or [()] * (2 + len(self.schema.categorical) + len(self.schema.numeric))
-        self._rows.clear()
-        self._row_at.clear()
         schema = self.schema
         labels_B = np.array(columns.pop(0), np.float32)
         times_s_B = np.zeros(len(row_at))
@@ -299,7 +298,6 @@ class EventDecoder:
         numerics_NB = numerics_NB.reshape(fields, len(row_at))
         batch = EventBatch(labels_B, times_s_B, categorical, narrow(numerics_NB))
         wrong = numeric_rejects(numerics_NB, schema)
-        places = row_at.tolist()
         rejects += [one._replace(position=places[one.position]) for one in wrong.values()]
         return _Piece(without_events(batch, wrong), np.delete(row_at, list(wrong)))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from niwaki.model.features.event_rows import Odd
-from niwaki.stream.errors import ConfigError, reason_of
+from niwaki.stream.errors import ConfigError, EventError, reason_of
 
 KINDS = (
     "null",
@@ -48,6 +48,11 @@ class Reject(NamedTuple):
     """The place as a person finds it, such as "clicks.csv, line 17"; empty where only the position
     is known."""
 
+    @classmethod
+    def of(cls, position: int, error: EventError, events: int = 1) -> "Reject":
+        """The reject of the message or row at `position`, for the rule of `error`."""
+        return cls(position, error.kind, error.field, error.rule, error.value, events)
+
     @property
     def reason(self) -> str:
         """The field, the rule and the value in one line."""
@@ -55,7 +60,7 @@ class Reject(NamedTuple):
 
 
 class _Example(NamedTuple):
-    """What is known of all rejects of one kind and column."""
+    """The number of rejects of one rule, and the first of them."""
 
     events: int
     first: Reject

@@ -164,12 +164,12 @@ def event_times(table: pa.Table, schema: Schema) -> np.ndarray:
     return times_s_B
 
 
-def plain_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of text as integers or floats if all of it is such; else as it is."""
     for kind in (pa.int64(), pa.float64()):
         try:
             return column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        except pa.ArrowInvalid:
             continue
     return column
 
@@ -256,6 +256,20 @@ def _by_value(column: pa.ChunkedArray, read: Callable[[Any], Any]) -> _ByValue:
     return _ByValue(text, [read(value) for value in text], codes_B)
 
 
+def _floats_by_value(column: pa.ChunkedArray, read: Callable[[Any], float]) -> np.ndarray:
+    """The column's values as `read` reads them, float64 (B,); NaN where it raises."""
+
+    def read_or_nan(value: Any) -> float:
+        try:
+            return read(value)
+        except FeatureError:
+            return np.nan
+
+    by_value = _by_value(column, read_or_nan)
+    values_B: np.ndarray = np.array(by_value.read, np.float64)[by_value.codes_B]
+    return values_B
+
+
 def _decoded(value: Any) -> Any:
     """Bytes as text; what is not UTF-8 stays as it is."""
     if isinstance(value, bytes):
@@ -276,10 +290,12 @@ def _labels(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.nda
     if not _is_one(column.type, (*_NUMBER_TYPES, *_TEXT_TYPES)):
         rule = f"{label_rule(schema)}, got a column of {column.type}"
         raise EventError("label", schema.label, rule)
-    plain = _is_one(column.type, _NUMBER_TYPES) and not schema.label_positive
-    labels_B = _float64(column) if plain else _plain_labels(column, schema)
+    labels_B = None
+    if not schema.label_positive:
+        numbers = _is_one(column.type, _NUMBER_TYPES)
+        labels_B = _float64(column) if numbers else _plain_numbers(column)
     if labels_B is None:
-        labels_B = _labels_by_value(column, schema)
+        labels_B = _floats_by_value(column, lambda value: read_label(value, schema))
     else:
         missing_B = np.isnan(labels_B)
         if schema.label_threshold is not None:
@@ -292,22 +308,6 @@ def _labels(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.nda
     return labels_B
 
 
-def _plain_labels(column: pa.ChunkedArray, schema: Schema) -> np.ndarray | None:
-    return None if schema.label_positive else _plain_numbers(column)
-
-
-def _labels_by_value(column: pa.ChunkedArray, schema: Schema) -> np.ndarray:
-    def read(value: Any) -> float:
-        try:
-            return read_label(value, schema)
-        except FeatureError:
-            return np.nan
-
-    by_value = _by_value(column, read)
-    values_B: np.ndarray = np.array(by_value.read, np.float64)[by_value.codes_B]
-    return values_B
-
-
 def _times(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.ndarray:
     """float64 (B,) seconds since the epoch; a row without a time is in `wrong`."""
     name = schema.timestamp or ""
@@ -318,7 +318,7 @@ def _times(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.ndar
     if _is.is_date(column.type):
         column = column.cast(pa.timestamp("s"))
     if _is.is_timestamp(column.type):
-        # In milliseconds as they would be in JSON; in microseconds where they have more digits.
+        # Microseconds since 1970 are whole numbers that 64 bits hold exactly.
         column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
         times_s_B = _float64(column) / UNITS_PER_S["us"]
     elif shape in UNITS_PER_S and _is_one(column.type, _NUMBER_TYPES[:2]):
@@ -341,16 +341,7 @@ def _text_times(column: pa.ChunkedArray, schema: Schema) -> np.ndarray:
     plain = _plain_numbers(column)
     if plain is not None:
         return plain / UNITS_PER_S[shape]
-
-    def read(value: Any) -> float:
-        try:
-            return read_time(value, schema)
-        except FeatureError:
-            return np.nan
-
-    by_value = _by_value(column, read)
-    values_B: np.ndarray = np.array(by_value.read, np.float64)[by_value.codes_B]
-    return values_B
+    return _floats_by_value(column, lambda value: read_time(value, schema))
 
 
 def _names(table: pa.Table, name: str, wrong: dict[int, Reject]) -> pa.Array:

@@ -9,7 +9,6 @@ object at the margin is a value again.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -28,7 +27,7 @@ _BETWEEN = re.compile(rb"[\s,]*+")
 _NEXT_OBJECT = re.compile(rb"[\r\n][ \t]*+\{")
 
 
-def read_json(name: Path, text: Text, *, chunk_rows: int) -> Iterator[Rows]:
+def read_json(text: Text, *, chunk_rows: int) -> Iterator[Rows]:
     """The values of a JSON file, at most about `chunk_rows` at a time."""
     if _has_lines(text.data):
         yield from _lines(text.data, chunk_rows)

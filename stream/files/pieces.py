@@ -45,6 +45,10 @@ class Piece(NamedTuple):
         """A reject, whose position is a line or row, with its place."""
         return reject._replace(place=f"{self.path.name}, {self.unit} {reject.position}")
 
+    def located(self, reject: Reject) -> Reject:
+        """A reject, whose position is an index of `rows`, with its line or row and its place."""
+        return self.placed(reject._replace(position=int(self.places_B[reject.position])))
+
 
 def column_names(part: Part, config: EventsConfig) -> list[str] | None:
     """The names of a file's columns; None for JSON, where each value has its own."""
@@ -79,7 +83,7 @@ def read_pieces(
         unit: Literal["line", "row"] = "row" if text is None else "line"
         for rows in _rows(content, kind, text, config, stored, chunk_rows):
             for start in range(0, max(len(rows.rows), 1), chunk_rows):
-                piece = _slice(rows, start, min(chunk_rows, chunk_rows if left is None else left))
+                piece = _slice(rows, start, chunk_rows if left is None else min(chunk_rows, left))
                 rejects = rows.rejects if start == 0 else []
                 yield Piece(part.name, _with(piece.rows, constants), piece.places_B, rejects, unit)
                 if left is not None:
@@ -111,7 +115,7 @@ def _rows(
     if text is None:
         return read_columnar(content, kind, columns=columns, chunk_rows=chunk_rows)
     if kind == "json":
-        return read_json(content.name, text, chunk_rows=chunk_rows)
+        return read_json(text, chunk_rows=chunk_rows)
     return read_delimited(content.name, text, config, columns=columns)
 
 

@@ -50,7 +50,7 @@ class Records(NamedTuple):
     """The line at which each record begins, R int64 numbers, if a parser finds so many records in
     `text`; None if another number is right."""
     used: int
-    """How many bytes of the lines these are: all but for an unfinished record at the end."""
+    """Number of bytes of the lines that these are: all, but for an unfinished record at the end."""
     rejects: list[Reject]
     """Rejects of lines that are left out."""
 

@@ -36,7 +36,7 @@ class Text(NamedTuple):
 
     data: Bytes
     encoding: str
-    """What it was before."""
+    """The encoding of the file itself."""
 
 
 def open_text(name: Path, data: Bytes, encoding: str) -> Text:

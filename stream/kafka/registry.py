@@ -114,7 +114,7 @@ class RegistryDecoder:
                 try:
                     value = _read(value, schema_id, readers[schema_id])
                 except EventError as error:
-                    rejects.append(Reject(at, error.kind, error.field, error.rule, error.value))
+                    rejects.append(Reject.of(at, error))
                     continue
             plain.append(value)
             places.append(at)

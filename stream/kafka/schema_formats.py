@@ -185,7 +185,7 @@ class _ProtobufFields:
         return values
 
     def _reader(self, field: Any) -> Callable[[Any], Any] | None:
-        """What makes JSON of a field's value; None where it is JSON already."""
+        """The function that makes JSON of a field's value; None where it is JSON already."""
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             read = self._reader_of_one(field.message_type.fields_by_name["value"]) or _same
             return lambda entries: {_key(key): read(entries[key]) for key in entries}

@@ -45,7 +45,7 @@ def rebatch(
 
 
 class Survey(NamedTuple):
-    """What one reading of a recording has found."""
+    """The findings of one reading of a recording."""
 
     events: int
     constant_ne: float

@@ -24,13 +24,14 @@ from niwaki.stream.kafka.registry import RegistryDecoder, new_decoder
 from niwaki.stream.kafka.source import EventSource
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 from niwaki.stream.recordings.recording import SAMPLE_EVENTS, Recording
+from niwaki.stream.recordings.replay import at_end
 
 _POLL_S = 0.5
 T = TypeVar("T")
 
 
 class Check(NamedTuple):
-    """What was found."""
+    """The findings of a look at events."""
 
     name: str
     """The files or the topic."""
@@ -55,16 +56,15 @@ class Check(NamedTuple):
 
 
 def check_files(
-    files: Sequence[Path], config: Config, asked: Asked, events: int | None = SAMPLE_EVENTS
+    files: Sequence[Path], config: Config, asked: Asked, events: int = SAMPLE_EVENTS
 ) -> Check:
     """A look at the first `events` events of files. Raises `ConfigError` where no schema can be
     proposed."""
     recording = Recording(files, config.events)
-    limit = events or SAMPLE_EVENTS
-    proposal = recording.propose(asked, limit)
-    given = _events(config, proposal)
+    proposal = recording.propose(asked, events)
+    given = proposal.settings(config.events)
     tally, schema = Tally(), config.schema or proposal.schema
-    for chunk in Recording(files, given).read(schema, limit_events=limit):
+    for chunk in recording.read_with(given).read(schema, limit_events=events):
         tally.add(len(chunk.batch), chunk.rejects, chunk.odd)
     return _found(recording.name, proposal, schema, given, tally)
 
@@ -79,11 +79,9 @@ def check_topic(kafka: KafkaConfig, config: Config, asked: Asked, events: int) -
     values = [record.value for record in records]
     proposal = propose(Sample.of_messages(_unwrapped(kafka, values)), asked)
     schema = config.schema or proposal.schema
-    given = _events(config, proposal)
-    decoded, tally = (
-        _patiently(kafka, lambda: new_decoder(kafka, schema, given).decode(values)),
-        Tally(),
-    )
+    given, tally = proposal.settings(config.events), Tally()
+    decoder = new_decoder(kafka, schema, given)
+    decoded = _patiently(kafka, lambda: decoder.decode(values))
     rejects = [reject._replace(place=records[reject.position].place) for reject in decoded.rejects]
     tally.add(len(decoded.batch), rejects, decoded.odd)
     return _found(kafka.topic, proposal, schema, given, tally)
@@ -112,16 +110,9 @@ def _first_records(source: EventSource, count: int) -> list[Record]:
     while len(records) < count:
         polled = source.poll(_POLL_S)
         records += polled
-        lag = source.lag()
-        if not polled and set(lag) >= set(source.partitions) and not any(lag.values()):
+        if not polled and at_end(source):
             break
     return records[:count]
-
-
-def _events(config: Config, proposal: Proposal) -> EventsConfig:
-    return msgspec.structs.replace(
-        config.events, envelope=proposal.envelope, decimal=proposal.decimal
-    )
 
 
 def _found(

@@ -62,7 +62,7 @@ class DemoStream(NamedTuple):
     recording: Recording
     title: str
     events: int
-    """Events to replay; a broken one counts."""
+    """Events that can be learned from."""
     limit_events: int | None
     drifts: list[dict[str, Any]]
     """True drift points, where they are known."""

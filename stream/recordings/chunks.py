@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
 
     batch: EventBatch
     rejects: list[Reject]
-    """What was left out between them and the events before them."""
+    """The rows that were left out between these events and those before them."""
     odd: list[Odd]
 
 

@@ -71,7 +71,7 @@ class TimeForm(NamedTuple):
 
 
 class Facts:
-    """What the values of a column are."""
+    """Facts about the values of a column."""
 
     def __init__(self, name: str, values: Sequence[Any]):
         self.name = name

@@ -41,7 +41,7 @@ def open_envelope(sample: Sample, envelope: str | None, label: str | None) -> Op
         return plain
     found = [name for name in sample.columns if is_label_name(name.rpartition(".")[2])]
     paths = {name.rpartition(".")[0] for name in found}
-    # What an event was before a change is not the event.
+    # The state of a row before a change is not the event.
     paths -= {path for path in paths if path.endswith("before") and f"{path[:-6]}after" in paths}
     if len(paths) != 1 or (path := paths.pop()).count(".") >= _DEEPEST:
         return plain

@@ -46,7 +46,7 @@ class Label(NamedTuple):
 
 
 class Wanted(Protocol):
-    """What a user asks for; see `proposal.Asked`."""
+    """The wishes of a user; see `proposal.Asked`."""
 
     @property
     def label(self) -> str | None: ...

@@ -15,11 +15,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import RuleError, nearest, shorten
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.recordings.columns import Facts, backwards
 from niwaki.stream.recordings.envelopes import open_envelope
 from niwaki.stream.recordings.labels import Label, find_label, labels_of
@@ -92,6 +94,10 @@ class Proposal(NamedTuple):
     """Mark before the decimals of numbers in text."""
     columns: list[ColumnReport]
     notes: list[str]
+
+    def settings(self, events: EventsConfig) -> EventsConfig:
+        """The settings with which events of this schema are read."""
+        return msgspec.structs.replace(events, envelope=self.envelope, decimal=self.decimal)
 
 
 class _Role(NamedTuple):
@@ -319,7 +325,7 @@ def _report(facts: Facts, role: _Role, labels_B: np.ndarray, decimal: str) -> Co
 
 
 def _warnings(facts: Facts, role: _Role, decimal: str) -> list[str]:
-    """What a user should know of a column that is learned from."""
+    """Warnings about a column that is learned from."""
     warnings = []
     if facts.missing > 0.5 * len(facts.texts):
         warnings.append(f"{facts.missing / len(facts.texts):.0%} of the values are missing")

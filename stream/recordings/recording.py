@@ -6,6 +6,8 @@ grow with the files.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 
@@ -42,6 +44,12 @@ class Recording:
         self.name = ", ".join(map(str, self.paths))
         """The paths as a message names them."""
         self.size_bytes = sum(part.size_bytes for part in self.parts)
+
+    def read_with(self, config: EventsConfig) -> "Recording":
+        """The same files, read with other settings."""
+        other = copy(self)
+        other.config = config
+        return other
 
     def sample(self, limit: int = SAMPLE_EVENTS) -> Sample:
         """The first rows as they are."""
@@ -85,37 +93,40 @@ class Recording:
         lacks the label or the time, or has a column of a similar name instead.
         """
 
-        def chunks(part: Part) -> Iterator[Chunk]:
-            reader = _PartReader(part, schema, self.config)
+        def chunks(reader: _PartReader) -> Iterator[Chunk]:
             return reader.chunks(chunk_events, on_bytes)
 
-        if len(self.parts) == 1 or schema.timestamp is None:
-            read: Iterator[Chunk] = chain.from_iterable(map(chunks, self.parts))
+        begins = self._begins(schema)
+        if len(begins) == 1 or schema.timestamp is None:
+            read: Iterator[Chunk] = chain.from_iterable(chunks(reader) for _, reader in begins)
         else:
-            begins = [(self._begin_s(part, schema), part) for part in self.parts]
             read = in_order_of_time(begins, chunks)
         limited = _limited(read, limit_events)
         # The first chunk is read now, so that a fault of a file is reported at once.
         return chain(list(islice(limited, 1)), limited)
 
-    def _begin_s(self, part: Part, schema: Schema) -> float:
-        """Event time of the first event of a part, seconds; infinite for a part without one."""
-        for chunk in _PartReader(part, schema, self.config).chunks(1_000, None):
-            if len(chunk.batch):
-                return float(chunk.batch.times_s_B[0])
-        return np.inf
+    def _begins(self, schema: Schema) -> list[tuple[float, "_PartReader"]]:
+        """A reader of each part, with the event time at which it begins, seconds; in that order.
+        Where there is one part, or no time, the parts keep their order."""
+        readers = [_PartReader(part, schema, self.config) for part in self.parts]
+        if len(readers) == 1 or schema.timestamp is None:
+            return [(0.0, reader) for reader in readers]
+        begins = [(reader.begin_s(), reader) for reader in readers]
+        return sorted(begins, key=lambda begin: begin[0])
 
     def pieces(
         self, schema: Schema, *, chunk_events: int = CHUNK_EVENTS, limit: int | None = None
     ) -> Iterator[Piece]:
-        """The rows as they are, to be passed on: the columns of the schema, file by file."""
+        """The rows as they are, to be passed on: the columns of the schema, file by file, in the
+        order in which the files begin."""
         left = limit
-        for part in self.parts:
-            reader = _PartReader(part, schema, self.config)
+        for _, reader in self._begins(schema):
             for piece in reader.pieces(chunk_events, left, None):
                 yield piece
                 if left is not None:
                     left -= len(piece.rows)
+            if left == 0:
+                return
 
 
 def read_recording(
@@ -166,11 +177,17 @@ class _PartReader:
         return read_pieces(
             self._part,
             self._config,
-            columns=self._columns(),
+            columns=self._columns,
             limit=limit,
             chunk_rows=chunk_rows,
             on_bytes=on_bytes,
         )
+
+    def begin_s(self) -> float:
+        """Event time of the first event, seconds; infinite without one."""
+        chunks = self.chunks(_FIRST_ROWS, None)
+        times_s = (float(chunk.batch.times_s_B[0]) for chunk in chunks if len(chunk.batch))
+        return next(times_s, np.inf)
 
     def chunks(self, chunk_rows: int, on_bytes: Callable[[int], object] | None) -> Iterator[Chunk]:
         """Events, and what was left out."""
@@ -192,13 +209,9 @@ class _PartReader:
             batch, rejects, odd = table_to_batch(
                 table, self._schema, unknown_columns="ignore", decimal=self._config.decimal
             )
-        places = [int(piece.places_B[reject.position]) for reject in rejects]
-        moved = [
-            piece.placed(reject._replace(position=place))
-            for reject, place in zip(rejects, places, strict=True)
-        ]
-        return Chunk(batch, moved, odd)
+        return Chunk(batch, list(map(piece.located, rejects)), odd)
 
+    @cached_property
     def _columns(self) -> list[str] | None:
         """The columns of the file that the schema reads, of those that have names; None: all."""
         names = column_names(self._part, self._config)

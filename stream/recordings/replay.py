@@ -26,8 +26,7 @@ from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import ENCODERS
 from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.rejects import Reject, Tally
-from niwaki.stream.events.tables import event_times, plain_numbers, table_to_batch
-from niwaki.stream.files.pieces import Piece
+from niwaki.stream.events.tables import event_times, numbers_or_text, table_to_batch
 from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.recording import Recording
@@ -121,6 +120,12 @@ def replay(
     return sent
 
 
+def at_end(source: Source) -> bool:
+    """True if all that can be read of every partition has been polled."""
+    lag = source.lag()
+    return set(lag) >= set(source.partitions) and not any(lag.values())
+
+
 def record(
     source: Source,
     path: str | Path,
@@ -144,13 +149,7 @@ def record(
     with write_recording(path) as recording:
         while recording.events != limit_events and not stop():
             records = held or source.poll(_POLL_S)
-            lag = source.lag()
-            if (
-                not records
-                and not follow
-                and set(lag) >= set(source.partitions)
-                and not any(lag.values())
-            ):
+            if not records and not follow and at_end(source):
                 break
             decoded = decoder.decode([record.value for record in records])
             held = records if decoded is None else []
@@ -233,7 +232,7 @@ class _Rows:
                 table, more = self._typed(piece.rows)
             else:
                 table, more = self._untyped(piece.rows), []
-            tally.add(len(table), rejects + [_placed(reject, piece) for reject in more])
+            tally.add(len(table), rejects + list(map(piece.located, more)))
             yield from self._encoded(table, encoded, size)
 
     def _encoded(
@@ -271,7 +270,7 @@ class _Rows:
         typed = batch_to_table(batch, schema)
         for name in (schema.timestamp, schema.label):
             if name:
-                raw = plain_numbers(table[name].take(pa.array(kept)))
+                raw = numbers_or_text(table[name].take(pa.array(kept)))
                 typed = typed.set_column(typed.column_names.index(name), name, raw)
         return typed, rejects
 
@@ -298,7 +297,3 @@ class _Rows:
     def _steps(self, event: Any) -> list[str]:
         name = self._schema.timestamp or ""
         return [name] if isinstance(event, dict) and name in event else name.split(".")
-
-
-def _placed(reject: Reject, piece: Piece) -> Reject:
-    return piece.placed(reject._replace(position=int(piece.places_B[reject.position])))

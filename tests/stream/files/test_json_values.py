@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -31,7 +30,7 @@ LAYOUTS = {
 
 def read(text: str):
     stream = io.BytesIO(text.encode())
-    pieces = list(read_json(Path("a.json"), Text(Bytes(stream.read), "utf-8"), chunk_rows=3))
+    pieces = list(read_json(Text(Bytes(stream.read), "utf-8"), chunk_rows=3))
     values = [value for piece in pieces for value in piece.rows]
     places = [place for piece in pieces for place in piece.places_B.tolist()]
     return values, places, [one for piece in pieces for one in piece.rejects]

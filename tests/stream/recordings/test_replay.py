@@ -170,6 +170,17 @@ def test_lines_are_played_as_they_are_with_all_that_is_wrong_with_them(tmp_path,
     assert outbox.times_s == pytest.approx([0, 0, 1, 1, 1], abs=0.006)
 
 
+def test_several_files_are_played_in_the_order_in_which_they_begin(tmp_path, clock):
+    for name, part in (("a", BATCH.slice(600, 1000)), ("b", BATCH.slice(0, 600))):
+        with write_recording(tmp_path / f"{name}.parquet") as writer:
+            writer.write(batch_to_table(part, SCHEMA))
+    outbox = Outbox(clock)
+    files = Recording([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    assert replay(files, outbox, SCHEMA, tally=Tally(), limit_events=700) == 700
+    batch, *_ = EventDecoder(SCHEMA).decode(outbox.values)
+    assert rows(batch) == rows(BATCH.slice(0, 700))
+
+
 def test_an_empty_recording_is_an_error_even_in_a_loop(tmp_path, clock):
     (tmp_path / "events.jsonl").write_bytes(b"\n")
     with pytest.raises(ConfigError, match="is empty"):
