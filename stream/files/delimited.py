@@ -8,7 +8,7 @@ Blocks are cut here and handed to Arrow whole: its streaming reader would read t
 thread of its own, which the end of the interpreter does not wait for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from niwaki.stream.events.rejects import Reject
 from niwaki.stream.files.content import Bytes, Rows
 from niwaki.stream.files.dialect import LONGEST_LINE_BYTES, Dialect, find_dialect
 from niwaki.stream.files.records import Lines, Records, Splitter, row_reject
-from niwaki.stream.files.text import Text, count_lines
+from niwaki.stream.files.text import Text
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2 * 2**20
 _STAND_INS = [bytes([byte]) for byte in (*range(31, 13, -1), *range(8, 0, -1))]
 """Control characters, one of which takes the place of a separator of several characters."""
 
@@ -39,7 +39,7 @@ def read_delimited(
     *,
     columns: Sequence[str] | None = None,
     block_bytes: int = BLOCK_BYTES,
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """The rows of a delimited file; at least one `Rows`. `columns`: those to be converted; None:
     all."""
     dialect = find_dialect(name, text, config)
@@ -54,6 +54,7 @@ class _Reader:
     def __init__(self, dialect: Dialect, wanted: list[str], encoding: str):
         names = list(dialect.names)
         self._dialect, self._wanted = dialect, wanted
+        self._separator = dialect.separator  # or what stands in for it
         self._splitter = Splitter(dialect, encoding)
         self._invalid: list[csv.InvalidRow] = []
         # With threads, invalid rows have no numbers.
@@ -67,7 +68,7 @@ class _Reader:
             check_utf8=False,  # the splitter does it
         )
 
-    def rows(self, text: Bytes, block_bytes: int) -> Iterator[Rows]:
+    def rows(self, text: Bytes, block_bytes: int) -> Generator[Rows, None, None]:
         """The rows of `text`, which begins with the first of them."""
         yield self._no_rows([])
         line, held, last, too_long = self._dialect.first_line, b"", False, False
@@ -77,30 +78,35 @@ class _Reader:
             more = text.read(size)
             last = len(more) < size
             held = held + more if held else more
+            if last and held and held[-1:] not in b"\r\n":
+                held += line_end  # else Arrow takes a bare last field after a quoted one for ""
             if too_long:
                 end = held.find(line_end) + 1
                 held, too_long, line = held[end:] if end else b"", not end, line + bool(end)
             # A return at the very end may belong to a line feed that follows.
             end = len(held) if last else held.rfind(line_end, 0, len(held) - 1) + 1
+            end += held[end : end + 1] == b"\n"
             if end:
-                rows, used = self._take(Lines(held, end, line, last))
-                line += count_lines(held, used)
-                held = held[used:]
+                rows, records = self._take(Lines(held, end, line, last))
+                line += records.lines
+                held = held[records.used :]
                 yield rows
             elif len(held) > LONGEST_LINE_BYTES:
                 rule = f"must be at most {LONGEST_LINE_BYTES // 2**20} MB"
                 yield self._no_rows([row_reject(line, "row", rule, held)])
                 held, too_long = b"", True
 
-    def _take(self, lines: Lines) -> tuple[Rows, int]:
-        """Rows, and how many bytes of the lines they took."""
+    def _take(self, lines: Lines) -> tuple[Rows, Records]:
+        """Rows of `lines`, and the records that they were."""
         for records in self._splitter.ways(lines):
             table = self._parse(records)
             if table is None:
                 continue
             lines_R = records.lines_of(len(table) + len(self._invalid))
-            if lines_R is not None:
-                return self._rows(table, records, lines_R), records.used
+            wrong = [row.number - 1 for row in self._invalid]
+            if lines_R is None or (records.sound_R is not None and records.sound_R[wrong].any()):
+                continue
+            return self._rows(table, records, lines_R), records
         raise AssertionError("the last way is always right")
 
     def _rows(self, table: pa.Table, records: Records, lines_R: np.ndarray) -> Rows:
@@ -110,7 +116,8 @@ class _Reader:
             places_B = np.delete(lines_R, wrong)
             for row, line in zip(self._invalid, lines_R[wrong].tolist(), strict=True):
                 rule = f"must have {row.expected_columns} fields, has {row.actual_columns}"
-                rejects.append(row_reject(line, "row", rule, row.text.encode()))
+                text = row.text.replace(self._separator, self._dialect.separator)
+                rejects.append(row_reject(line, "row", rule, text.encode()))
             rejects.sort()
         return Rows(table.select(self._wanted), places_B, rejects)
 
@@ -120,15 +127,16 @@ class _Reader:
         self._invalid = []
         if not records.text.size:
             return self._no_rows([]).rows
-        text, separator = records.text, self._dialect.separator
-        if len(separator.encode()) > 1:
+        text, separator = records.text, self._dialect.separator.encode()
+        if len(separator) > 1:
             whole = text.to_pybytes()
             stand_in = next((byte for byte in _STAND_INS if byte not in whole), _STAND_INS[0])
-            text = pa.py_buffer(whole.replace(separator.encode(), stand_in))
-            separator = stand_in.decode()
-        quote = '"' if self._dialect.quoted else False
+            text = pa.py_buffer(whole.replace(separator, stand_in))
+            self._separator = stand_in.decode()
         parse = csv.ParseOptions(
-            delimiter=separator, quote_char=quote, invalid_row_handler=self._skip
+            delimiter=self._separator,
+            quote_char='"' if self._dialect.quoted else False,
+            invalid_row_handler=self._skip,
         )
         try:
             return csv.read_csv(pa.BufferReader(text), self._read, parse, self._convert)

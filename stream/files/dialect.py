@@ -9,7 +9,7 @@ import csv
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from niwaki.pruning.errors import shorten
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.files.content import Bytes
-from niwaki.stream.files.text import Text, count_lines, encoding_rule
+from niwaki.stream.files.text import LineEnds, Text, encoding_rule
 
 LONGEST_LINE_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 2**16
@@ -26,6 +26,7 @@ _SEPARATORS = ("\t", ";", ",", "|", "::", "\x01")
 _ALIKE = 0.8  # share of the first lines that have one number of fields, if it is a separator
 _UNQUOTED = ("\x01",)  # of Hive, which does not quote
 _CRITEO = ("label", *(f"I{at}" for at in range(1, 14)), *(f"C{at}" for at in range(1, 27)))
+_QUOTED = re.compile(r'(?:^|(?<=[,;\t|\x01\r\n]))"(?:[^"]|"")*+"(?=[,;\t|\x01\r\n]|\Z)')
 _HINT = re.compile(rb'"?sep=(.|\\t)"?[\r\n]+', re.IGNORECASE)  # as Excel writes it
 _BLANK_LINES = re.compile(rb"(?:[ \t]*(?:\r\n|\n|\r))+")
 _DATA = re.compile(
@@ -86,7 +87,7 @@ def find_dialect(name: Path, text: Text, config: EventsConfig) -> Dialect:
     separator = _unescaped(config.separator) or hint
     if separator and {'"', "\n", "\r"} & set(separator):
         raise ConfigError("separator", "must have neither quotes nor line ends", config.separator)
-    sample = _sample(lines[:_SAMPLE_LINES], (separator,) if separator else _SEPARATORS)
+    sample = _sample(lines[:_SAMPLE_LINES], separator)
     names, header = _names(name, sample, config.names)
     first = b"".join(lines[: sample.header_lines])
     if header and (rule := encoding_rule(first, text.encoding)):
@@ -97,7 +98,7 @@ def find_dialect(name: Path, text: Text, config: EventsConfig) -> Dialect:
         raise ConfigError(str(name), rule)
     before = head[:skipped] + (first if header else b"")
     quoted = len(sample.separator.encode()) == 1 and sample.separator not in _UNQUOTED
-    line = count_lines(before, len(before)) + 1
+    line = LineEnds.of(before, len(before)).lines + 1
     return Dialect(sample.separator, quoted, _line_end(head), names, len(before), line)
 
 
@@ -118,8 +119,8 @@ def _head(name: Path, data: Bytes) -> tuple[bytes, bool]:
 
 def _line_end(head: bytes) -> bytes:
     r"""A carriage return where lines end as on an old Mac, else \n."""
-    alone = head.count(b"\r") - head.count(b"\r\n")
-    return b"\r" if alone > head.count(b"\n") else b"\n"
+    ends = LineEnds.of(head, len(head))
+    return b"\r" if ends.returns - ends.pairs > ends.feeds else b"\n"
 
 
 def _unescaped(separator: str) -> str:
@@ -129,16 +130,20 @@ def _unescaped(separator: str) -> str:
     return separator
 
 
-def _sample(lines: Sequence[bytes], separators: Iterable[str]) -> _Sample:
-    """The first records, at the separator by which most of them have the same number of fields, and
-    of several at that with most fields."""
-    samples = [_split([line.decode("utf-8", "replace") for line in lines], s) for s in separators]
-    several = [s for s in samples if s.fields > 1 and len(s.rows[0]) > 1 and s.alike >= _ALIKE]
-    if several:
-        return max(several, key=lambda sample: sample.fields)
-    if len(samples) == 1:
-        return samples[0]
-    return max(samples, key=lambda s: (len(s.rows[0]), s.separator == ","))
+def _sample(lines: Sequence[bytes], separator: str) -> _Sample:
+    """The first records, at `separator`, or else at that by which most of them have the same number
+    of fields, and of several at that with most fields."""
+    texts = [line.decode("utf-8", "replace") for line in lines]
+    if not separator:
+        bare = re.split("\r\n|\r|\n", _QUOTED.sub("x", "".join(texts)))
+        samples = [_split(bare, separator) for separator in _SEPARATORS]
+        several = [s for s in samples if s.fields > 1 and len(s.rows[0]) > 1 and s.alike >= _ALIKE]
+        if several:
+            separator = max(several, key=lambda sample: sample.fields).separator
+        else:
+            by = max(samples, key=lambda sample: (len(sample.rows[0]), sample.separator == ","))
+            separator = by.separator
+    return _split(texts, separator)
 
 
 def _split(lines: list[str], separator: str) -> _Sample:

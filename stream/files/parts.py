@@ -26,7 +26,7 @@ _TABLES = (
     (".hoodie", "is a Hudi table, whose folder holds old rows too; export it as Parquet first"),
     ("metadata/version-hint.text", "is an Iceberg table; export it as Parquet first"),
 )
-"""Names within folders that are more than their files, with the rule that such a folder breaks."""
+"""What lies in folders that are more than their files."""
 
 
 def parts(paths: Sequence[str | Path]) -> list[Part]:

@@ -4,11 +4,10 @@ In: whole lines. Out: `Records`, in up to three ways, of which the first that pr
 taken: a parser must find as many records in them as they say.
 
 1. Each line is a record.
-2. A line end after an odd number of quotes is within a field. Each record of several lines must be
-   sound: with the right number of fields, and with nothing between a closing quote and the end of
-   its field.
+2. A line end after an odd number of quotes is within a field. Every quote must begin or end a field
+   or be doubled, and each record of several lines must have the right number of fields.
 3. Line by line. A line with a quote open at its end is made longer until it is a sound record. If
-   there is none within a megabyte, that one line is a reject, and the next one is a line again.
+   there is none within a megabyte, that one line is a reject, and the next line is read afresh.
    Lines with bytes that are no text are rejects, too.
 """
 
@@ -24,7 +23,7 @@ import pyarrow as pa
 from niwaki.pruning.errors import shorten
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.files.dialect import Dialect
-from niwaki.stream.files.text import encoding_rule, is_utf8
+from niwaki.stream.files.text import LineEnds, encoding_rule, is_utf8
 
 _LONGEST_RECORD_BYTES = 2**20  # of several lines
 _LF, _CR, _QUOTE = b'\n\r"'
@@ -35,7 +34,8 @@ class Lines(NamedTuple):
 
     data: bytes
     end: int
-    """Size of the lines in `data`; what follows there is the beginning of another one."""
+    """Size of the lines in `data`, with the end of the last one; what follows there is the
+    beginning of another one."""
     first: int
     """The number of the first one in the file, from 1."""
     last: bool
@@ -50,9 +50,13 @@ class Records(NamedTuple):
     """The line at which each record begins, R int64 numbers, if a parser finds so many records in
     `text`; None if another number is right."""
     used: int
-    """Number of bytes of the lines that these are: all, but for an unfinished record at the end."""
+    """How many bytes of the lines these are: all but for an unfinished record at the end."""
+    lines: int
+    """How many lines end in these bytes."""
     rejects: list[Reject]
     """Rejects of lines that are left out."""
+    sound_R: np.ndarray | None = None
+    """bool, True for each record that must have the right number of fields."""
 
 
 class Splitter:
@@ -60,60 +64,61 @@ class Splitter:
 
     def __init__(self, dialect: Dialect, encoding: str):
         self._quoted, self._end = dialect.quoted, dialect.line_end[0]
-        self._encoding = encoding
-        self._grammar = _Grammar.of(dialect.separator.encode(), len(dialect.names))
+        self._separator, self._encoding = dialect.separator.encode(), encoding
+        self._grammar = _Grammar.of(self._separator, len(dialect.names))
         self._multiline = False  # whether the last lines had records of several lines
 
     def ways(self, lines: Lines) -> Iterator[Records]:
         """The ways to split `lines`, the fastest first and the one that is always right last."""
         utf8 = is_utf8(lines.data, lines.end)
+        ends = LineEnds.of(lines.data, lines.end)
         if utf8:
             quotes = self._quoted and lines.data.find(b'"', 0, lines.end) >= 0
             if not (quotes and (self._multiline or self._ends_open(lines))):
-                yield self._as_lines(lines, quotes)
-            if quotes and (found := self._by_quotes(lines)):
+                yield self._as_lines(lines, ends)
+            if quotes and (found := self._by_quotes(lines, ends)):
                 yield found
         yield self._line_by_line(lines, utf8)
 
-    def _as_lines(self, lines: Lines, quotes: bool) -> Records:
-        bytes_B = np.frombuffer(lines.data, np.uint8, lines.end)
-        count = np.count_nonzero(bytes_B == self._end) + int(bytes_B[-1] != self._end)
-
+    def _as_lines(self, lines: Lines, ends: LineEnds) -> Records:
         def lines_of(records: int) -> np.ndarray | None:
-            # Records of several lines and lines that end otherwise could make up for one another.
-            if records == count and not (quotes and self._ends_differ(lines)):
-                return np.arange(lines.first, lines.first + count)
-            if records == count or self._ends_differ(lines):
+            if self._mixed(ends):
                 return None
+            if records == ends.lines:
+                return np.arange(lines.first, lines.first + records)
             lines_R = np.flatnonzero(~self._empty(lines, self._starts(lines))) + lines.first
             return lines_R if len(lines_R) == records else None
 
-        return Records(pa.py_buffer(lines.data).slice(0, lines.end), lines_of, lines.end, [])
+        text = pa.py_buffer(lines.data).slice(0, lines.end)
+        return Records(text, lines_of, lines.end, ends.lines, [])
 
-    def _by_quotes(self, lines: Lines) -> Records | None:
-        if self._ends_differ(lines):
+    def _by_quotes(self, lines: Lines, ends: LineEnds) -> Records | None:
+        if self._mixed(ends):
+            return None
+        bytes_B = np.frombuffer(lines.data, np.uint8, lines.end)
+        quotes = np.flatnonzero(bytes_B == _QUOTE)
+        borders = np.frombuffer(self._separator + b'\n\r"', np.uint8)
+        before = bytes_B[np.maximum(quotes[::2] - 1, 0)]  # a quote itself at the very beginning
+        after = bytes_B[np.minimum(quotes[1::2] + 1, lines.end - 1)]
+        if not np.isin(before, borders).all() or not np.isin(after, borders).all():
             return None
         starts = np.append(self._starts(lines), lines.end)
-        quotes = np.flatnonzero(np.frombuffer(lines.data, np.uint8, lines.end) == _QUOTE)
-        # Of each line the quotes up to its end: where their number is even, a record ends.
+        # A record ends with each line up to whose end the number of quotes is even.
         last = np.flatnonzero(np.searchsorted(quotes, starts[1:]) % 2 == 0)
         if not len(last):
             return None
         first = np.append(0, last[:-1] + 1)
-        used = int(starts[last[-1] + 1])
-        unfinished_bytes = lines.end - used
-        if unfinished_bytes > (0 if lines.last else _LONGEST_RECORD_BYTES):
+        used, tall_R = int(starts[last[-1] + 1]), last > first
+        sizes = np.append(starts[last + 1] - starts[first], lines.end - used)[
+            np.append(tall_R, True)
+        ]
+        if sizes.max() > _LONGEST_RECORD_BYTES or (lines.last and used < lines.end):
             return None
-        for record in np.flatnonzero(last > first).tolist():
-            start, end = int(starts[first[record]]), int(starts[last[record] + 1])
-            if not self._grammar.sound.fullmatch(lines.data, start, _without_end(lines.data, end)):
-                return None
-        if last[-1] == first[-1] and self._ends_open(lines._replace(end=used)):
-            return None
-        self._multiline = bool((last > first).any())
-        lines_R = first[~self._empty(lines, starts[first])] + lines.first
+        self._multiline = bool(tall_R.any())
+        some_R = ~self._empty(lines, starts[first])
         text = pa.py_buffer(lines.data).slice(0, used)
-        return Records(text, _exactly(lines_R), used, [])
+        lines_of = _exactly(first[some_R] + lines.first)
+        return Records(text, lines_of, used, int(last[-1]) + 1, [], tall_R[some_R])
 
     def _line_by_line(self, lines: Lines, utf8: bool) -> Records:
         self._multiline = False
@@ -144,7 +149,7 @@ class Splitter:
                 lines_R.append(number)
             at = stop
         numbers_R = np.array(lines_R, np.int64)
-        return Records(pa.py_buffer(b"".join(kept)), _exactly(numbers_R), used, rejects)
+        return Records(pa.py_buffer(b"".join(kept)), _exactly(numbers_R), used, at, rejects)
 
     def _record_end(
         self, lines: Lines, texts: list[bytes], starts: list[int], at: int
@@ -173,22 +178,16 @@ class Splitter:
             lines.data, start, end
         )
 
-    def _ends_differ(self, lines: Lines) -> bool:
-        """True if lines end now in one way and now in another: with a lone return among line
-        feeds."""
-        other = _CR if self._end == _LF else _LF
-        if lines.data.find(bytes([other]), 0, lines.end) < 0:
-            return False
-        bytes_B = np.frombuffer(lines.data, np.uint8, lines.end)
-        others_B = bytes_B == other
-        followed_B = others_B[:-1] & (bytes_B[1:] == self._end)
-        return other == _LF or np.count_nonzero(followed_B) != np.count_nonzero(others_B)
+    def _mixed(self, ends: LineEnds) -> bool:
+        """True if lines end now in one way and now in another, as with a lone return among line
+        feeds: then the number of records may be right by chance."""
+        return ends.returns != ends.pairs if self._end == _LF else ends.feeds > 0
 
     def _starts(self, lines: Lines) -> np.ndarray:
         """Where each line begins, if all end alike."""
         bytes_B = np.frombuffer(lines.data, np.uint8, lines.end)
         starts = np.append(0, np.flatnonzero(bytes_B == self._end) + 1)
-        return starts[:-1] if starts[-1] == lines.end else starts
+        return starts[:-1]
 
     def _empty(self, lines: Lines, starts: np.ndarray) -> np.ndarray:
         """True for each of the lines at `starts` that has no text."""
