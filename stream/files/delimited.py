@@ -18,7 +18,12 @@ from pyarrow import csv
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.files.content import Bytes, Rows
-from niwaki.stream.files.dialect import LONGEST_LINE_BYTES, Dialect, find_dialect
+from niwaki.stream.files.dialect import (
+    LONGEST_LINE_BYTES,
+    Dialect,
+    find_dialect,
+    without_escapes,
+)
 from niwaki.stream.files.records import Lines, Records, Splitter, row_reject
 from niwaki.stream.files.text import Text
 
@@ -45,7 +50,27 @@ def read_delimited(
     dialect = find_dialect(name, text, config)
     text.data.read(dialect.skip_bytes)
     wanted = [name for name in dialect.names if columns is None or name in columns]
-    yield from _Reader(dialect, wanted, text.encoding).rows(text.data, block_bytes)
+    data = _with_doubled_quotes(text.data) if dialect.escaped else text.data
+    yield from _Reader(dialect, wanted, text.encoding).rows(data, block_bytes)
+
+
+def _with_doubled_quotes(text: Bytes) -> Bytes:
+    """The same text, with quotes doubled that a backslash escapes."""
+    held = b""
+
+    def read(size: int) -> bytes:
+        nonlocal held
+        more = text.read(size)
+        whole = held + more
+        if not more:
+            held = b""
+            return whole
+        alone = (len(whole) - len(whole.rstrip(b"\\"))) % 2  # what it escapes is not read yet
+        held = whole[len(whole) - alone :]
+        found = without_escapes(whole[: len(whole) - alone])
+        return found or read(size)
+
+    return Bytes(read)
 
 
 class _Reader:

@@ -27,6 +27,8 @@ _ALIKE = 0.8  # share of the first lines that have one number of fields, if it i
 _UNQUOTED = ("\x01",)  # of Hive, which does not quote
 _CRITEO = ("label", *(f"I{at}" for at in range(1, 14)), *(f"C{at}" for at in range(1, 27)))
 _QUOTED = re.compile(r'(?:^|(?<=[,;\t|\x01\r\n]))"(?:[^"]|"")*+"(?=[,;\t|\x01\r\n]|\Z)')
+_ESCAPED = re.compile(rb'(?:^|[,;\t|\x01\r\n])"[^"\r\n]*\\"(?![,;\t|\x01\r\n"]|\Z)')
+_ESCAPE = re.compile(rb'\\(?:(")|(\\))')
 _HINT = re.compile(rb'"?sep=(.|\\t)"?[\r\n]+', re.IGNORECASE)  # as Excel writes it
 _BLANK_LINES = re.compile(rb"(?:[ \t]*(?:\r\n|\n|\r))+")
 _DATA = re.compile(
@@ -43,6 +45,8 @@ class Dialect(NamedTuple):
     separator: str
     quoted: bool
     """True where quotes have a meaning."""
+    escaped: bool
+    """True where a backslash comes before a quote within quotes, as Spark and MySQL write it."""
     line_end: bytes
     """The byte with which every line ends."""
     names: tuple[str, ...]
@@ -87,7 +91,9 @@ def find_dialect(name: Path, text: Text, config: EventsConfig) -> Dialect:
     separator = _unescaped(config.separator) or hint
     if separator and {'"', "\n", "\r"} & set(separator):
         raise ConfigError("separator", "must have neither quotes nor line ends", config.separator)
-    sample = _sample(lines[:_SAMPLE_LINES], separator)
+    escaped = _ESCAPED.search(head) is not None
+    shown = lines[:_SAMPLE_LINES]
+    sample = _sample([without_escapes(line) for line in shown] if escaped else shown, separator)
     names, header = _names(name, sample, config.names)
     first = b"".join(lines[: sample.header_lines])
     if header and (rule := encoding_rule(first, text.encoding)):
@@ -99,7 +105,13 @@ def find_dialect(name: Path, text: Text, config: EventsConfig) -> Dialect:
     before = head[:skipped] + (first if header else b"")
     quoted = len(sample.separator.encode()) == 1 and sample.separator not in _UNQUOTED
     line = LineEnds.of(before, len(before)).lines + 1
-    return Dialect(sample.separator, quoted, _line_end(head), names, len(before), line)
+    end = _line_end(head)
+    return Dialect(sample.separator, quoted, escaped and quoted, end, names, len(before), line)
+
+
+def without_escapes(text: bytes) -> bytes:
+    """`text`, in which quotes are escaped by a backslash, with doubled quotes instead."""
+    return _ESCAPE.sub(rb"\1\1\2", text)
 
 
 def _head(name: Path, data: Bytes) -> tuple[bytes, bool]:

@@ -142,6 +142,26 @@ def test_only_a_bare_empty_field_and_a_bare_n_are_null():
     assert read(text)[0] == [(None, "", None, r"\N", "NA")]
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.text(st.sampled_from('ab,\\"\n'), max_size=8), min_size=1, max_size=8),
+    block_bytes=BLOCKS,
+)
+def test_quotes_that_a_backslash_escapes_are_read_as_spark_writes_them(values, block_bytes):
+    """A value with a quote is quoted, and the quotes and backslashes in it are escaped."""
+    values = ['say "hi", there', *values]
+    texts = [value.replace("\\", "\\\\").replace('"', '\\"') for value in values]
+    lines = "".join(f'{at},1,"{text}"\n' for at, text in enumerate(texts))
+    rows, _, rejects = read("ts,label,user\n" + lines, block_bytes)
+    assert rejects == []
+    assert [row[2] for row in rows] == values
+
+
+def test_a_backslash_before_the_last_quote_of_a_field_is_a_backslash():
+    rows, _, rejects = read('ts,label,user\n1,1,"C:\\"\n2,0,"D:\\"\n')
+    assert (rows, rejects) == ([("1", "1", "C:\\"), ("2", "0", "D:\\")], [])
+
+
 def test_quotes_within_other_fields_are_literal():
     text = 'a,b\nTV 42",x "y" z\n5" or 6",7"\n'
     assert read(text) == ([('TV 42"', 'x "y" z'), ('5" or 6"', '7"')], [2, 3], [])
