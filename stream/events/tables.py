@@ -323,7 +323,7 @@ def _times(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.ndar
         times_s_B = _float64(column) / UNITS_PER_S["us"]
     elif shape in UNITS_PER_S and _is_one(column.type, _NUMBER_TYPES[:2]):
         times_s_B = _float64(column) / UNITS_PER_S[shape]
-    elif _is_one(column.type, (*_TEXT_TYPES, _is.is_integer)):
+    elif _is_one(column.type, (*_TEXT_TYPES, *_NUMBER_TYPES[:2])):
         times_s_B = _text_times(column, schema)
     else:
         rule = f"{time_rule(schema)}, got a column of {column.type}"
@@ -337,7 +337,9 @@ def _times(table: pa.Table, schema: Schema, wrong: dict[int, Reject]) -> np.ndar
 def _text_times(column: pa.ChunkedArray, schema: Schema) -> np.ndarray:
     shape = schema.timestamp_format
     if shape not in UNITS_PER_S:
-        return parse_times(column.cast(pa.string()), shape)
+        floats = _is.is_floating(column.type)  # integers of pandas, some of which are missing
+        text = _float_names(column, schema.timestamp or "") if floats else column.cast(pa.string())
+        return parse_times(text, shape)
     plain = _plain_numbers(column)
     if plain is not None:
         return plain / UNITS_PER_S[shape]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from niwaki.model.features.schema import Schema
 from niwaki.stream.errors import EventError
 from niwaki.stream.events.encoders import encode_arrow, encode_json
 from niwaki.stream.events.tables import table_to_batch
@@ -164,6 +165,17 @@ def test_a_table_may_hold_every_type_that_means_a_string_a_number_or_a_time():
             texts(table_to_batch(table_.set_column(2, "c_user", column), SCHEMA)[0])[0]
             == [None] * 3
         )
+
+
+def test_hours_as_numbers_of_pandas_are_times_of_a_format():
+    schema = Schema(label="label", timestamp_format="%y%m%d%H", numeric=("n_age",))
+    times = pa.array([14102100.0, None, 14102101.0])
+    batch, rejects = table_to_batch(
+        pa.table({"label": [1, 0, 1], "ts": times, "n_age": [1, 2, 3]}), schema
+    )[:2]
+    first_s = datetime(2014, 10, 21, tzinfo=UTC).timestamp()
+    assert batch.times_s_B.tolist() == [first_s, first_s + 3600]
+    assert [reject.field for reject in rejects] == ["ts"]
 
 
 def test_rows_that_break_the_schema_are_left_out_and_named():
