@@ -3,10 +3,10 @@
 `niwaki.model.features.event_rows` makes batches of dictionaries, `niwaki.stream.events.tables` of
 Arrow tables. This module imports no torch, so a process that only reads events starts quickly.
 
-Shapes: B events, N numeric columns.
+Shapes: B events, N numeric columns, L list columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,9 @@ import pyarrow as pa
 from niwaki.pruning.errors import RuleError
 
 TIME_FEATURES = ("hour", "weekday")
+LIST = pa.map_(pa.string(), pa.float32())
+"""Type of a list column in a batch: the values of each list, in order, each with its weight, which
+is 1 in a list without weights. Null = missing."""
 _AGE = "age:"
 
 
@@ -45,6 +48,22 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     missing; "" is a value."""
     numeric: tuple[str, ...] = ()
     """Columns of numbers or booleans, also as text. Null, absent or NaN is missing."""
+    lists: tuple[str, ...] = ()
+    """Columns of lists of strings, integers or booleans, or of maps from such values to weights
+    >= 0. Null or absent is missing, which is not the same as an empty list."""
+    list_separator: str = "|"
+    """Text in a list column is split at this, unless it is a JSON array or object."""
+    max_list_values: int = 100
+    """Values of a list that are read, >= 1: the last ones. How many lists are longer is told."""
+    shares: dict[str, str] = {}
+    """For a list or categorical column, the categorical column whose embeddings it reads, since
+    their values are the same things: {"history": "item"}."""
+    weight: str | None = None
+    """Column with the weight of an event, >= 0, in all that is learned and measured. None or "":
+    all weigh 1."""
+    sampling_ratio: str | None = None
+    """Column with the share of events without a click that were kept, (0, 1], where a producer
+    left others out: predictions are for the stream before that. None or "": all were kept."""
     ignore: tuple[str, ...] = ()
     """Columns that events may carry and that are not read."""
     crosses: tuple[tuple[str, ...], ...] = ()
@@ -55,8 +74,9 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     numeric for a categorical column: log1p of the seconds since its value was first seen."""
 
     def __post_init__(self) -> None:
-        if self.timestamp == "":  # TOML has no null
-            msgspec.structs.force_setattr(self, "timestamp", None)
+        for option in ("timestamp", "weight", "sampling_ratio"):
+            if getattr(self, option) == "":  # TOML has no null
+                msgspec.structs.force_setattr(self, option, None)
         shape = self.timestamp_format
         if shape not in ("s", "ms", "us", "ns", "iso") and "%" not in shape:
             rule = 'must be "s", "ms", "us", "ns", "iso" or a format of strptime'
@@ -70,6 +90,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     "crosses", "takes two or more categorical columns each", list(cross)
                 )
         self._check_time_features()
+        self._check_lists()
         if len(set(self.fields)) != len(self.fields):
             raise RuleError("crosses", "two fields have the same name", list(self.fields))
 
@@ -77,9 +98,13 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Raise `RuleError` unless each column has one role, and at least one is a feature."""
         roles: dict[str, Sequence[str]] = {
             "label": [self.label],
-            "timestamp": [] if self.timestamp is None else [self.timestamp],
+            **{
+                option: [] if getattr(self, option) is None else [getattr(self, option)]
+                for option in ("timestamp", "weight", "sampling_ratio")
+            },
             "categorical": self.categorical,
             "numeric": self.numeric,
+            "lists": self.lists,
         }
         all_names = [name for names in roles.values() for name in names] + list(self.ignore)
         for role, names in reversed(roles.items()):
@@ -88,8 +113,21 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                     raise RuleError(role, "a column name is empty")
                 if all_names.count(name) > 1:
                     raise RuleError(role, f"column {name!r} has more than one role")
-        if not self.categorical and not self.numeric:
-            raise RuleError("categorical", "needs at least one column, or numeric does")
+        if not self.categorical and not self.numeric and not self.lists:
+            raise RuleError("categorical", "needs at least one column, or numeric or lists does")
+
+    def _check_lists(self) -> None:
+        """Raise `RuleError` unless the settings of lists and of shared embeddings can be used."""
+        if not self.list_separator:
+            raise RuleError("list_separator", "must not be empty")
+        if self.max_list_values < 1:
+            raise RuleError("max_list_values", "must be >= 1", self.max_list_values)
+        for name, owner in self.shares.items():
+            if name not in (*self.lists, *self.categorical):
+                raise RuleError("shares", "takes list and categorical columns", name)
+            if owner not in self.categorical or owner in self.shares:
+                rule = f"{name!r} takes a categorical column with embeddings of its own"
+                raise RuleError("shares", rule, owner)
 
     def _check_time_features(self) -> None:
         """Raise `RuleError` unless all time features can be made."""
@@ -108,10 +146,24 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of the embedded fields, in the order of their tables: columns, crosses, time
-        features."""
+        features, lists."""
         crosses = ("*".join(cross) for cross in self.crosses)
         times = (f"time:{name}" for name in self.time_features if name in TIME_FEATURES)
-        return (*self.categorical, *crosses, *times)
+        return (*self.categorical, *crosses, *times, *self.lists)
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """For each of `fields`, the place of the field whose embeddings it reads: its own, unless
+        it shares another's."""
+        fields = self.fields
+        return tuple(fields.index(self.shares.get(name, name)) for name in fields)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read, label and event time first."""
+        others = (self.timestamp, self.weight, self.sampling_ratio)
+        named = (self.label, *(name for name in others if name))
+        return (*named, *self.categorical, *self.numeric, *self.lists)
 
     @property
     def ages(self) -> tuple[str, ...]:
@@ -136,31 +188,63 @@ class EventBatch:
     """One `pa.string()` array of length B for each of `schema.categorical`; null = missing."""
     numerics_BN: np.ndarray
     """float32, NaN = missing, never infinite."""
+    lists: tuple[pa.Array, ...] = ()
+    """One array of type `LIST` and length B for each of `schema.lists`."""
+    weights_B: np.ndarray | None = None
+    """float32, >= 0, the weight of each event; None: all weigh 1."""
+    sampling_B: np.ndarray | None = None
+    """float32, (0, 1], the share of events without a click that were kept beside each event; None:
+    all were kept."""
 
     def __len__(self) -> int:
         return len(self.labels_B)
 
     def slice(self, start: int, stop: int) -> "EventBatch":
         """Events `start` to `stop` (exclusive), without a copy."""
-        columns = tuple(column.slice(start, stop - start) for column in self.categorical)
+        return self._mapped(
+            lambda column: column.slice(start, stop - start), lambda array: array[start:stop]
+        )
+
+    def take(self, order_B: np.ndarray) -> "EventBatch":
+        """The events at the indices `order_B`, in that order."""
+        indices = pa.array(order_B)
+        return self._mapped(lambda column: column.take(indices), lambda array: array[order_B])
+
+    def _mapped(
+        self,
+        of_column: Callable[[pa.Array], pa.Array],
+        of_array: Callable[[np.ndarray], np.ndarray],
+    ) -> "EventBatch":
+        """Every column after a function."""
         return EventBatch(
-            self.labels_B[start:stop],
-            self.times_s_B[start:stop],
-            columns,
-            self.numerics_BN[start:stop],
+            of_array(self.labels_B),
+            of_array(self.times_s_B),
+            tuple(map(of_column, self.categorical)),
+            of_array(self.numerics_BN),
+            tuple(map(of_column, self.lists)),
+            None if self.weights_B is None else of_array(self.weights_B),
+            None if self.sampling_B is None else of_array(self.sampling_B),
         )
 
     @staticmethod
     def concat(batches: Sequence["EventBatch"]) -> "EventBatch":
-        """The events of `batches`, one after the other."""
+        """The events of `batches`, one after the other. A column that one has, all have."""
         if len(batches) == 1:
             return batches[0]
+
+        def columns(column_lists: Iterable[tuple[pa.Array, ...]]) -> tuple[pa.Array, ...]:
+            return tuple(map(pa.concat_arrays, zip(*column_lists, strict=True)))
+
+        def arrays(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
+            found = [part for part in parts if part is not None]
+            return np.concatenate(found) if found else None
+
         return EventBatch(
             np.concatenate([batch.labels_B for batch in batches]),
             np.concatenate([batch.times_s_B for batch in batches]),
-            tuple(
-                pa.concat_arrays(columns)
-                for columns in zip(*(batch.categorical for batch in batches), strict=True)
-            ),
+            columns(batch.categorical for batch in batches),
             np.concatenate([batch.numerics_BN for batch in batches]),
+            columns(batch.lists for batch in batches),
+            arrays(batch.weights_B for batch in batches),
+            arrays(batch.sampling_B for batch in batches),
         )

@@ -28,7 +28,6 @@ from niwaki.stream.events.tables import (
     narrow,
     numeric_rejects,
     table_to_batch,
-    take_events,
     without_events,
 )
 
@@ -136,7 +135,7 @@ class EventDecoder:
         index_B = np.concatenate([piece.message_B for piece in pieces])
         if (index_B[1:] < index_B[:-1]).any():  # several kinds of message in one poll
             order_B = np.argsort(index_B, kind="stable")
-            batch, index_B = take_events(batch, order_B), index_B[order_B]
+            batch, index_B = batch.take(order_B), index_B[order_B]
         return Decoded(batch, index_B, sorted(rejects), odd)
 
     def _opened(

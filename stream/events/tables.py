@@ -119,17 +119,9 @@ def _refuse_infinite(name: str, values_B: np.ndarray, wrong: dict[int, Reject]) 
         wrong[row] = Reject(row, "numeric", name, NUMERIC_RULE, str(values_B[row]))
 
 
-def take_events(batch: EventBatch, order_B: np.ndarray) -> EventBatch:
-    """The events of `batch` at the indices `order_B`, in that order."""
-    categorical = tuple(column.take(pa.array(order_B)) for column in batch.categorical)
-    return EventBatch(
-        batch.labels_B[order_B], batch.times_s_B[order_B], categorical, batch.numerics_BN[order_B]
-    )
-
-
 def without_events(batch: EventBatch, rows: Collection[int]) -> EventBatch:
     """The events of `batch` without those of `rows`."""
-    return take_events(batch, np.delete(np.arange(len(batch)), list(rows))) if rows else batch
+    return batch.take(np.delete(np.arange(len(batch)), list(rows))) if rows else batch
 
 
 def find_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:

@@ -16,7 +16,6 @@ import numpy as np
 from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch
 from niwaki.stream.events.rejects import Reject
-from niwaki.stream.events.tables import take_events
 
 
 class Chunk(NamedTuple):
@@ -79,7 +78,7 @@ def in_order_of_time(
         else:
             batches, latest_s = zip(*(one.take(until_s) for one in opened), strict=True)
             order_B = np.argsort(np.concatenate(latest_s), kind="stable")
-            yield Chunk(take_events(EventBatch.concat(batches), order_B), [], [])
+            yield Chunk(EventBatch.concat(batches).take(order_B), [], [])
         for one in opened:
             if one.batch is None or not len(one.batch):
                 yield from one.refill()
