@@ -48,6 +48,7 @@ from benchmarks.learner.tables import (
 )
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events.tables import table_to_batch
@@ -146,9 +147,9 @@ class _Kept(WindowedEvaluation):
         super().__init__(BATCH_EVENTS)
         self.logits: list[np.ndarray] = []
 
-    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    def update(self, logits_B: np.ndarray, outcomes: Outcomes) -> np.ndarray:
         self.logits.append(logits_B)
-        return super().update(logits_B, labels_B)
+        return super().update(logits_B, outcomes)
 
 
 def run_niwaki(
