@@ -9,44 +9,21 @@ Shapes: B events, V values of all their lists.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from itertools import chain
 from types import NoneType
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
+from niwaki.model.features.list_text import LIST_RULE, list_of_text
 from niwaki.model.features.schema import LIST, Schema
 from niwaki.model.features.values import BEYOND_32_BITS, Odd, as_name, clean_names
 
-LIST_RULE = "must be a list of strings or numbers, or a map from such values to weights"
 VALUE_WEIGHT_RULE = "must have weights that are numbers >= 0, finite in 32 bits"
-SPACES = " \t\r\n\f\v"
-"""Spaces around a value in text, which do not belong to it."""
-_QUOTED = r"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\""""
-_NUMBER = r"[+-]?(?:(?:0|[1-9]\d*+)(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?"
-_ITEM = rf"(?:{_QUOTED}|{_NUMBER}|[A-Za-z]++)"
-_COMMA = r"(?:\s*+,\s*+|\s++)"  # numpy writes spaces only
-_PAIR = rf"{_ITEM}\s*+:\s*+{_ITEM}"
-_PYTHON_LIST = re.compile(
-    rf"(?:\[|\{{)\s*+(?:{_ITEM}(?:{_COMMA}{_ITEM})*+\s*+,?)?\s*+(?:\]|\}})", re.DOTALL
-)
-_PYTHON_MAP = re.compile(rf"\{{\s*+{_PAIR}(?:\s*+,\s*+{_PAIR})*+\s*+,?\s*+\}}", re.DOTALL)
-_FOUND_ITEM = re.compile(_ITEM, re.DOTALL)
-_ESCAPED = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([\\'\"ntr]))")
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-_NESTED = re.compile(r"[\[{]\s*[\[{(]")
-_WORDS = {
-    **dict.fromkeys(("None", "null", "nan", "NaN"), None),
-    **dict.fromkeys(("True", "true"), True),
-    **dict.fromkeys(("False", "false"), False),
-    **dict.fromkeys(("inf", "Infinity"), math.inf),
-}
 
 
 class ListValue(NamedTuple):
@@ -120,26 +97,51 @@ def read_lists(
 ) -> pa.Array:
     """Values of a list column, one for each event, as an array of type `LIST`.
 
-    `odd`: takes how many lists were too long. `failed`: takes the error of each value that breaks a
-    rule, by its place, and the value counts as missing; None: the first such error is raised.
+    `odd`: takes how many lists were too long. `failed`: see `flat_lists`.
     """
-    lists = _alike(values, column)
-    if lists is None:
-        found: list[ListValue | None] = []
+    return pack_lists(flat_lists(values, column, schema, failed), column, schema, odd)
+
+
+def flat_lists(
+    values: Sequence[Any],
+    column: str,
+    schema: Schema,
+    failed: dict[int, FeatureError] | None = None,
+) -> FlatLists:
+    """Values of a list column, one for each event, as lists.
+
+    `failed`: takes the error of each value that breaks a rule, by its place, and the value counts
+    as missing; None: the first such error is raised.
+    """
+
+    def of_each(read: Callable[[Any], Any]) -> list[Any]:
+        found = []
         for at, value in enumerate(values):
             try:
-                found.append(read_list(value, column, schema))
-            except FeatureError as error:
-                if failed is None:
-                    raise
-                failed[at] = error
-                found.append(None)
-        lists = flat_lists(found)
-    return pack_lists(lists, column, schema, odd)
+                found.append(read(value))
+                continue
+            except FeatureError as broken:
+                error = broken
+            except RecursionError:  # in showing a value
+                error = FeatureError(column, LIST_RULE, shown="lists that are nested too deeply")
+            if failed is None:
+                raise error
+            failed[at] = error
+            found.append(None)
+        return found
+
+    def parsed(value: Any) -> Any:
+        return (
+            list_of_text(value, column, schema.list_separator) if isinstance(value, str) else value
+        )
+
+    if str in set(map(type, values)):
+        values = of_each(parsed)
+    lists = _alike(values)
+    return lists or _joined(of_each(lambda value: read_list(value, column, schema)))
 
 
-def flat_lists(found: Sequence[ListValue | None]) -> FlatLists:
-    """Lists as one."""
+def _joined(found: Sequence[ListValue | None]) -> FlatLists:
     names_V = pa.array(list(chain.from_iterable(one.names for one in found if one)), pa.string())
     counts_B = np.array([len(one.names) if one else 0 for one in found], np.int64)
     weights_V = None
@@ -153,10 +155,10 @@ def read_list(value: Any, column: str, schema: Schema) -> ListValue | None:
     """A value of a list column; None for a missing one.
 
     A list, a set (in the order of names) or a map; a list of pairs, objects of two members each, is
-    a map, too. Text is read as `_read_text` says; a number or a boolean is a list of one.
+    a map, too. Text is read by `list_of_text`. A number or a boolean is a list of one.
     """
     if isinstance(value, str):
-        return _read_text(value, column, schema)
+        value = list_of_text(value, column, schema.list_separator)
     if isinstance(value, dict):
         return _read_map(value.items(), column)
     if isinstance(value, set | frozenset):
@@ -171,7 +173,7 @@ def read_list(value: Any, column: str, schema: Schema) -> ListValue | None:
     return None if name is None else ListValue([name], None)
 
 
-def _alike(values: Sequence[Any], column: str) -> FlatLists | None:
+def _alike(values: Sequence[Any]) -> FlatLists | None:
     """The lists of a column, all of it at once, where it is clean and of one kind; else None."""
     kinds = set(map(type, values))
     if not (kinds <= {list, NoneType} or kinds <= {dict, NoneType}):
@@ -233,60 +235,3 @@ def _read_map(pairs: Iterable[tuple[Any, Any]], column: str) -> ListValue:
         found.names.append(name)
         found.weights.append(number)  # type: ignore[union-attr]
     return found
-
-
-def _read_text(text: str, column: str, schema: Schema) -> ListValue:
-    """Text: a list or a map in JSON or as Python and numpy write it; else values with the schema's
-    separator between them, of which empty ones are left out."""
-    body = text.strip(SPACES)
-    if body.startswith(("[", "{")):
-        found = _parse(body, column)
-        if found is not None:
-            read = read_list(found, column, schema)
-            assert read is not None
-            return read
-    pieces = (piece.strip(SPACES) for piece in text.split(schema.list_separator))
-    return ListValue(_names(filter(None, pieces), column), None)
-
-
-_decode: Callable[[str], Any] = msgspec.json.Decoder().decode
-
-
-def _parse(body: str, column: str) -> Any:
-    """A list, a set or a map that is written as text; None for other text."""
-    try:
-        return _decode(body)
-    except RecursionError:
-        raise FeatureError(column, LIST_RULE, body) from None
-    except ValueError:
-        pass  # not JSON, or half of a surrogate pair
-    if _NESTED.match(body) and body.endswith(("]", "}")):
-        raise FeatureError(column, LIST_RULE, body)
-    try:
-        if _PYTHON_LIST.fullmatch(body):
-            items = [_item(found) for found in _FOUND_ITEM.findall(body)]
-            closes = {"[": "]", "{": "}"}[body[0]]
-            if not body.endswith(closes):
-                return None
-            return items if closes == "]" else set(items)
-        if _PYTHON_MAP.fullmatch(body):
-            items = [_item(found) for found in _FOUND_ITEM.findall(body)]
-            return dict(zip(items[::2], items[1::2], strict=True))
-    except (ValueError, KeyError):
-        pass  # a word that is no value, or a number of too many digits
-    return None
-
-
-def _item(text: str) -> Any:
-    """A value in a list that Python or numpy has written. Raises `KeyError` or `ValueError` for
-    what is none."""
-    if text[0] in "'\"":
-        return _ESCAPED.sub(_unescaped, text[1:-1]) if "\\" in text else text[1:-1]
-    if text[0].isalpha():
-        return _WORDS[text]
-    return float(text) if set(text) & set(".eE") else int(text)
-
-
-def _unescaped(found: re.Match[str]) -> str:
-    code = found[1] or found[2] or found[3]
-    return chr(int(code, 16)) if code else _ESCAPES.get(found[4], found[4])

@@ -7,22 +7,19 @@ taken whole: no Python object is made of a value.
 Shapes: B rows, V values of all their lists.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from niwaki.model.errors import FeatureError
+from niwaki.model.features.list_text import LIST_RULE, SPACES
 from niwaki.model.features.list_values import (
-    LIST_RULE,
-    SPACES,
     VALUE_WEIGHT_RULE,
     FlatLists,
-    ListValue,
     flat_lists,
     pack_lists,
-    read_list,
 )
 from niwaki.model.features.schema import LIST, Schema
 from niwaki.model.features.values import BEYOND_32_BITS, Odd
@@ -156,21 +153,17 @@ class _Column(NamedTuple):
 
     def _by_value(self, column: pa.ChunkedArray) -> FlatLists:
         """Text of any form; each different one is read once."""
-
-        def read(value: Any) -> ListValue | FeatureError | None:
-            try:
-                if isinstance(value, bytes):
-                    raise FeatureError(self.name, "must be UTF-8", value)
-                return read_list(value, self.name, self.schema)
-            except FeatureError as error:
-                return error
-
-        _, found, codes_B = by_value(column, read)
-        wrong = [at for at, one in enumerate(found) if isinstance(one, FeatureError)]
-        for row in np.flatnonzero(np.isin(codes_B, wrong)).tolist():
-            error = found[codes_B[row]]
+        texts, _, codes_B = by_value(column, lambda text: text)
+        failed = {
+            at: FeatureError(self.name, "must be UTF-8", text)
+            for at, text in enumerate(texts)
+            if isinstance(text, bytes)
+        }
+        readable = [None if at in failed else text for at, text in enumerate(texts)]
+        lists = flat_lists(readable, self.name, self.schema, failed)
+        for row in np.flatnonzero(np.isin(codes_B, list(failed))).tolist():
+            error = failed[int(codes_B[row])]
             self.wrong[row] = Reject(row, "list", self.name, error.rule, error.value)
-        lists = flat_lists([one if isinstance(one, ListValue) else None for one in found])
         return _take(lists, codes_B)
 
     def _reject(self, row: int, rule: str, value: object) -> None:

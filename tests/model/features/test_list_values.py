@@ -82,7 +82,8 @@ def test_a_missing_list_is_not_an_empty_one(value):
     [
         ([["a"]], "['a']"),
         ('[["a"]]', "['a']"),
-        ("[['a'], ['b']]", "\"[['a'], ['b']]\""),
+        ("[['a'], ['b']]", "['a']"),
+        ("[['a' 'b']]", "\"[['a' 'b']]\""),
         ({"a": -1}, "{'a': -1}"),
         ({"a": math.inf}, "{'a': inf}"),
         ({"a": 1e39}, "{'a': 1e+39}"),
@@ -152,6 +153,13 @@ def test_what_python_and_json_write_is_read_back(values, as_json):
     weighed = {name: 0.5 for name in values}
     text = json.dumps(weighed) if as_json else str(weighed)
     assert read(text) == ListValue(list(weighed), [0.5] * len(weighed))
+
+
+@pytest.mark.parametrize("depth", [10, 300, 600, *range(900, 1000, 7), 10_000])
+def test_lists_are_refused_however_deep_they_are_nested(depth):
+    failed: dict[int, FeatureError] = {}
+    read_lists(["[" * depth + "]" * depth, "a"], "seen", SCHEMA, failed=failed)
+    assert [error.field for error in failed.values()] == ["seen"]
 
 
 @given(st.text(st.sampled_from("[]{}'\"\\,: a1|.-\n"), max_size=30))
