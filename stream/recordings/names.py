@@ -39,7 +39,8 @@ _LIST_TOKENS = frozenset(
 )
 _HISTORY_TOKENS = frozenset(
     "history hist basket cart recent liked disliked clicked viewed bought purchased watched seen"
-    " visited played read ordered last previous prev next similar related session".split()
+    " visited played read ordered click view purchase order like watch visit play last previous"
+    " prev next similar related session".split()
 )
 """Words for things of the past, in names that don't say which things."""
 _THING_TOKENS = frozenset(
@@ -124,10 +125,13 @@ def says_history(name: str) -> bool:
 
 def says_thing(name: str) -> bool:
     """True for the name of what people click: "item_id", "movie"."""
-    return bool(things(name) & _THING_TOKENS)
+    tokens = _tokens(name)
+    return bool({*tokens, *map(_singular, tokens)} & _THING_TOKENS)
 
 
 def _singular(word: str) -> str:
+    if word.endswith("s") and word[:-1] in _ID_TOKENS | _THING_TOKENS:
+        return word[:-1]
     if word.endswith("ies") and len(word) > 4:
         return f"{word[:-3]}y"
     if word.endswith(("sses", "shes", "ches", "xes")):

@@ -193,7 +193,8 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, Role]) -> Fo
 
 
 def _may_be_list(name: str, prefixed: bool) -> bool:
-    return bool(name) and can_be_written(name) and not (prefixed and name[:2] == "n_")
+    """True if a column can be a list by its name: prefixes decide where all columns have them."""
+    return can_be_written(name) and bool(name) and (not prefixed or name[:2] == "l_")
 
 
 def _other(facts: Facts, prefixed: bool, lists: FoundLists, asked: Asked) -> Role:
@@ -217,12 +218,10 @@ def _shares(
 ) -> dict[str, Shared]:
     """The columns that share embeddings; in `roles`, too."""
     categorical = {
-        name: facts[name].counts.keys()
-        for name, role in roles.items()
-        if role.role == "categorical"
+        name: facts[name].counts for name, role in roles.items() if role.role == "categorical"
     }
     found = find_shares(
-        {name: one.counts.keys() for name, one in lists.columns.items()}, categorical, asked
+        {name: one.counts for name, one in lists.columns.items()}, categorical, asked
     )
     for name, shared in found.items():
         role = roles[name]

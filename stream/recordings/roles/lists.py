@@ -87,8 +87,8 @@ def find_lists(
                 found.whys[name] = f"text, split at {separator!r}"
             else:
                 found.remarks[name] = (
-                    f"its values look like lists with {texts[name][0]!r} between them, but the"
-                    f" separator of lists is {separator!r}; --list-separator decides otherwise"
+                    f"its values look like lists split at {texts[name][0]!r}, but those of others"
+                    f" are split at {separator!r}; --list-separator {texts[name][0]!r} reads these"
                 )
         else:
             _of_values(facts[name], found, may_be_empty=name in named or says_list(name))

@@ -14,8 +14,10 @@ from niwaki.stream.recordings.names import says_list
 
 SEPARATORS = ("|", ";", ",", " ")
 """Separators that are looked for; the first of several that would do is taken."""
-_SEVERAL_SHARE, _SEVERAL_SHARE_NAMED = 0.5, 0.1
-"""Share of rows with several values, from which on they are lists; and where the name says so."""
+_SEVERAL_SHARE = {"|": 0.25, ";": 0.25}
+_SEVERAL_SHARE_OTHERS, _SEVERAL_SHARE_NAMED = 0.5, 0.1
+"""Share of rows with several values, from which on they are lists: by separator, of the other ones,
+and where the name says so."""
 _MOST = 0.98
 _LONGEST_PIECE = 40
 _MOST_WORDS = 4
@@ -26,7 +28,7 @@ _SAME_PLACES = 0.2
 _ID = re.compile(r"[A-Za-z]{0,4}[-_]?\d+|[0-9a-f]{8,}|[0-9A-F]{8,}|[0-9a-f-]{36}")
 _NUMBER = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+)")
-_BRACKETS = ("()", "[]", "{}")
+_BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 
 
 class Pieces:
@@ -62,7 +64,8 @@ class Pieces:
         """True if the pieces are the values of lists. `vocabularies`: the values of categorical
         columns, whose values the lists may hold. `named`: the name of the column says so."""
         named = named or says_list(self.name)
-        least = _SEVERAL_SHARE_NAMED if named else _SEVERAL_SHARE
+        least = _SEVERAL_SHARE.get(self.separator, _SEVERAL_SHARE_OTHERS)
+        least = _SEVERAL_SHARE_NAMED if named else least
         if self.several < least * self.rows or not self._short:
             return False
         ids = self._share(_ID) >= _MOST

@@ -5,13 +5,15 @@ whose embeddings it reads, with the reason. Small enumerations never share by th
 no, or the hours of a day, are equal without being the same things.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.names import says_history, says_thing, things
 from niwaki.stream.recordings.roles.asked import Asked
 
+Counts = Mapping[str, int]
+"""Number of times that each value of a column occurs."""
 _LEAST_RATIO = 0.5
 _LEAST_COMMON, _LEAST_COMMON_NAMED = 20, 10
 _SMALL_INTEGER = 100
@@ -26,9 +28,10 @@ class Shared(NamedTuple):
 
 
 def find_shares(
-    lists: Mapping[str, Set[str]], categorical: Mapping[str, Set[str]], asked: Asked
+    lists: Mapping[str, Counts], categorical: Mapping[str, Counts], asked: Asked
 ) -> dict[str, Shared]:
-    """For list and categorical columns, by their different values, those that share another's."""
+    """For list and categorical columns, by the number of times that each value occurs, those that
+    share another's embeddings."""
     found = _asked(lists, categorical, asked)
     decided = {name for pair in asked.shares for name in pair}
     for name, values in categorical.items():
@@ -43,7 +46,7 @@ def find_shares(
 
 
 def _asked(
-    lists: Mapping[str, Set[str]], categorical: Mapping[str, Set[str]], asked: Asked
+    lists: Mapping[str, Counts], categorical: Mapping[str, Counts], asked: Asked
 ) -> dict[str, Shared]:
     """The shares that a user asks for. Raises `ConfigError` for those that can't be."""
     pairs = {name: owner for name, owner in asked.shares if owner}
@@ -57,30 +60,29 @@ def _asked(
 
 
 def _best(
-    name: str,
-    values: Set[str],
-    owners: Mapping[str, Set[str]],
-    found: Mapping[str, Shared],
+    name: str, values: Counts, owners: Mapping[str, Counts], found: Mapping[str, Shared]
 ) -> Shared | None:
     """The column that has most of the values, one with a name like it before others."""
+    integers = _integers(values)
+    if integers and max(integers) < _SMALL_INTEGER:
+        return None
     ranked = []
     for owner, owned in owners.items():
-        common = len(values & owned)
-        ratio = common / max(len(values), 1)
-        if owner in found or ratio < _LEAST_RATIO:
+        if owner in found:
             continue
+        common = values.keys() & owned.keys()
         named = _names_agree(name, owner)
-        integers = _integers(values)
-        if integers and max(integers) < _SMALL_INTEGER:
-            continue
-        coded = _are_codes(integers)
+        # Rare values of a long tail are often missing in a sample.
+        often = sum(values[one] for one in common) / max(sum(values.values()), 1)
+        ratio = often if named else len(common) / max(len(values), 1)
         least = _LEAST_COMMON_NAMED if named and not integers else _LEAST_COMMON
-        if common >= least and (named or not coded):
-            ranked.append((named, ratio, owner))
+        enough = len(common) >= least and ratio >= _LEAST_RATIO
+        if enough and (named or not _are_codes(integers)):
+            ranked.append((named, ratio, len(common), owner))
     if not ranked:
         return None
-    _, ratio, owner = max(ranked, key=lambda one: one[:2])
-    return Shared(owner, f"which has {ratio:.0%} of its {len(values):,} values")
+    _, _, common_values, owner = max(ranked, key=lambda one: one[:2])
+    return Shared(owner, f"which has {common_values:,} of its {len(values):,} values")
 
 
 def _names_agree(name: str, owner: str) -> int:
@@ -97,7 +99,7 @@ def _is_owner_of(name: str, owner: str) -> bool:
     return bool(things(owner)) and things(owner) <= things(name) and len(owner) < len(name)
 
 
-def _integers(values: Set[str]) -> Sequence[int]:
+def _integers(values: Counts) -> Sequence[int]:
     """The values as integers, if most of them are."""
     found = [int(one) for one in values if one.isascii() and one.lstrip("-").isdigit()]
     return found if len(found) > _LEAST_RATIO * len(values) else []
