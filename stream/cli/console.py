@@ -104,11 +104,14 @@ def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(header, overflow="fold")
     for column in report:
         examples = ", ".join(map(str, column["examples"])) or "none"
-        values = f"{column['distinct']:,} distinct, {column['missing']:,} missing: {examples}"
+        counts = f"{column['distinct']:,} distinct, {column['missing']:,} missing"
+        if lists := column["lists"]:
+            counts += f", {lists['empty']:,} empty, typically {lists['typical']:g} values,"
+            counts += f" at most {lists['longest']:,}"
         table.add_row(
             Text(f"{column['name']}\n({column['kind']})"),
             Text(f"{column['role']}: {column['why']}"),
-            Text(values),
+            Text(f"{counts}: {examples}"),
             *([Text("; ".join(column["warnings"]))] if wrong else []),
         )
     console.print(table)
