@@ -49,7 +49,8 @@ class Survey(NamedTuple):
 
     events: int
     constant_ne: float
-    """Normalized entropy of a prediction of the click rate so far: the baseline of every model."""
+    """Normalized entropy of a prediction of the click rate before each event: the baseline of every
+    model."""
 
 
 def survey(
@@ -62,16 +63,16 @@ def survey(
 ) -> Survey:
     """Read the recording once. `tally` takes what was left out. Raises `ConfigError` where that is
     too much, or where there is nothing to learn."""
-    evaluation, clicks = Evaluation(), 0.0
+    evaluation = Evaluation()
     for chunk in recording.read(schema, limit_events=limit_events, on_bytes=on_bytes):
         labels_B = chunk.batch.labels_B
-        rate = (clicks + 0.5) / (evaluation.events + 1)
-        evaluation.update(np.full(len(labels_B), np.log(rate / (1 - rate)), np.float32), labels_B)
-        clicks += float(labels_B.sum(dtype=np.float64))
+        clicks_B = evaluation.label_sum + np.cumsum(labels_B, dtype=np.float64) - labels_B
+        rates_B = (clicks_B + 0.5) / (evaluation.events + np.arange(len(labels_B)) + 1)
+        evaluation.update(np.log(rates_B / (1 - rates_B)), labels_B)
         tally.add(len(labels_B), chunk.rejects, chunk.odd)
     tally.check(recording.name, recording.config.max_rejected_ratio)
-    if clicks in (0, evaluation.events):
-        value = int(clicks > 0)
+    if evaluation.label_sum in (0, evaluation.events):
+        value = int(evaluation.label_sum > 0)
         rule = f"all {evaluation.events:,} labels are {value}: there is nothing to learn"
         raise ConfigError(recording.name, f"{rule}; --label names another column")
     return Survey(evaluation.events, evaluation.normalized_entropy)
