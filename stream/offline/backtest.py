@@ -141,12 +141,12 @@ def backtest(
 
     results = {}
     for policy in policies:
-        results[policy], _ = backtest_policy(
+        pruning = msgspec.structs.replace(config.pruning, policy=policy)
+        # Only the measures are kept: the history has a trainer, and one at a time is enough.
+        results[policy] = backtest_policy(
             batches(),
-            msgspec.structs.replace(
-                config, pruning=msgspec.structs.replace(config.pruning, policy=policy)
-            ),
+            msgspec.structs.replace(config, pruning=pruning),
             publish_every=publish_every,
             on_events=on_events,
-        )
+        )[0]
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}
