@@ -334,7 +334,8 @@ def _warnings(facts: Facts, role: _Role, decimal: str) -> list[str]:
     numbers = sum(facts.numbers.values()) / max(facts.total, 1)
     if role.role == "categorical":
         if facts.distinct > max(_NEW_RATIO * facts.known, 50):
-            warnings.append("nearly every value is new, so there is little to learn from it")
+            first = f"nearly every one of the first {facts.known:,} values is new"
+            warnings.append(f"{first}: there is little to learn from it unless they come again")
         named = facts.leading_zeros or says_id(facts.name)
         if facts.kind == "strings" and numbers >= _MOSTLY_NUMBERS and not named:
             odd = shorten(facts.odd[1], _TEXT_CHARACTERS)
