@@ -6,7 +6,7 @@ the live loop drives.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,9 +14,12 @@ import numpy as np
 
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import POLICIES, Static
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
+from niwaki.stream.offline.words import listed
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
@@ -150,3 +153,19 @@ def backtest(
             on_events=on_events,
         )[0]
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}
+
+
+def unfinished(result: Mapping[str, Any], pruning: PruningConfig) -> list[str]:
+    """A note on the policies in a backtest's result that would have pruned, had there been more
+    events."""
+    waiting = [
+        policy
+        for policy, row in result["policies"].items()
+        if issubclass(POLICIES[policy], Static) and not row["prunings"]
+    ]
+    if not waiting:
+        return []
+    begins = f"pruning begins after {pruning.warmup_events:,} (pruning.warmup_events)"
+    takes = f"takes at least {pruning.pruning_events:,} (pruning.pruning_events)"
+    few = f"{result['events']:,} events are too few for {listed(waiting)}"
+    return [f"{few}: {begins} and {takes}"]
