@@ -210,7 +210,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("growth", measured, rest)
+    main("growth", measured, rest, parser)
 
 
 if __name__ == "__main__":

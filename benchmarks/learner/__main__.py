@@ -288,7 +288,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("learner", measured, rest)
+    main("learner", measured, rest, parser)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("training", measured, rest)
+    main("training", measured, rest, parser)
 
 
 if __name__ == "__main__":
