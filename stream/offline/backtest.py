@@ -17,6 +17,7 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
+from niwaki.stream.offline.predictions import PredictionsFile
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
@@ -82,17 +83,20 @@ def backtest_policy(
     config: TrainerConfig,
     *,
     publish_every: Sequence[int],
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> tuple[dict[str, Any], History]:
     """Run one policy over `batches`. The first of `publish_every` is the interval that the other
-    served measures are of."""
+    served measures are of, and the `predictions` that are written."""
     trainer = Trainer(config)
     replicas = {every: trainer.add_replica(every) for every in publish_every}
     served = replicas[publish_every[0]]
     history = History(trainer, served)
+    rows = predictions.of_policy(config.pruning.policy, served) if predictions else None
     started_s, watch = time.perf_counter(), Stopwatch()
     for batch in batches:
         watch.lap("read")
+        version = served.count
         step = trainer.step(batch)
         watch.add(step.seconds)
         for replica in replicas.values():
@@ -100,7 +104,11 @@ def backtest_policy(
                 replica.refresh()
         watch.lap("publish")
         history.stepped(step)
+        if rows is not None:
+            rows.add(batch, step.logits_B, version)
         on_events(len(batch))
+    if rows is not None:
+        rows.finish()
     elapsed_s = time.perf_counter() - started_s
     return {
         "ne": trainer.prequential.total.normalized_entropy,
@@ -129,10 +137,12 @@ def backtest(
     policies: Sequence[str],
     publish_every: Sequence[int],
     limit_events: int | None = None,
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
     """Results of every policy over the same recorded events. Events that break the schema are left
-    out, as in a trainer. `found`: what `survey` has found with the same limit."""
+    out, as in a trainer. `found`: what `survey` has found with the same limit. `predictions`: takes
+    the predictions of each policy."""
 
     def batches() -> Iterator[EventBatch]:
         chunks = recording.read(config.schema, limit_events=limit_events)
@@ -146,6 +156,7 @@ def backtest(
                 config, pruning=msgspec.structs.replace(config.pruning, policy=policy)
             ),
             publish_every=publish_every,
+            predictions=predictions,
             on_events=on_events,
         )
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}

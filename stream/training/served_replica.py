@@ -139,6 +139,11 @@ class ServedReplica:
         if self._waiting_events >= _HANDED_OVER_EVENTS:
             self._hand_over()
 
+    def observe(self, on_logits: Callable[[np.ndarray], object]) -> None:
+        """From now on, call `on_logits` with the served logits of each batch, in order: from the
+        thread, once the batch is scored; `settle` waits for the last one."""
+        self._settled().on_logits = on_logits
+
     def due(self, move: Move) -> bool:
         """True where a publication is due after a step that ended with `move`: the interval has
         passed, or a newly pruned network has just been cut."""
@@ -309,6 +314,7 @@ class _Follower:
         self._published = {name: np.zeros(len(table), bool) for name, table in self._tables.items()}
         """By table and row: True once a publication has named the row."""
         self._scored: list[tuple[np.ndarray, np.ndarray]] = []
+        self.on_logits: Callable[[np.ndarray], object] = lambda logits_B: None
 
     def score(self, batches: list[tuple[HashedEvents, np.ndarray]]) -> None:
         """Predict batches that are about to be learned, all at once: which events come together
@@ -323,6 +329,7 @@ class _Follower:
         ends = np.cumsum([len(part) for part in labels])[:-1]
         for part, clicks in zip(np.split(logits_B, ends), labels, strict=True):
             self.evaluation.update(part, clicks)
+            self.on_logits(part)
 
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.
