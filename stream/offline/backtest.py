@@ -18,31 +18,10 @@ from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
 from niwaki.stream.offline.predictions import PredictionsFile
+from niwaki.stream.recordings.chunks import rebatch
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
-
-
-def rebatch(
-    chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
-) -> Iterator[EventBatch]:
-    """Events of `chunks` in batches of exactly `batch_events`, except for the last one;
-    `limit_events` in all."""
-    left = None
-    remaining = limit_events
-    for chunk in chunks:
-        if remaining is not None:
-            chunk = chunk.slice(0, min(len(chunk), remaining))
-            remaining -= len(chunk)
-        events = EventBatch.concat([left, chunk]) if left is not None and len(left) else chunk
-        whole = len(events) - len(events) % batch_events
-        for start in range(0, whole, batch_events):
-            yield events.slice(start, start + batch_events)
-        left = events.slice(whole, len(events))
-        if remaining == 0:
-            break
-    if left is not None and len(left):
-        yield left
 
 
 class Survey(NamedTuple):
