@@ -189,18 +189,19 @@ class Pipeline:
         if snapshot is None:
             return None
         if snapshot.past is None or snapshot.past.complete:
-            if past is not None:
-                what = "is learned already" if snapshot.past else "is not learned"
-                events = f"{self.trainer.events:,}"
-                log.info("%s %s: going on from the snapshot at event %s", OPTION, what, events)
+            where = f"going on from the snapshot at event {self.trainer.events:,}"
+            if past is not None and snapshot.past is not None:
+                log.info("%s is learned already: %s", OPTION, where)
+            elif past is not None:
+                log.warning("%s is not learned: %s; move it away to start anew", OPTION, where)
             return None
         if past is None and not snapshot.past.events:
             self._progress = None
         elif past is None:
-            where, events = snapshot_path(self._snapshot), f"{snapshot.past.events:,}"
+            events = f"{snapshot.past.events:,}"
             rule = (
-                f"is missing: the snapshot {where} was taken after {events} events of a recording;"
-                " give the recording again, or move the snapshot away to start anew"
+                f"is missing: the snapshot {snapshot_path(self._snapshot)} was taken after {events}"
+                " events of a recording; give it again, or move the snapshot away to start anew"
             )
             raise ConfigError(OPTION, rule)
         else:
