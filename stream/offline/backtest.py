@@ -19,32 +19,12 @@ from niwaki.pruning.policies import POLICIES, Static
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
+from niwaki.stream.offline.predictions import PredictionsFile
 from niwaki.stream.offline.words import listed
+from niwaki.stream.recordings.chunks import rebatch
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
-
-
-def rebatch(
-    chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
-) -> Iterator[EventBatch]:
-    """Events of `chunks` in batches of exactly `batch_events`, except for the last one;
-    `limit_events` in all."""
-    left = None
-    remaining = limit_events
-    for chunk in chunks:
-        if remaining is not None:
-            chunk = chunk.slice(0, min(len(chunk), remaining))
-            remaining -= len(chunk)
-        events = EventBatch.concat([left, chunk]) if left is not None and len(left) else chunk
-        whole = len(events) - len(events) % batch_events
-        for start in range(0, whole, batch_events):
-            yield events.slice(start, start + batch_events)
-        left = events.slice(whole, len(events))
-        if remaining == 0:
-            break
-    if left is not None and len(left):
-        yield left
 
 
 class Survey(NamedTuple):
@@ -86,17 +66,20 @@ def backtest_policy(
     config: TrainerConfig,
     *,
     publish_every: Sequence[int],
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> tuple[dict[str, Any], History]:
     """Run one policy over `batches`. The first of `publish_every` is the interval that the other
-    served measures are of."""
+    served measures are of, and the `predictions` that are written."""
     trainer = Trainer(config)
     replicas = {every: trainer.add_replica(every) for every in publish_every}
     served = replicas[publish_every[0]]
     history = History(trainer, served)
+    rows = predictions.of_policy(config.pruning.policy, served) if predictions else None
     started_s, watch = time.perf_counter(), Stopwatch()
     for batch in batches:
         watch.lap("read")
+        version = served.count
         step = trainer.step(batch)
         watch.add(step.seconds)
         for replica in replicas.values():
@@ -104,7 +87,11 @@ def backtest_policy(
                 replica.refresh()
         watch.lap("publish")
         history.stepped(step)
+        if rows is not None:
+            rows.add(batch, step.logits_B, version)
         on_events(len(batch))
+    if rows is not None:
+        rows.finish()
     elapsed_s = time.perf_counter() - started_s
     return {
         "ne": trainer.prequential.total.normalized_entropy,
@@ -133,10 +120,12 @@ def backtest(
     policies: Sequence[str],
     publish_every: Sequence[int],
     limit_events: int | None = None,
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
     """Results of every policy over the same recorded events. Events that break the schema are left
-    out, as in a trainer. `found`: what `survey` has found with the same limit."""
+    out, as in a trainer. `found`: what `survey` has found with the same limit. `predictions`: takes
+    the predictions of each policy."""
 
     def batches() -> Iterator[EventBatch]:
         chunks = recording.read(config.schema, limit_events=limit_events)
@@ -150,6 +139,7 @@ def backtest(
             batches(),
             msgspec.structs.replace(config, pruning=pruning),
             publish_every=publish_every,
+            predictions=predictions,
             on_events=on_events,
         )[0]
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}

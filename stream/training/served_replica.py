@@ -141,6 +141,11 @@ class ServedReplica:
         if self._waiting_events >= _HANDED_OVER_EVENTS:
             self._hand_over()
 
+    def observe(self, on_logits: Callable[[np.ndarray], object]) -> None:
+        """From now on, call `on_logits` with the served logits of each batch, in order: from the
+        thread, once the batch is scored; `settle` waits for the last one."""
+        self._settled().on_logits = on_logits
+
     def due(self, move: Move) -> bool:
         """True where a publication is due after a step that ended with `move`: the interval has
         passed, or a newly pruned network has just been cut."""
@@ -311,6 +316,7 @@ class _Follower:
         self._published = {name: np.zeros(len(table), bool) for name, table in self._tables.items()}
         """By table and row: True once a publication has named the row."""
         self._scored: list[tuple[np.ndarray, Outcomes]] = []
+        self.on_logits: Callable[[np.ndarray], object] = lambda logits_B: None
 
     def score(self, batches: list[tuple[HashedEvents, Outcomes]]) -> None:
         """Predict batches that are about to be learned, all at once: which events come together
@@ -325,6 +331,7 @@ class _Follower:
         ends = np.cumsum([len(part.labels_B) for part in parts])[:-1]
         for logits, part in zip(np.split(logits_B, ends), parts, strict=True):
             self.evaluation.update(logits, part)
+            self.on_logits(logits)
 
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.

@@ -92,6 +92,8 @@ class Step(NamedTuple):
     events: int
     losses_B: np.ndarray
     """Log loss of each event before it was learned."""
+    logits_B: np.ndarray
+    """Logit that the learner predicted of each event before it was learned."""
     drifts: list[Drift]
     """Drifts noticed in this step, in its events or in some before them."""
     move: Move
@@ -218,7 +220,10 @@ class Trainer:
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
         watch.lap("decide")
-        return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
+        logits_B = learned.logits_B
+        return Step(
+            len(batch), losses_B, logits_B, drifts, move, policy.phase, watch.seconds, forced
+        )
 
     def detect(self) -> list[Drift]:
         """Look for drift in all events in which it has not been looked for; `step` does so at
