@@ -231,7 +231,7 @@ def backtest(
         from niwaki.pruning.policies import POLICIES
         from niwaki.stream.events.rejects import Tally
         from niwaki.stream.offline.backtest import backtest as run
-        from niwaki.stream.offline.backtest import survey
+        from niwaki.stream.offline.backtest import survey, unfinished
         from niwaki.stream.training.second_thread import tensor_threads
 
     tally = Tally()
@@ -267,10 +267,12 @@ def backtest(
                 limit_events=events,
                 on_events=advance,
             )
+    notes = unfinished(result, pruning)
     if as_json:
-        print(json.dumps(result | tally.as_dict() | {"notes": opened.notes}))
+        print(json.dumps(result | tally.as_dict() | {"notes": [*opened.notes, *notes]}))
     else:
         print_backtest(result, profile)
+        print_notes(notes)
 
 
 @takes_source
@@ -309,7 +311,7 @@ def check(
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
-        print_columns(found.name, found.report)
+        print_columns(found.name, found.tally.events, found.report)
         print_notes(found.notes)
         print_account(found.tally)
 

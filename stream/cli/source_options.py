@@ -68,6 +68,21 @@ class SourceOptions:
         None
     )
     numeric: Annotated[list[str] | None, _option("Columns that are numbers: a,b.", _COLUMNS)] = None
+    lists: Annotated[
+        list[str] | None, _option("Columns of lists, or of maps to weights: a,b.", _COLUMNS)
+    ] = None
+    list_separator: Annotated[
+        str | None, _option("Text between the values of a list; else it is seen.", _COLUMNS)
+    ] = None
+    shares: Annotated[
+        list[str] | None,
+        _option("Columns with the values of another: history=item; history= for none.", _COLUMNS),
+    ] = None
+    weight: Annotated[str | None, _option("Column with the weight of an event.", _COLUMNS)] = None
+    sampling_ratio: Annotated[
+        str | None,
+        _option("Column with the share of events without a click that were kept.", _COLUMNS),
+    ] = None
     ignore: Annotated[list[str] | None, _option("Columns that are not read: a,b.", _COLUMNS)] = None
 
     def events(self, settings: Any) -> Any:
@@ -93,6 +108,11 @@ class SourceOptions:
             timestamp=self.timestamp,
             categorical=_listed(self.categorical),
             numeric=_listed(self.numeric),
+            lists=_listed(self.lists),
+            list_separator=self.list_separator,
+            shares=_pairs(self.shares),
+            weight=self.weight,
+            sampling_ratio=self.sampling_ratio,
             ignore=_listed(self.ignore),
             envelope=envelope or None,
         )
@@ -160,6 +180,17 @@ def _opened(files: Sequence[Path], config: Path | None, source: SourceOptions) -
     events = proposal.settings(events)
     settings = msgspec.structs.replace(settings, schema=proposal.schema, events=events)
     return Opened(recording.read_with(events), settings, list(proposal.notes))
+
+
+def _pairs(given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """The pairs of `--shares`, each COLUMN=COLUMN. The last "=" counts, since names may have it."""
+    pairs = []
+    for one in _listed(given):
+        name, mark, owner = one.rpartition("=")
+        if not mark or not name:
+            raise ConfigError("--shares", "must be COLUMN=COLUMN, such as history=item", one)
+        pairs.append((name, owner))
+    return tuple(pairs)
 
 
 def _listed(given: Sequence[str] | None) -> tuple[str, ...]:

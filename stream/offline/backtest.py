@@ -6,7 +6,7 @@ the live loop drives.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,9 +14,12 @@ import numpy as np
 
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import POLICIES, Static
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
+from niwaki.stream.offline.words import listed
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
@@ -49,7 +52,8 @@ class Survey(NamedTuple):
 
     events: int
     constant_ne: float
-    """Normalized entropy of a prediction of the click rate so far: the baseline of every model."""
+    """Normalized entropy of a prediction of the click rate before each event: the baseline of every
+    model."""
 
 
 def survey(
@@ -62,16 +66,16 @@ def survey(
 ) -> Survey:
     """Read the recording once. `tally` takes what was left out. Raises `ConfigError` where that is
     too much, or where there is nothing to learn."""
-    evaluation, clicks = Evaluation(), 0.0
+    evaluation = Evaluation()
     for chunk in recording.read(schema, limit_events=limit_events, on_bytes=on_bytes):
         labels_B = chunk.batch.labels_B
-        rate = (clicks + 0.5) / (evaluation.events + 1)
-        evaluation.update(np.full(len(labels_B), np.log(rate / (1 - rate)), np.float32), labels_B)
-        clicks += float(labels_B.sum(dtype=np.float64))
+        clicks_B = evaluation.label_sum + np.cumsum(labels_B, dtype=np.float64) - labels_B
+        rates_B = (clicks_B + 0.5) / (evaluation.events + np.arange(len(labels_B)) + 1)
+        evaluation.update(np.log(rates_B / (1 - rates_B)), labels_B)
         tally.add(len(labels_B), chunk.rejects, chunk.odd)
     tally.check(recording.name, recording.config.max_rejected_ratio)
-    if clicks in (0, evaluation.events):
-        value = int(clicks > 0)
+    if evaluation.label_sum in (0, evaluation.events):
+        value = int(evaluation.label_sum > 0)
         rule = f"all {evaluation.events:,} labels are {value}: there is nothing to learn"
         raise ConfigError(recording.name, f"{rule}; --label names another column")
     return Survey(evaluation.events, evaluation.normalized_entropy)
@@ -140,12 +144,28 @@ def backtest(
 
     results = {}
     for policy in policies:
-        results[policy], _ = backtest_policy(
+        pruning = msgspec.structs.replace(config.pruning, policy=policy)
+        # Only the measures are kept: the history has a trainer, and one at a time is enough.
+        results[policy] = backtest_policy(
             batches(),
-            msgspec.structs.replace(
-                config, pruning=msgspec.structs.replace(config.pruning, policy=policy)
-            ),
+            msgspec.structs.replace(config, pruning=pruning),
             publish_every=publish_every,
             on_events=on_events,
-        )
+        )[0]
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}
+
+
+def unfinished(result: Mapping[str, Any], pruning: PruningConfig) -> list[str]:
+    """A note on the policies in a backtest's result that would have pruned, had there been more
+    events."""
+    waiting = [
+        policy
+        for policy, row in result["policies"].items()
+        if issubclass(POLICIES[policy], Static) and not row["prunings"]
+    ]
+    if not waiting:
+        return []
+    begins = f"pruning begins after {pruning.warmup_events:,} (pruning.warmup_events)"
+    takes = f"takes at least {pruning.pruning_events:,} (pruning.pruning_events)"
+    few = f"{result['events']:,} events are too few for {listed(waiting)}"
+    return [f"{few}: {begins} and {takes}"]

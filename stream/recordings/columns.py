@@ -23,6 +23,7 @@ from niwaki.model.features.values import (
     parse_number,
     parse_times,
 )
+from niwaki.pruning.errors import shorten
 from niwaki.stream.recordings.samples import Unread
 
 _WORDS = ({"true", "false"}, {"yes", "no"}, {"t", "f"}, {"y", "n"})
@@ -75,9 +76,9 @@ class Facts:
 
     def __init__(self, name: str, values: Sequence[Any]):
         self.name = name
-        self.unread = next((value for value in values if isinstance(value, Unread)), None)
-        """The first value of a kind that is not read."""
-        self._values = values
+        self.unread = next(filter(None, map(_unread, values)), None)
+        """The first value that is no plain one, such as a list."""
+        self.values = values
         self.texts = _texts(values) if self.unread is None else [None] * len(values)
         """Each value as text that does not depend on its type; None for a missing one."""
         self.counts = Counter(text for text in self.texts if text is not None)
@@ -97,7 +98,7 @@ class Facts:
     def known(self) -> int:
         """Number of rows with a value: of names, "NA" is one."""
         if self.unread is not None:
-            return sum(value is not None for value in self._values)
+            return sum(value is not None for value in self.values)
         return sum(self._present.values())
 
     @property
@@ -118,8 +119,8 @@ class Facts:
     def examples(self) -> list[str]:
         """Up to three different values, the first ones."""
         if self.unread is not None:
-            known = (value for value in self._values[:1000] if value is not None)
-            shown = [value.text if isinstance(value, Unread) else str(value) for value in known]
+            known = [value for value in self.values[:1000] if value is not None]
+            shown = [unread.text if (unread := _unread(one)) else str(one) for one in known]
             different = list(dict.fromkeys(text for text in shown if text))
         else:
             different = [text for text, _ in zip(self.counts, range(_EXAMPLES), strict=False)]
@@ -159,7 +160,7 @@ class Facts:
     @cached_property
     def decimals(self) -> frozenset[str]:
         """The marks before decimals that stand in text."""
-        if not any(isinstance(value, str) for value in self._values):
+        if not any(isinstance(value, str) for value in self.values):
             return frozenset()
         mark = self.decimal
         return frozenset(mark if any(mark in text for text in self._read) else "")
@@ -239,7 +240,7 @@ class Facts:
         return min(found_forms, key=lambda one: backwards(one.times_s_B), default=None)
 
     def _digit_times(self) -> TimeForm | None:
-        if any(isinstance(value, float) for value in self._values):
+        if any(isinstance(value, float) for value in self.values):
             return None
         forms = _DIGIT_FORMATS.get(len(next(iter(self.solid)).strip()), ())
         if "hour" in self.name.lower():
@@ -261,6 +262,14 @@ class Facts:
             good_B = (times_s_B >= _EARLIEST_S) & (times_s_B <= _LATEST_S)
         enough = np.count_nonzero(good_B) >= _TIMES_SHARE * self.total
         return TimeForm(form, times_s_B) if enough else None
+
+
+def _unread(value: Any) -> Unread | None:
+    """A value that is no plain one, with its kind; None for a plain one."""
+    if isinstance(value, list | dict):
+        kind = "maps" if isinstance(value, dict) else "lists"
+        return Unread(kind, shorten(value, _SHOWN_CHARACTERS))
+    return value if isinstance(value, Unread) else None
 
 
 def backwards(times_s_B: np.ndarray) -> float:

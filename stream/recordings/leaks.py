@@ -1,8 +1,11 @@
 """The AUC of one column by itself: near 1, it gives the label away.
 
 In: facts of a column, its role, and labels. Out: the area under the ROC curve of a score made of
-the column alone: of a number its rank, of a name the mean label of the other rows that have it.
+the column alone: of a number its rank, of a name the mean label of the other rows that have it, of
+a list its length, and the mean, greatest and least of its values' scores.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,11 +32,50 @@ def auc_of(facts: Facts, role: str, labels_B: np.ndarray) -> float:
         return max(max(auc, 1 - auc) for auc in aucs)
     codes = {text: code for code, text in enumerate((None, *facts.counts))}
     codes_B = np.array([codes[text] for text in facts.texts])[known_B]
+    return _auc(_click_rates(codes_B, clicks_B, _mean(clicks_B)), clicks_B)
+
+
+def auc_of_lists(rows: Sequence[Sequence[str] | None], labels_B: np.ndarray) -> float:
+    """The AUC of a list column, as that of another column. Missing and empty lists have a value of
+    their own each."""
+    known_B = ~np.isnan(labels_B)
+    clicks_B = labels_B[known_B] >= 0.5
+    lists = [rows[at] for at in np.flatnonzero(known_B).tolist()]
+    if not lists:
+        return 0.5
+    codes: dict[str | None, int] = {None: 0, "": 1}
+    places: list[int] = []
+    flat: list[int] = []
+    starts = []
+    for at, one in enumerate(lists):
+        starts.append(len(flat))
+        names = [None] if one is None else dict.fromkeys(one) or [""]
+        flat += [codes.setdefault(name, len(codes)) for name in names]
+        places += [at] * len(names)
+    places_V, starts_B = np.array(places), np.array(starts)
+    rates_V = _click_rates(np.array(flat), clicks_B[places_V], _mean(clicks_B))
+    lengths_B = np.array([-1 if one is None else len(one) for one in lists])
+    scores = (
+        lengths_B,
+        -lengths_B,
+        np.add.reduceat(rates_V, starts_B) / np.diff(np.append(starts_B, len(flat))),
+        np.maximum.reduceat(rates_V, starts_B),
+        np.minimum.reduceat(rates_V, starts_B),
+    )
+    return max(_auc(scores_B, clicks_B) for scores_B in scores)
+
+
+def _mean(clicks_B: np.ndarray) -> float:
+    return float(clicks_B.mean()) if len(clicks_B) else 0.5
+
+
+def _click_rates(codes_B: np.ndarray, clicks_B: np.ndarray, rate: float) -> np.ndarray:
+    """The mean label of the other rows with a row's value: the row itself would give away the label
+    of a value that comes once. `rate`: of all rows."""
     rows = np.bincount(codes_B)[codes_B]
     clicks = np.bincount(codes_B, clicks_B)[codes_B]
-    rate = clicks_B.mean() if len(clicks_B) else 0.5
-    # Without the row itself, which would give away the label of a value that comes once.
-    return _auc((clicks - clicks_B + rate) / rows, clicks_B)
+    rates_B: np.ndarray = (clicks - clicks_B + rate) / rows
+    return rates_B
 
 
 def _auc(scores_B: np.ndarray, clicks_B: np.ndarray) -> float:

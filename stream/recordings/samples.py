@@ -1,15 +1,18 @@
 """The first rows of a stream as values by column, whatever form the rows have.
 
-In: tables, JSON objects, messages, pieces of files. Out: a `Sample`: one list of plain values for
-each column, nested objects as paths. What can never be read, such as lists, is marked as `Unread`.
+In: tables, JSON objects, messages, pieces of files. Out: a `Sample`: the values of each column as
+Python has them, nested objects as paths. What can never be read is marked as `Unread`.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from niwaki.pruning.errors import shorten
 from niwaki.stream.errors import ConfigError
@@ -35,7 +38,6 @@ _LIST_TYPES = (
     _is.is_fixed_size_list,
     _is.is_list_view,
     _is.is_large_list_view,
-    _is.is_map,
 )
 
 
@@ -43,18 +45,26 @@ class Unread(NamedTuple):
     """A value of a kind that is not read."""
 
     kind: str
-    """The kind in plain words, such as "lists"."""
+    """The kind in plain words, such as "lists of objects"."""
     text: str
     """The value as it is shown; empty where it is not."""
 
 
 class Sample:
-    """Values of the first rows of a stream, by column: text, numbers, booleans, times, None, or
-    `Unread`."""
+    """Values of the first rows of a stream, by column: text, numbers, booleans, times, None, lists
+    of such values, maps from them to weights, or `Unread`."""
 
-    def __init__(self, rows: int, columns: Mapping[str, list[Any]]):
+    def __init__(
+        self,
+        rows: int,
+        columns: Mapping[str, list[Any]],
+        maps: Mapping[str, list[Any]] = MappingProxyType({}),
+    ):
         self.rows = rows
         self.columns = dict(columns)
+        self.maps = dict(maps)
+        """By path, JSON objects that may be maps to weights, since all of their members are numbers
+        >= 0. Their members are columns, too."""
 
     @classmethod
     def of_table(cls, table: pa.Table) -> "Sample":
@@ -91,7 +101,8 @@ class Sample:
             for name, column in columns.items()
             if name not in parents or any(value is not None for value in column)
         }
-        return cls(len(objects), kept)
+        maps = _maps(objects)
+        return cls(len(objects), kept, {path: maps[path] for path in maps if path not in kept})
 
     @classmethod
     def of_messages(cls, values: Iterable[bytes | None]) -> "Sample":
@@ -125,7 +136,10 @@ class Sample:
         for sample in samples:
             for name, column in columns.items():
                 column += sample.columns.get(name) or [None] * sample.rows
-        return cls(sum(sample.rows for sample in samples), columns)
+        maps = [sample.maps for sample in samples if len(sample.maps) or sample.rows]
+        paths = [path for path in maps[0] if all(path in one for one in maps)] if maps else []
+        joined = {path: [value for one in maps for value in one[path]] for path in paths}
+        return cls(sum(sample.rows for sample in samples), columns, joined)
 
     def within(self, path: str) -> "Sample":
         """The columns beneath a path, under their names there, without rows that have none."""
@@ -135,9 +149,29 @@ class Sample:
             for name, column in self.columns.items()
             if name.startswith(start)
         }
-        rows = [row for row in zip(*inner.values(), strict=True) if row.count(None) < len(row)]
-        columns = zip(*rows, strict=True) if rows else [()] * len(inner)
-        return Sample(len(rows), dict(zip(inner, map(list, columns), strict=True)))
+        kept = [
+            at
+            for at, row in enumerate(zip(*inner.values(), strict=True))
+            if row.count(None) < len(row)
+        ]
+        maps = {p[len(start) :]: values for p, values in self.maps.items() if p.startswith(start)}
+        columns, maps = (
+            {name: [values[at] for at in kept] for name, values in those.items()}
+            for those in (inner, maps)
+        )
+        return Sample(len(kept), columns, maps)
+
+    def with_map(self, path: str) -> "Sample":
+        """The sample with the objects at `path` as one column of maps, in the place of the columns
+        of their members."""
+        columns: dict[str, list[Any]] = {}
+        for name, values in self.columns.items():
+            if name.startswith(f"{path}."):
+                columns[path] = self.maps[path]
+            else:
+                columns[name] = values
+        maps = {other: values for other, values in self.maps.items() if other != path}
+        return Sample(self.rows, columns, maps)
 
 
 def _of_alike(tables: Sequence[pa.Table]) -> Iterator[Sample]:
@@ -183,14 +217,39 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
             column = column.cast(pa.string())
         except pa.ArrowInvalid:
             return _unread(column, "bytes that are no text")
+    elif _is.is_map(kind):
+        if not _is_plain(kind.key_type) or not _is_plain(kind.item_type):
+            return _unread(column, "maps to objects")
+        return [one if one is None else dict(one) for one in column.to_pylist()]
     elif any(test(kind) for test in _LIST_TYPES):
-        return _unread(column, "lists")
+        return _lists(column)
     elif _is.is_struct(kind):
         return _unread(column, "objects")
     elif not any(test(kind) for test in _PLAIN_TYPES):
         return _unread(column, f"values of Arrow's type {kind}")
     values = column.to_pylist()
     return values
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return _is.is_floating(kind) or any(test(kind) for test in _PLAIN_TYPES)
+
+
+def _lists(column: pa.ChunkedArray) -> list[Any]:
+    """The lists of a column as Python has them; those of pairs as lists of objects."""
+    values = pc.list_flatten(column)
+    kind = values.type
+    if _is.is_struct(kind) and kind.num_fields == 2:
+        if _is_plain(kind.field(0).type) and _is_plain(kind.field(1).type):
+            return list(column.to_pylist())
+    flat = _values(values)
+    if unread := next((one for one in flat if isinstance(one, Unread)), None):
+        return _unread(column, f"lists of {unread.kind}")
+    if any(isinstance(one, list | dict) for one in flat):
+        return _unread(column, "lists of lists")
+    each = iter(flat)
+    counts = pc.list_value_length(column).to_pylist()
+    return [None if count is None else list(islice(each, count)) for count in counts]
 
 
 def _unread(column: pa.ChunkedArray, kind: str) -> list[Any]:
@@ -208,9 +267,7 @@ def _leaves(
 ) -> Iterator[tuple[str, Any, int]]:
     """Path, value and depth of all that is no object."""
     for name, value in row.items():
-        if isinstance(value, list | tuple):
-            yield f"{path}{name}", Unread("lists", shorten(value, _SHOWN_CHARACTERS)), depth
-        elif not isinstance(value, dict):
+        if not isinstance(value, dict):
             yield f"{path}{name}", value, depth
         elif not value:
             yield f"{path}{name}", None, depth
@@ -218,6 +275,40 @@ def _leaves(
             yield from _leaves(value, f"{path}{name}.", depth + 1)
         else:
             yield f"{path}{name}", Unread("objects", shorten(value, _SHOWN_CHARACTERS)), depth
+
+
+def _maps(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The objects in `objects`, by their path, wherever all of a path are maps to weights."""
+    found: dict[str, list[Any]] = {}
+    others: set[str] = set()
+    for at, row in enumerate(objects):
+        for path, value in _inner(row):
+            if path in others:
+                continue
+            if not all(map(_is_weight, value.values())):
+                others.add(path)
+                continue
+            column = found.setdefault(path, [])
+            column += [None] * (at - len(column))
+            column[at:] = [value]
+    for column in found.values():
+        column += [None] * (len(objects) - len(column))
+    return {path: column for path, column in found.items() if path not in others and any(column)}
+
+
+def _inner(row: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The objects in an object, with their paths."""
+    for name, value in row.items():
+        if isinstance(value, dict) and depth < _DEEPEST:
+            yield f"{path}{name}", value
+            yield from _inner(value, f"{path}{name}.", depth + 1)
+
+
+def _is_weight(value: Any) -> bool:
+    """True for a number >= 0, and for null."""
+    if value is None:
+        return True
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def _parsed(value: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ and all else, comments too, is as it was.
 import os
 import tempfile
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from niwaki.pruning.errors import RuleError, shorten
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.config import EventsConfig
 
+_MADE = ("max_list_values", "weight", "sampling_ratio")
+"""Settings of a schema that a person makes, and that no proposal changes unasked."""
 _ALWAYS = ("label", "timestamp", "categorical", "numeric", "ignore")
 _DERIVED = ("crosses", "time_features")
 """Settings of a schema that a person makes, and that name columns."""
-_DEFAULTS = msgspec.to_builtins(Schema(categorical=("_",)))
+_DEFAULT = Schema(categorical=("_",))
+_DEFAULTS = msgspec.to_builtins(_DEFAULT)
 _OF_FILES = ("envelope", "decimal", "separator", "names", "encoding")
 """Settings of `[events]` that are about the form of the events for which a schema is proposed."""
 
@@ -93,10 +97,26 @@ def _put(
     plain = expected.setdefault(name, {})
     for one in gone:
         del section[one], plain[one]
-    for one, value in settings.items():
-        if plain.get(one) != value:
-            section[one] = value
-        plain[one] = value
+    with _before_last_comments(section):
+        for one, value in settings.items():
+            if plain.get(one) != value:
+                if isinstance(plain.get(one), dict):  # perhaps a section that lies elsewhere
+                    del section[one]
+                section[one] = _inline(value)
+            plain[one] = value
+
+
+@contextmanager
+def _before_last_comments(section: Any) -> Iterator[None]:
+    """Context in which what is added to a section comes directly after its last setting: comments
+    that follow it may be about the next section."""
+    body = section.value.body if isinstance(section, tomlkit.items.Table) else []
+    settings = [at for at, (key, _) in enumerate(body) if key is not None]
+    first = settings[-1] + 1 if settings else 0
+    comments = body[first:]
+    del body[first:]
+    yield
+    body.extend(comments)
 
 
 def _derived(section: Any, schema: Schema) -> tuple[dict[str, Any], list[str]]:
@@ -117,6 +137,16 @@ def _derived(section: Any, schema: Schema) -> tuple[dict[str, Any], list[str]]:
                 taken.append(one)
         if taken:
             kept[name] = taken
+    for name in _MADE if isinstance(section, dict) else ():
+        if name not in section or getattr(schema, name) != getattr(_DEFAULT, name):
+            continue
+        try:
+            msgspec.convert(msgspec.to_builtins(schema) | {name: section[name]}, Schema)
+        except (msgspec.ValidationError, RuleError) as error:
+            reason = str(error).partition(" - at ")[0]
+            notes.append(f"schema.{name}: {shorten(section[name])} is removed ({reason})")
+        else:
+            kept[name] = section[name]
     return kept, notes
 
 
@@ -148,10 +178,23 @@ def _as_list(value: Any) -> Any:
     return value
 
 
+def _inline(value: Any) -> Any:
+    """A table of a section as one on its own line."""
+    if not isinstance(value, dict):
+        return value
+    table = tomlkit.inline_table()
+    table.update(value)
+    return table
+
+
 def _checked(sections: Mapping[str, Any]) -> str:
     """The text of sections, read back and compared."""
     try:
-        text: str = tomlkit.dumps(sections)
+        inline = {
+            name: {one: _inline(value) for one, value in section.items()}
+            for name, section in sections.items()
+        }
+        text: str = tomlkit.dumps(inline)
     except (ValueError, TOMLKitError) as error:
         raise ConfigError("schema", f"has a name that TOML can't hold ({error})") from error
     return _verified(text, sections)

@@ -85,7 +85,7 @@ def test_a_column_is_of_the_kind_of_its_values(values, kind):
         ([b"abcd"], pa.binary(4), "values of Arrow's type fixed_size_binary[4]"),
         ([[1, 2]], pa.list_(pa.int8()), "lists"),
         ([[1, 2]], pa.list_view(pa.int8()), "lists"),
-        ([[("a", 1)]], pa.map_(pa.string(), pa.int8()), "lists"),
+        ([[("a", 1)]], pa.map_(pa.string(), pa.int8()), "maps"),
     ],
 )
 def test_a_column_of_arrow_is_of_the_kind_of_its_values(values, kind, found):

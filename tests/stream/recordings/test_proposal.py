@@ -119,21 +119,28 @@ def test_the_role_of_a_column_is_seen_in_its_name_and_its_values(name, values, e
 def test_what_can_not_be_named_or_read_is_told_and_is_not_in_the_schema():
     rows = [{"label": 1, "user": u, "": 1, "a\ud800": 1, "tags": ["t"]} for u in USERS]
     found = propose(Sample.of_objects(rows), Asked())
-    assert found.schema.ignore == ("tags",)
-    for note in ("'' is ignored: it has no name", "'tags' is ignored: lists are not read"):
-        assert noted(found, note)
+    assert (found.schema.lists, found.schema.ignore) == (("tags",), ())
+    assert noted(found, "'' is ignored: it has no name")
 
 
 def test_prefixes_decide_only_where_all_columns_have_them():
     found = propose(
         Sample(
             ROWS,
-            {"label": LABELS, "c_price": PRICES, "n_x": ITEMS, "l_y": cycle("a", "b")},
+            {
+                "label": LABELS,
+                "c_price": PRICES,
+                "c_tags": cycle("a|b", "b", "a"),
+                "n_x": ITEMS,
+                "l_y": cycle("a", "b"),
+                "l_z": cycle("a|b", "b", "c|a", "c"),
+            },
         ),
         Asked(),
     )
-    assert (found.schema.categorical, found.schema.numeric) == (("c_price",), ("n_x",))
-    assert found.schema.ignore == ("l_y",)
+    assert (found.schema.categorical, found.schema.numeric) == (("c_price", "c_tags"), ("n_x",))
+    assert (found.schema.lists, found.schema.ignore) == (("l_z",), ("l_y",))
+    assert noted(found, "its name begins with l_, and its values are no lists; --categorical l_y")
     mixed = proposal(c_price=PRICES, l_x=ITEMS)
     assert (mixed.schema.categorical, mixed.schema.numeric) == (("user", "l_x"), ("c_price",))
 
@@ -162,10 +169,27 @@ def test_what_is_asked_for_goes_before_what_is_seen():
         (Asked(timestamp="user"), "--timestamp: must be a column of times since 1990; it has u"),
         (Asked(ignore=("prize",)), "--ignore: must be .* nearest is 'price'"),
         (Asked(numeric=("user",), ignore=("user",)), "--ignore: asks for a second role"),
-        (Asked(numeric=("tags",)), "--numeric: lists are not read, got 'tags'"),
+        (Asked(numeric=("tags",)), "--numeric: takes no lists; --lists does, got 'tags'"),
+        (Asked(lists=("tgs",)), "--lists: must be .* nearest is 'tags'"),
+        (Asked(lists=("tags",), ignore=("tags",)), "--ignore: asks for a second role"),
+        (Asked(list_separator=""), "--list-separator: must not be empty"),
+        (Asked(shares=(("tgs", "user"),)), "--shares: must be .* nearest is 'tags'"),
+        (
+            Asked(shares=(("price", "user"),)),
+            "--shares: takes list and categorical columns, got 'p",
+        ),
+        (Asked(shares=(("tags", "price"),)), "--shares: 'tags' takes a categorical column with"),
+        (
+            Asked(weight="user"),
+            "--weight: must be a column of numbers >= 0 in every event; it has u",
+        ),
+        (Asked(sampling_ratio="price"), "--sampling-ratio: must be a column of numbers in .0, 1."),
         (Asked(label="tags"), "tags: the label is a column of lists"),
         (Asked(envelope="pay"), "--envelope: must be the path of an object; the nearest is o.p"),
-        (Asked(ignore=("user", "price", "o.p.q")), "have no column to learn from beside 'label'"),
+        (
+            Asked(ignore=("user", "price", "tags", "o.p.q")),
+            "have no column to learn from beside 'label'",
+        ),
     ],
 )
 def test_what_is_asked_for_in_vain_is_named_with_the_nearest(asked, text):
@@ -197,7 +221,7 @@ def test_a_column_that_gives_the_label_away_is_a_warning():
     [
         (["a"] * ROWS, "it has one value only"),
         (cycle("a", "b", None, None, None), "60% of the values are missing"),
-        ([f"v{at}" for at in range(ROWS)], "nearly every value is new"),
+        ([f"v{at}" for at in range(ROWS)], f"nearly every one of the first {ROWS:,} values is new"),
         (cycle("$1.5", "2.5", "7"), "its numbers are decorated: '$1.5' is read"),
         (cycle(1, 2, 3, "b", "c"), "60% of the values are numbers, others are text like 'b'"),
     ],
@@ -253,7 +277,7 @@ def test_without_events_nothing_is_proposed():
 def test_whatever_type_of_arrow_a_column_has_its_table_can_be_read(value, kind):
     table = pa.table({"label": LABELS, "user": USERS, "x": pa.array([value] * ROWS, kind)})
     found = propose(Sample.of_table(table), Asked())
-    events = table_to_batch(table, found.schema)
+    events = table_to_batch(table, found.schema, unknown_columns="ignore")
     assert (len(events.batch), events.rejects) == (ROWS, [])
 
 

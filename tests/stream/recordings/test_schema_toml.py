@@ -27,6 +27,8 @@ def schemas(draw) -> Schema:
     names = draw(st.lists(NAME, min_size=4, max_size=9, unique=True))
     label, time, first, *others = names
     cut = draw(st.integers(0, len(others)))
+    lists = others[cut::2]
+    shared = [name for name in (*lists, *others[:cut]) if draw(st.booleans())]
     way = draw(st.sampled_from(["plain", "threshold", "positive"]))
     return Schema(
         label=label,
@@ -36,7 +38,13 @@ def schemas(draw) -> Schema:
         label_positive=tuple(draw(st.lists(NAME, min_size=1))) if way == "positive" else (),
         missing_label=draw(st.sampled_from(["reject", "negative"])),
         categorical=(first, *others[:cut]),
-        ignore=tuple(others[cut:]),
+        lists=tuple(lists),
+        list_separator=draw(st.sampled_from(["|", ";", " ", ", ", "\t", '"', "\\"])),
+        max_list_values=draw(st.sampled_from([100, 7])),
+        shares={name: first for name in shared},
+        weight=draw(st.sampled_from([None, "w" + "".join(names)])),
+        sampling_ratio=draw(st.sampled_from([None, "s" + "".join(names)])),
+        ignore=tuple(others[cut + 1 :: 2]),
     )
 
 
@@ -73,6 +81,45 @@ def test_settings_that_are_the_default_are_not_written():
         '[schema]\nlabel = "click"\ntimestamp = "ts"\ncategorical = ["user"]\n'
         'numeric = ["price"]\nignore = []\n'
     )
+
+
+LISTS = Schema(
+    categorical=("item",), lists=("history", "basket"), shares={"history": "item", "basket": "item"}
+)
+
+
+def test_lists_and_shares_are_lines_of_the_section():
+    text = schema_toml(LISTS, PLAIN)
+    assert 'lists = ["history", "basket"]\n' in text
+    assert 'shares = {history = "item", basket = "item"}\n' in text
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        '[schema.shares]\na = "b" # old\n',
+        'shares = {a = "b"}\n',
+        'shares.a = "b"\n',
+        '\n[kafka]\ntopic = "t"\n[schema.shares]\na = "b"\n',
+    ],
+)
+def test_however_shares_are_written_they_are_replaced(tmp_path, old):
+    path = tmp_path / "niwaki.toml"
+    text = f'[schema]\ncategorical = ["b"]\nlists = ["a"]\n{old}[model]\nseed = 3\n'
+    assert into(path, text, LISTS) == []
+    assert load_config(path, {}).schema == LISTS
+    assert into(path, path.read_text()) == []
+    assert load_config(path, {}).schema == SCHEMA
+
+
+def test_settings_that_no_proposal_makes_stay_where_they_still_hold(tmp_path):
+    path = tmp_path / "niwaki.toml"
+    text = '[schema]\nmax_list_values = 7\nweight = "price"\nsampling_ratio = "r"\n'
+    assert into(path, text) == [
+        "schema.weight: 'price' is removed (numeric: column 'price' has more than one role)"
+    ]
+    schema = load_config(path, {}).schema
+    assert (schema.max_list_values, schema.weight, schema.sampling_ratio) == (7, None, "r")
 
 
 def test_half_of_a_surrogate_pair_is_refused_since_no_file_holds_it(tmp_path):
@@ -121,6 +168,17 @@ def test_the_commented_configuration_of_the_project_keeps_all_its_comments(tmp_p
     comments = [line for line in before.splitlines() if line.startswith("#")]
     assert [line for line in after.splitlines() if line.startswith("#")] == comments
     assert load_config(path, {}).schema == SCHEMA
+
+
+def test_what_is_new_in_a_section_stands_before_the_comment_of_the_next_one(tmp_path):
+    path = tmp_path / "niwaki.toml"
+    before = (Path(niwaki.__file__).parents[1] / "config" / "niwaki.toml").read_text("utf-8")
+    schema = msgspec.structs.replace(SCHEMA, timestamp_format="iso")
+    into(path, before, schema, EventsConfig(separator=";"))
+    config, lines = load_config(path, {}), path.read_text("utf-8").splitlines()
+    assert (config.schema, config.events.separator) == (schema, ";")
+    assert lines[lines.index("[events]") - 1].startswith("# The way that events are read")
+    assert lines[lines.index("[kafka]") - 1].startswith("# The Kafka topic")
 
 
 def test_crosses_and_time_features_stay_where_their_columns_are_still_there(tmp_path):
