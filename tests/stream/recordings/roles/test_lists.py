@@ -3,6 +3,8 @@ import random
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
@@ -171,6 +173,32 @@ def test_a_list_that_is_asked_for_decides_the_separator():
     found = proposal(b=joined("::"), asked=Asked(lists=("b", "user"), list_separator="::"))
     assert (found.schema.lists, found.schema.list_separator) == (("user", "b"), "::")
     assert column(found, "b").distinct == len(GENRES)
+
+
+PLAIN = st.text("abcN12,|;.[]' ", min_size=1, max_size=5) | st.integers(0, 99) | st.booleans()
+
+
+@given(st.lists(st.none() | st.lists(PLAIN, max_size=4), min_size=2, max_size=40), st.data())
+def test_lists_are_the_same_lists_in_arrow_in_json_and_in_text(values, data):
+    """Of one type in Arrow, of several in JSON."""
+    names = [value if value is None else list(map(str, value)) for value in values]
+    labels = data.draw(
+        st.lists(st.sampled_from([0, 1]), min_size=len(values), max_size=len(values))
+    )
+    columns = {"label": labels, "user": ["u"] * len(values)}
+    written = [value if value is None else json.dumps(value) for value in names]
+    python = [value if value is None else repr(value) for value in names]
+    table = pa.table(columns | {"tags": pa.array(names, pa.list_(pa.string()))})
+    forms = [
+        Sample.of_table(table),
+        Sample.of_objects(table.to_pylist()),
+        Sample(len(values), columns | {"tags": written}),
+        Sample(len(values), columns | {"tags": python}),
+    ]
+    found = [propose(form, NOTHING) for form in forms]
+    assert found[0].schema == found[1].schema == found[2].schema == found[3].schema
+    reports = [column(one, "tags") for one in found]
+    assert len({(one.distinct, one.missing, one.lists) for one in reports}) == 1
 
 
 def test_what_is_no_list_can_not_be_asked_for():
