@@ -12,32 +12,30 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from types import MappingProxyType, NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
+from niwaki.model.features.list_values import read_lists
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.features.values import (
     BEYOND_32_BITS,
+    SAMPLING_RATIO,
+    WEIGHT,
+    Bounds,
+    Odd,
     as_name,
     as_number,
+    clean_names,
     label_rule,
+    read_bounded,
     read_label,
     read_time,
     time_rule,
 )
 from niwaki.pruning.errors import shorten
-
-
-class Odd(NamedTuple):
-    """Text in a numeric column that is no number. It counts as missing."""
-
-    field: str
-    events: int
-    value: str
-    """The first one, as it is shown."""
 
 
 def rows_to_batch(
@@ -56,12 +54,12 @@ def rows_to_batch(
     `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
     time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all
     events have in common and that no row has. `unknown_columns`: "ignore" takes rows with columns
-    that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number;
-    None: text that is no number is an error. Raises `FeatureError` for a value that the schema
-    does not allow, and for an unknown column.
+    that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number, and
+    which lists were too long; None: text that is no number is an error. Raises `FeatureError` for a
+    value that the schema does not allow, and for an unknown column.
     """
-    known = {schema.label, schema.timestamp, *schema.categorical, *schema.numeric, *schema.ignore}
-    if any("." in name for name in known if name):
+    known = {*schema.columns, *schema.ignore}
+    if any("." in name for name in known):
         rows = [_flat(row, known) for row in rows]
         shared = _flat(shared, known)
     given: set[str] = set().union(*rows)
@@ -99,10 +97,30 @@ def rows_to_batch(
     numerics_BN = np.empty((count, len(schema.numeric)), np.float32)
     for i, name in enumerate(schema.numeric):
         numerics_BN[:, i] = _numbers(column(name), name, decimal, odd)
-    return EventBatch(labels_B, times_s_B, tuple(categorical), numerics_BN)
+    lists = []
+    for name in schema.lists:
+        found = read_lists(column(name), name, schema, odd)
+        lists.append(found if len(found) == count else found.take(pa.array([0] * count)))
+
+    def bounded(name: str | None, bounds: Bounds) -> np.ndarray | None:
+        """A column that must be there in events to learn from."""
+        if name is None or not (labelled or name in given or name in shared):
+            return None
+        values = [read_bounded(value, name, bounds, decimal) for value in column(name)]
+        return np.full(count, values, np.float32)
+
+    return EventBatch(
+        labels_B,
+        times_s_B,
+        tuple(categorical),
+        numerics_BN,
+        tuple(lists),
+        bounded(schema.weight, WEIGHT),
+        bounded(schema.sampling_ratio, SAMPLING_RATIO),
+    )
 
 
-def _flat(row: Mapping[str, Any], known: set[Any], path: str = "") -> dict[str, Any]:
+def _flat(row: Mapping[str, Any], known: set[str], path: str = "") -> dict[str, Any]:
     """The row with a column for each leaf of its nested objects, under the leaf's path. A path that
     the schema knows is a leaf."""
     flat: dict[str, Any] = {}
@@ -129,16 +147,11 @@ def _required(
 
 
 def _names(values: list[Any], column: str) -> pa.Array:
-    """Strings or null. Whole columns are checked by their types first, since most are clean."""
-    kinds = set(map(type, values))
-    if kinds == {int}:
-        return pa.array(list(map(str, values)), pa.string())
-    try:
-        if kinds <= {str, NoneType}:
-            return pa.array(values, pa.string())
-    except UnicodeEncodeError:
-        pass  # the loop below finds the value and names it
-    return pa.array([as_name(value, column) for value in values], pa.string())
+    """Strings or null."""
+    names = clean_names(values)
+    if names is None:
+        names = pa.array([as_name(value, column) for value in values], pa.string())
+    return names
 
 
 def _numbers(values: list[Any], column: str, decimal: str, odd: list[Odd] | None) -> np.ndarray:

@@ -6,10 +6,13 @@ these rules: messages, recordings, requests. Whole Arrow columns are read in
 `niwaki.stream.events.tables`, by the functions of this module wherever a column is not clean.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +35,36 @@ MISSING = frozenset(("", "-", "na", "n/a", "#n/a", "nan", "null", "none", "\\n")
 NUMERIC_RULE = "must be finite in 32 bits"
 BEYOND_32_BITS = 2.0**128 - 2.0**103
 """The least number of 64 bits that is infinite in 32."""
+READ_AS_MISSING = "values are no numbers and were read as missing"
+
+
+class Bounds(NamedTuple):
+    """The numbers that a column must hold in every event, with the option of the schema that names
+    the column."""
+
+    option: str
+    rule: str
+    least: float
+    most: float
+
+    def hold(self, values_B: np.ndarray) -> np.ndarray:
+        """True for each number that obeys the rule; False for NaN."""
+        held_B: np.ndarray = (values_B >= self.least) & (values_B <= self.most)
+        return held_B
+
+
+WEIGHT = Bounds(
+    "weight",
+    "must be a number >= 0, finite in 32 bits; 1: the event counts once",
+    0.0,
+    math.nextafter(BEYOND_32_BITS, 0.0),
+)
+SAMPLING_RATIO = Bounds(
+    "sampling_ratio",
+    "must be a number in (0, 1]; 1: all such events were kept",
+    2.0**-149,  # the smallest in 32 bits
+    1.0,
+)
 _CURRENCY = "$€£¥₹"
 _NUMBER = re.compile(
     rf"([+-]?)\s*[{_CURRENCY}]?\s*([+-]?)((?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d*)?|\.\d+)"
@@ -43,6 +76,17 @@ _ISO = (
     r"(?:[T ](?P<minute>\d{2}:\d{2})(?P<second>:\d{2})?(?:[.,](?P<fraction>\d+))?)?"
     r"\s*(?:Z|z|UTC|GMT|(?P<sign>[+-])(?P<hours>\d{2}):?(?P<minutes>\d{2})?)?\s*$"
 )
+
+
+class Odd(NamedTuple):
+    """Values of a column that were read otherwise than they are written."""
+
+    field: str
+    events: int
+    value: str
+    """The first one, as it is shown."""
+    done: str = READ_AS_MISSING
+    """The way that they were read, in words that follow on a number."""
 
 
 def label_rule(schema: Schema) -> str:
@@ -186,6 +230,20 @@ def as_name(value: Any, column: str) -> str | None:
     raise FeatureError(column, "must be a string or a number", value)
 
 
+def clean_names(values: Sequence[Any]) -> pa.Array | None:
+    """Values as `as_name` reads them, where all are strings or all are integers, or null; else
+    None. Most columns are such."""
+    kinds = set(map(type, values)) - {NoneType}
+    try:
+        if kinds <= {str}:
+            return pa.array(values, pa.string())
+        if kinds == {int}:
+            return pa.array([None if value is None else str(value) for value in values])
+    except UnicodeEncodeError:
+        pass  # `as_name` finds the value and names it
+    return None
+
+
 SWAPPED_MARKS = str.maketrans(".,", ",.")
 """Numbers in text with a decimal comma, as those with a point."""
 
@@ -211,6 +269,16 @@ def as_number(value: Any, column: str, decimal: str = ".") -> float | None:
     if abs(read) >= BEYOND_32_BITS:
         raise FeatureError(column, NUMERIC_RULE, value)
     return read
+
+
+def read_bounded(value: Any, column: str, bounds: Bounds, decimal: str = ".") -> float:
+    """A value of a column that must be there, a number within bounds."""
+    number: float | None = math.nan
+    with contextlib.suppress(FeatureError):  # no number, or an infinite one
+        number = as_number(value, column, decimal)
+    if number is None or not bounds.least <= number <= bounds.most:
+        raise FeatureError(column, bounds.rule, value)
+    return number
 
 
 def parse_number(text: str) -> float | None:

@@ -16,9 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from niwaki.model.errors import FeatureError
-from niwaki.model.features.event_rows import Odd, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.list_values import read_lists
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.model.features.values import LARGEST_TIME_S, UNITS_PER_S, as_name
+from niwaki.model.features.values import (
+    LARGEST_TIME_S,
+    SAMPLING_RATIO,
+    UNITS_PER_S,
+    WEIGHT,
+    Odd,
+    as_name,
+)
 from niwaki.stream.errors import EventError
 from niwaki.stream.events.config import MAX_EVENT_BYTES, EventsConfig
 from niwaki.stream.events.envelope import Envelope
@@ -40,6 +48,10 @@ _UNIT_OF_ROWS = "ms"
 """The timestamp format of plain rows."""
 _LARGEST_TIME_MS = int(LARGEST_TIME_S) * 1000
 _TIME_MS = Annotated[int, msgspec.Meta(ge=-_LARGEST_TIME_MS, le=_LARGEST_TIME_MS)]
+_WEIGHT = Annotated[float, msgspec.Meta(ge=WEIGHT.least, le=WEIGHT.most)]
+_SAMPLING_RATIO = Annotated[float, msgspec.Meta(ge=SAMPLING_RATIO.least, le=SAMPLING_RATIO.most)]
+_NAME = str | int | float | bool | None
+_LIST = list[_NAME] | dict[str, _WEIGHT | None] | _NAME
 _DEFAULTS = EventsConfig()
 _NO_EVENT = bytes(bytearray(b"no event"))
 """The place of a message that was rejected already; known by its identity."""
@@ -57,7 +69,8 @@ class Decoded(NamedTuple):
     rejects: list[Reject]
     """In the order of their messages."""
     odd: list[Odd]
-    """Text in numeric columns that is no number; several entries of a column are possible."""
+    """Values that were read otherwise than they are written; several entries of a column are
+    possible."""
 
 
 class _Piece(NamedTuple):
@@ -106,7 +119,7 @@ class EventDecoder:
         decode_row, limit = self._decode_row, self.max_event_bytes
         for index, value in enumerate(self._opened(values, rejects)):
             if len(rows) == _ROWS_AT_ONCE:
-                pieces.append(self._rows_to_batch(rows, row_at, rejects))
+                pieces.append(self._rows_to_batch(rows, row_at, rejects, odd))
                 rows, row_at = [], []
             if value is not None and decode_row is not None and len(value) <= limit:
                 try:
@@ -127,7 +140,7 @@ class EventDecoder:
                     object_at.append(index)
             except EventError as error:
                 rejects.append(Reject.of(index, error))
-        pieces.append(self._rows_to_batch(rows, row_at, rejects))
+        pieces.append(self._rows_to_batch(rows, row_at, rejects, odd))
         if objects:
             pieces += self._objects_to_pieces(objects, object_at, rejects, odd)
         pieces += [self._tables_to_batch(alike, rejects, odd) for alike in tables.values()]
@@ -223,9 +236,10 @@ class EventDecoder:
         """The kind of rule that a value of `column` breaks."""
         schema = self.schema
         roles = dict.fromkeys(schema.categorical, "categorical")
-        roles |= dict.fromkeys(schema.numeric, "numeric") | {schema.label: "label"}
-        if schema.timestamp:
-            roles[schema.timestamp] = "timestamp"
+        roles |= dict.fromkeys(schema.numeric, "numeric") | dict.fromkeys(schema.lists, "list")
+        roles[schema.label] = "label"
+        for role in ("timestamp", "weight", "sampling_ratio"):
+            roles[getattr(schema, role)] = role
         return roles.get(column, "column")
 
     def _open_arrow(self, value: bytes) -> pa.Table:
@@ -262,7 +276,7 @@ class EventDecoder:
             )
         except EventError as error:
             rejects += [Reject.of(index, error, len(table)) for index, table in tables]
-            return self._rows_to_batch([], [], rejects)
+            return self._rows_to_batch([], [], rejects, odd)
         odd += events.odd
         first_row = dict(
             zip((index for index, _ in tables), np.cumsum([0, *lengths[:-1]]).tolist(), strict=True)
@@ -280,30 +294,44 @@ class EventDecoder:
         return _Piece(events.batch, np.delete(index_B, wrong))
 
     def _rows_to_batch(
-        self, rows: list[msgspec.Struct], places: list[int], rejects: list[Reject]
+        self,
+        rows: list[msgspec.Struct],
+        places: list[int],
+        rejects: list[Reject],
+        odd: list[Odd],
     ) -> _Piece:
         """The events of plain rows. `places`: the index of each one's message."""
-        row_at = np.array(places, np.int64)
+        schema, row_at = self.schema, np.array(places, np.int64)
         columns = list(zip(*map(msgspec.structs.astuple, rows), strict=True))
-        columns = columns or [()] * (2 + len(self.schema.categorical) + len(self.schema.numeric))
-        schema = self.schema
+        columns = columns or [()] * len(schema.columns)
         labels_B = np.array(columns.pop(0), np.float32)
         times_s_B = np.zeros(len(row_at))
         if schema.timestamp:
             times_s_B = np.array(columns.pop(0), np.float64) / UNITS_PER_S[_UNIT_OF_ROWS]
+        weights_B = np.array(columns.pop(0), np.float32) if schema.weight else None
+        sampling_B = np.array(columns.pop(0), np.float32) if schema.sampling_ratio else None
         first, fields = len(schema.categorical), len(schema.numeric)
         categorical = tuple(_strings(column) for column in columns[:first])
         numerics_NB = np.array(columns[first : first + fields], np.float64)
         numerics_NB = numerics_NB.reshape(fields, len(row_at))
-        batch = EventBatch(labels_B, times_s_B, categorical, narrow(numerics_NB))
         wrong = numeric_rejects(numerics_NB, schema)
+        lists = []
+        for name, column in zip(schema.lists, columns[first + fields :], strict=False):
+            failed: dict[int, FeatureError] = {}
+            lists.append(read_lists(column, name, schema, odd, failed))
+            for row, error in failed.items():
+                wrong[row] = Reject(row, "list", name, error.rule, error.value)
+        numerics_BN = narrow(numerics_NB)
+        batch = EventBatch(
+            labels_B, times_s_B, categorical, numerics_BN, tuple(lists), weights_B, sampling_B
+        )
         rejects += [one._replace(position=places[one.position]) for one in wrong.values()]
         return _Piece(without_events(batch, wrong), np.delete(row_at, list(wrong)))
 
 
 def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct] | None:
-    """A struct with one field for each column, in the order: label, timestamp, categorical,
-    numeric, ignored. It takes plain rows only; all others are read as dictionaries.
+    """A struct with one field for each of the schema's columns, in their order, and each ignored
+    one. It takes plain rows only; all others are read as dictionaries.
 
     None where no row is plain: labels or times are to be converted, columns are paths, or have
     names that a struct can't have.
@@ -311,8 +339,15 @@ def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct] | No
     columns: list[tuple[str, Any, object]] = [
         (schema.label, bool | Annotated[float, msgspec.Meta(ge=0, le=1)], msgspec.NODEFAULT),
         *([(schema.timestamp, _TIME_MS, msgspec.NODEFAULT)] if schema.timestamp else []),
+        *([(schema.weight, _WEIGHT, msgspec.NODEFAULT)] if schema.weight else []),
+        *(
+            [(schema.sampling_ratio, _SAMPLING_RATIO, msgspec.NODEFAULT)]
+            if schema.sampling_ratio
+            else []
+        ),
         *((name, str | int | float | None, None) for name in schema.categorical),
         *((name, float | bool | None, None) for name in schema.numeric),
+        *((name, _LIST, None) for name in schema.lists),
         *((name, msgspec.Raw, msgspec.Raw()) for name in schema.ignore),
     ]
     converted = (
@@ -327,9 +362,14 @@ def _row_type(schema: Schema, unknown_columns: str) -> type[msgspec.Struct] | No
 
 
 def _strings(column: Sequence[str | int | float | None]) -> pa.Array:
-    for kind in (pa.string(), pa.int64()):  # nearly every column holds one kind only
-        try:
-            return pa.array(column, kind).cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            continue
+    try:  # nearly every column holds one kind only
+        return pa.array(column, pa.string())
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    try:
+        found = pa.array(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        found = None
+    if found is not None and pa.types.is_integer(found.type):
+        return found.cast(pa.string())
     return pa.array([as_name(value, "") for value in column], pa.string())

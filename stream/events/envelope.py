@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from niwaki.pruning.errors import shorten
 from niwaki.stream.errors import EventError
+from niwaki.stream.events.arrow_columns import find_column
 from niwaki.stream.events.structs import new_struct
-from niwaki.stream.events.tables import find_column
 
 
 class Envelope:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from niwaki.model.features.event_rows import Odd
+from niwaki.model.features.values import READ_AS_MISSING, Odd
 from niwaki.stream.errors import ConfigError, EventError, reason_of
 
 KINDS = (
@@ -25,6 +25,9 @@ KINDS = (
     "timestamp",
     "categorical",
     "numeric",
+    "list",
+    "weight",
+    "sampling_ratio",
 )
 """Kinds of rules that an event can break, few enough to be labels of a metric."""
 
@@ -77,8 +80,8 @@ def _shape(rule: str) -> str:
 
 
 class Tally:
-    """An account of the events that were read, left out, or read with a missing value for an odd
-    one."""
+    """An account of the events that were read, left out, or read otherwise than they are
+    written."""
 
     def __init__(self) -> None:
         self.events = 0
@@ -86,7 +89,7 @@ class Tally:
         self.rejected = 0
         """Events left out."""
         self._rules: dict[tuple[str, ...], _Example] = {}
-        self._odd: dict[str, Odd] = {}
+        self._odd: dict[tuple[str, str], Odd] = {}
 
     def add(self, events: int, rejects: Iterable[Reject], odd: Iterable[Odd] = ()) -> None:
         """Count events that were read, and what was found beside them."""
@@ -100,13 +103,13 @@ class Tally:
             count = reject.events + (known.events if known else 0)
             self._rules[key] = _Example(count, known.first if known else reject)
         for one in odd:
-            before = self._odd.get(one.field)
+            before = self._odd.get((one.field, one.done))
             count = one.events + (before.events if before else 0)
-            self._odd[one.field] = (before or one)._replace(events=count)
+            self._odd[one.field, one.done] = (before or one)._replace(events=count)
 
     @property
     def odd_values(self) -> int:
-        """Number of values that are no numbers and count as missing."""
+        """Number of values that were read otherwise than they are written."""
         return sum(one.events for one in self._odd.values())
 
     @property
@@ -125,15 +128,12 @@ class Tally:
             place = f"{first.place}: " if first.place else ""
             lines.append(f"  {example.events:,} by the rule of {place}{first.reason}")
         for one in self._odd.values():
-            lines.append(
-                f"{one.field}: {one.events:,} values are no numbers and were read as missing,"
-                f" the first: {one.value}"
-            )
+            lines.append(f"{one.field}: {one.events:,} {one.done}, the first: {one.value}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
         """The account as JSON has it: `rejected` (events), `rejects` (by rule, with the first
-        example) and `read_as_missing` (by column)."""
+        example), `read_as_missing` (by column) and `read_in_part` (lists, by column)."""
         rejects = [
             {
                 "events": example.events,
@@ -145,11 +145,20 @@ class Tally:
             }
             for example in self._rules.values()
         ]
-        odd = [
-            {"field": one.field, "events": one.events, "value": one.value}
-            for one in self._odd.values()
+        missing, parts = [
+            [
+                {"field": one.field, "events": one.events, "value": one.value}
+                for one in self._odd.values()
+                if (one.done == READ_AS_MISSING) is as_missing
+            ]
+            for as_missing in (True, False)
         ]
-        return {"rejected": self.rejected, "rejects": rejects, "read_as_missing": odd}
+        return {
+            "rejected": self.rejected,
+            "rejects": rejects,
+            "read_as_missing": missing,
+            "read_in_part": parts,
+        }
 
     def check(self, source: str, max_rejected_ratio: float) -> None:
         """Raise `ConfigError` about `source` if nothing was read, or more than the given share was

@@ -12,8 +12,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch
+from niwaki.model.features.values import Odd
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import EventSource, Record

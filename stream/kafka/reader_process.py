@@ -30,8 +30,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.values import Odd
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
 from niwaki.stream.events.config import EventsConfig

@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch
+from niwaki.model.features.values import Odd
 from niwaki.stream.events.rejects import Reject
 
 

@@ -22,11 +22,12 @@ from niwaki.model.features.schema import Schema
 from niwaki.model.features.values import read_time
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.arrow_columns import numbers_or_text
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import ENCODERS
 from niwaki.stream.events.envelope import Envelope
 from niwaki.stream.events.rejects import Reject, Tally
-from niwaki.stream.events.tables import event_times, numbers_or_text, table_to_batch
+from niwaki.stream.events.tables import event_times, table_to_batch
 from niwaki.stream.kafka.registry import MessageDecoder
 from niwaki.stream.kafka.source import Record
 from niwaki.stream.recordings.recording import Recording

@@ -31,11 +31,13 @@ def decode(*values: bytes | None, schema: Schema = SCHEMA, max_event_bytes: int 
 
 
 def same(one: EventBatch, other: EventBatch) -> bool:
-    columns = zip(one.categorical, other.categorical, strict=True)
+    columns = zip((*one.categorical, *one.lists), (*other.categorical, *other.lists), strict=True)
     return (
         np.array_equal(one.labels_B, other.labels_B)
         and np.array_equal(one.times_s_B, other.times_s_B)
         and np.array_equal(one.numerics_BN, other.numerics_BN, equal_nan=True)
+        and np.array_equal(one.weights_B, other.weights_B)
+        and np.array_equal(one.sampling_B, other.sampling_B)
         and all(a.equals(b) for a, b in columns)
     )
 

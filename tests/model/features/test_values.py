@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.encoder import Encoder
-from niwaki.model.features.event_rows import Odd, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import Schema
 from niwaki.model.features.values import (
+    Odd,
     as_name,
     as_number,
     parse_number,

@@ -168,7 +168,12 @@ def test_a_long_value_is_shortened_in_the_reason():
     assert len(rejects[0].reason) < 150
 
 
-values = st.one_of(st.none(), st.text(max_size=5), st.integers(-(2**70), 2**70))
+values = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0.5, 1.5, 2.0, -1.0]),
+)
 numbers = st.one_of(
     st.none(), st.floats(width=32, allow_infinity=False), st.integers(-(2**40), 2**40)
 )

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.model.features.event_rows import Odd
+from niwaki.model.features.values import Odd
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import KINDS, Reject, Tally
 

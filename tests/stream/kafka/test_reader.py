@@ -11,8 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import Schema
+from niwaki.model.features.values import Odd
 from niwaki.stream.errors import BrokerError
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import encode_json
@@ -30,7 +30,7 @@ START = """
 import sys, msgspec
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.kafka.reader_process import ReaderProcess
-from niwaki.model.features.event_rows import Odd
+from niwaki.model.features.values import Odd
 from niwaki.model.features.schema import Schema
 config = msgspec.json.decode(sys.argv[1], type=KafkaConfig)
 reader = ReaderProcess(config, Schema(categorical=("user",)))

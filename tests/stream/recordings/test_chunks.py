@@ -4,8 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from niwaki.model.features.event_rows import Odd, rows_to_batch
+from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.values import Odd
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.recordings.chunks import Chunk, in_order_of_time
 

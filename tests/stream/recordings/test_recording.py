@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niwaki.model.features.event_rows import Odd
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.values import Odd
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.recordings.writing import batch_to_table, write_recording

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from niwaki.model.features.event_rows import Odd
+from niwaki.model.features.values import Odd
 from niwaki.stream.errors import TooManyRejects
 from niwaki.stream.events.rejects import Reject
 from niwaki.stream.kafka.connection import Record
