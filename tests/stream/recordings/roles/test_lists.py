@@ -48,6 +48,8 @@ def joined(separator: str, lists: list[list[str]] = SETS) -> list[str]:
         ([{"a": 1, "b": 0.5}, {}] * (ROWS // 2), "maps of strings to weights"),
         ([json.dumps(one) for one in SETS], "lists of strings"),
         ([repr(one) for one in SETS], "lists of strings"),
+        ([repr(one).replace(",", "") for one in SETS], "lists of strings"),
+        (["[1 2  3]", "[2]", "[]", None] * (ROWS // 4), "lists of integers"),
         ([json.dumps({name: 2 for name in one}) for one in SETS], "maps of strings to weights"),
     ],
 )
@@ -152,6 +154,8 @@ def made(form: str, *parts: list[str]) -> list[str]:
         made("2026-11-2{} 10:0{}", [*"0123"], [*"456"]),
         made("{}2,{}5", [*"123456789"], [*"123456789"]),
         some("a|b"),
+        made("[{}] {} {}", ["INFO", "WARN"], WORDS, WORDS),
+        made("{{{}}}: {}", WORDS, WORDS),
     ],
 )
 def test_text_that_only_looks_like_lists_stays_what_it_is(values):
@@ -201,8 +205,18 @@ def test_lists_are_the_same_lists_in_arrow_in_json_and_in_text(values, data):
     assert len({(one.distinct, one.missing, one.lists) for one in reports}) == 1
 
 
+def test_pairs_are_maps_where_a_user_says_so():
+    pairs = [[{"tag": "a", "weight": 0.5}, {"tag": "b", "weight": 2}], []] * (ROWS // 2)
+    arrow = pa.table({"label": LABELS, "user": USERS, "x": pa.array(pairs)})
+    written = Sample(ROWS, {"label": LABELS, "user": USERS, "x": list(map(json.dumps, pairs))})
+    for sample in (Sample.of_table(arrow), Sample.of_objects(arrow.to_pylist()), written):
+        assert propose(sample, NOTHING).schema.ignore == ("x",)
+        found = propose(sample, Asked(lists=("x",)))
+        assert column(found, "x").kind == "maps of strings to weights"
+
+
 def test_what_is_no_list_can_not_be_asked_for():
-    for values in ([[["a"]]] * ROWS, ['[{"a": {"b": 1}}]'] * ROWS):
+    for values in ([[["a"]]] * ROWS, ['[{"a": {"b": 1}, "c": 2}]'] * ROWS, ["[[1], [2]]"] * ROWS):
         with pytest.raises(ConfigError, match="--lists: lists of .* are not read; a list of str"):
             proposal(x=values, asked=Asked(lists=("x",)))
     for asked in (Asked(numeric=("x",)), Asked(categorical=("x",))):
