@@ -341,8 +341,8 @@ def schema(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical and
-    numeric columns.
+    """Propose the `[schema]` section for a recorded stream: label, timestamp, categorical, numeric
+    and list columns.
 
     Examples:
 

@@ -183,7 +183,8 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, Role]) -> Fo
         free = [name for name in free if name not in CRITEO]
     prefixed = bool(free) and all(name[:2] in _PREFIXES for name in free)
     named = [name for name in free if prefixed and name[:2] == "l_"]
-    lists = find_lists(facts, [name for name in free if _may_be_list(name, prefixed)], named, asked)
+    candidates = [name for name in free if _may_be_list(facts[name], prefixed)]
+    lists = find_lists(facts, candidates, named, asked)
     for name in lists.columns:
         roles[name] = Role("list", lists.whys[name], told=True)
     for name in free:
@@ -192,9 +193,12 @@ def _others(facts: dict[str, Facts], asked: Asked, roles: dict[str, Role]) -> Fo
     return lists
 
 
-def _may_be_list(name: str, prefixed: bool) -> bool:
-    """True if a column can be a list by its name: prefixes decide where all columns have them."""
-    return can_be_written(name) and bool(name) and (not prefixed or name[:2] == "l_")
+def _may_be_list(facts: Facts, prefixed: bool) -> bool:
+    """True if a column can be a list by its name: prefixes decide on text where all columns have
+    them."""
+    name = facts.name
+    by_prefix = not prefixed or name[:2] == "l_" or facts.unread is not None
+    return bool(name) and can_be_written(name) and by_prefix
 
 
 def _other(facts: Facts, prefixed: bool, lists: FoundLists, asked: Asked) -> Role:

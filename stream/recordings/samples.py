@@ -242,7 +242,7 @@ def _lists(column: pa.ChunkedArray) -> list[Any]:
     if _is.is_struct(kind) and kind.num_fields == 2:
         if _is_plain(kind.field(0).type) and _is_plain(kind.field(1).type):
             return list(column.to_pylist())
-    flat = _values(values)
+    flat = _values(values.cast(pa.string()) if _is.is_decimal(kind) else values)
     if unread := next((one for one in flat if isinstance(one, Unread)), None):
         return _unread(column, f"lists of {unread.kind}")
     if any(isinstance(one, list | dict) for one in flat):

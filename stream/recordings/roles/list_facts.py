@@ -4,86 +4,47 @@ In: the values of one column of a `Sample`, and the separator of lists in text. 
 which are equal whether a list was written as text or not.
 """
 
-import ast
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from niwaki.model.errors import FeatureError
-from niwaki.model.features.values import as_name
+from niwaki.model.features.list_text import LIST_RULE, list_of_text
+from niwaki.model.features.list_values import read_list
+from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import shorten
-from niwaki.stream.recordings.columns import as_text
 from niwaki.stream.recordings.samples import Unread
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\d*\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+")
-_NUMPY = re.compile(r"['\"\d]\s+['\"\d-]")
 _EXAMPLES = 3
 _SHOWN_CHARACTERS = 40
-_RULE = "must be a list of strings or numbers, or a map from such values to weights"
 
 
-def read_names(value: Any, column: str, separator: str) -> tuple[str, ...] | None:
-    """The values of a list in order, as names; None for a missing list. Raises `FeatureError` for
-    what is no list of plain values."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        text = value.strip()
-        if text.startswith(("[", "{")):
-            try:
-                return read_names(_parsed(text), column, separator)
-            except ValueError as error:
-                if isinstance(error, FeatureError):
-                    raise
-        return tuple(piece for one in value.split(separator) if (piece := one.strip()))
-    if isinstance(value, Mapping):
-        for weight in value.values():
-            if not isinstance(weight, int | float | None) or (weight or 0) < 0:
-                raise FeatureError(column, "must have weights that are numbers >= 0", value)
-        return _names((name for name, weight in value.items() if weight), column)
-    if isinstance(value, list):
-        return _names(value, column)
-    name = _name(value, column)
-    return None if name is None else (name,)
-
-
-def _parsed(text: str) -> Any:
-    """A list or a map in JSON or as Python writes it. Raises `ValueError` for other text."""
+def is_written_list(text: str) -> bool:
+    """True for text that is a list or a map as JSON, Python or numpy write it."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return False
     try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        pass
-    if _NUMPY.search(text) and "," not in text:
-        raise ValueError("a list of numpy")
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
-        raise ValueError("no list") from error
-
-
-def _names(values: Any, column: str) -> tuple[str, ...]:
-    names = (_name(value, column) for value in values)
-    return tuple(name for name in names if name is not None)
-
-
-def _name(value: Any, column: str) -> str | None:
-    if isinstance(value, list | dict | tuple | set | Unread):
-        raise FeatureError(column, _RULE, value)
-    return as_name(value if isinstance(value, str) else as_text(value), column)
+        return list_of_text(text, "", "\0") != [text.strip()]
+    except FeatureError:  # a list within a list
+        return True
 
 
 class ListFacts:
     """Facts about the lists of a column."""
 
-    def __init__(self, name: str, values: Sequence[Any], separator: str):
+    def __init__(self, name: str, values: Sequence[Any], separator: str, *, pairs: bool = False):
+        """`pairs`: lists of objects of two members each are maps from values to weights."""
         self.name = name
-        self.separator = separator
+        self._pairs = pairs
+        self._schema = Schema(
+            label=f"{name}_", timestamp=None, lists=(name or "_",), list_separator=separator
+        )
         self.broken: list[Any] = []
         """Values that are no lists of plain values."""
         self._maps = False
@@ -103,10 +64,15 @@ class ListFacts:
             self.rows.append(names)
 
     def _read(self, value: Any) -> tuple[str, ...] | None:
-        names = read_names(value, self.name, self.separator)
-        if isinstance(value, dict) or (isinstance(value, str) and value.lstrip()[:1] == "{"):
-            self._maps = True
-        return names
+        if isinstance(value, str):
+            value = list_of_text(value, self.name, self._schema.list_separator)
+        # Pairs of a value and its weight are not told from other objects of two members.
+        pairs = isinstance(value, list) and any(isinstance(one, dict) for one in value)
+        if isinstance(value, Unread) or (pairs and not self._pairs):
+            raise FeatureError(self.name, LIST_RULE, value)
+        names = read_list(value, self.name, self._schema)
+        self._maps |= pairs or isinstance(value, dict)
+        return None if names is None else tuple(names.names)
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -194,9 +160,9 @@ def broken_kind(value: Any) -> str:
         return value.kind
     if isinstance(value, str):
         try:
-            return broken_kind(_parsed(value.strip()))
-        except ValueError:
-            return "text"
+            return broken_kind(list_of_text(value, "", "|"))
+        except FeatureError:
+            return "lists of lists"
     if isinstance(value, dict):
         return "maps to values that are no weights"
     if isinstance(value, list | tuple):

@@ -14,7 +14,7 @@ from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.columns import Facts
 from niwaki.stream.recordings.names import says_list
 from niwaki.stream.recordings.roles.asked import Asked, option_of
-from niwaki.stream.recordings.roles.list_facts import ListFacts, broken_kind
+from niwaki.stream.recordings.roles.list_facts import ListFacts, broken_kind, is_written_list
 from niwaki.stream.recordings.roles.separators import SEPARATORS, Pieces
 from niwaki.stream.recordings.samples import Sample, Unread
 
@@ -23,6 +23,7 @@ _GOOD_SHARE = 0.99
 _MOSTLY = 0.5
 _LEAST_NAMES = 20
 _MAP_NAMES, _MAP_SHARE = 8, 1 / 3
+_WAY_ON = "a list of strings or numbers would be, such as one member of each object"
 _VECTORS = (
     "vectors of numbers, such as embeddings, are not read; give each number a column of its own"
 )
@@ -98,9 +99,13 @@ def find_lists(
 
 
 def _is_written(facts: Facts) -> bool:
-    """True if most of a column's texts begin like a list or a map in JSON."""
-    begin = sum(n for text, n in facts.solid.items() if text.lstrip()[:1] in ("[", "{"))
-    return bool(begin) and begin >= _MOSTLY * facts.total
+    """True if most of a column's texts are lists or maps in JSON or the like, and all that begin
+    so."""
+    begin = {t: n for t, n in facts.solid.items() if t.lstrip()[:1] in ("[", "{")}
+    if not begin or sum(begin.values()) < _MOSTLY * facts.total:
+        return False
+    written = sum(count for text, count in begin.items() if is_written_list(text))
+    return written >= _GOOD_SHARE * sum(begin.values())
 
 
 def _separators(
@@ -144,15 +149,12 @@ def _of_values(facts: Facts, found: FoundLists, *, may_be_empty: bool) -> None:
         return
     if isinstance(facts.unread, Unread) and facts.unread.kind not in ("lists", "maps"):
         if facts.unread.kind.startswith(("lists", "maps")):
-            found.ignored[facts.name] = f"{facts.unread.kind} are not read; {_way_on(facts)}"
+            found.ignored[facts.name] = f"{facts.unread.kind} are not read; {_WAY_ON}"
         return
     lists = ListFacts(facts.name, facts.values, found.separator)
     good = 1 - len(lists.broken) / max(facts.known, 1)
     if good < _GOOD_SHARE:
-        kind = broken_kind(lists.broken[0])
-        if kind == "text":
-            return
-        found.ignored[facts.name] = f"{kind} are not read; {_way_on(facts)}"
+        found.ignored[facts.name] = f"{broken_kind(lists.broken[0])} are not read; {_WAY_ON}"
     elif lists.decimals > _MOSTLY:
         found.ignored[facts.name] = _VECTORS
     elif not lists.counts and not may_be_empty:
@@ -165,21 +167,17 @@ def _of_values(facts: Facts, found: FoundLists, *, may_be_empty: bool) -> None:
         )
 
 
-def _way_on(facts: Facts) -> str:
-    return "a list of strings or numbers would be, such as one member of each object"
-
-
 def _asked(facts: Facts, found: FoundLists) -> None:
     """Make a list of a column that a user asks for. Raises `ConfigError` where it can't be one."""
     name = facts.name
     if isinstance(facts.unread, Unread) and facts.unread.kind not in ("lists", "maps"):
-        rule = f"{facts.unread.kind} are not read; {_way_on(facts)}"
+        rule = f"{facts.unread.kind} are not read; {_WAY_ON}"
         raise ConfigError(option_of("lists"), rule, name)
     if name not in found.columns:
-        found.columns[name] = ListFacts(name, facts.values, found.separator)
+        found.columns[name] = ListFacts(name, facts.values, found.separator, pairs=True)
     lists = found.columns[name]
     if facts.known and len(lists.broken) == facts.known:
-        rule = f"{broken_kind(lists.broken[0])} are not read; {_way_on(facts)}"
+        rule = f"{broken_kind(lists.broken[0])} are not read; {_WAY_ON}"
         raise ConfigError(option_of("lists"), rule, name)
     found.ignored.pop(name, None)
     found.whys[name] = f"--lists asks for it; {found.whys.get(name, lists.kind)}"

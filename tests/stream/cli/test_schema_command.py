@@ -59,6 +59,28 @@ def test_options_decide_over_names_and_values(form, put, niwaki):
     assert "price" in found["ignore"] and "item" not in found["categorical"]
 
 
+def test_options_decide_over_lists_their_separator_and_what_they_share(put, niwaki):
+    table = changed(
+        seen=lambda row: f"{row['item']}/{row['item'] + 1}",
+        heavy=lambda row: row["price"],
+        kept=lambda row: 0.5,
+    )
+    path = put("clicks.csv", csv_text(table))
+    options = "--lists seen --list-separator / --shares seen=item".split()
+    options += "--weight heavy --sampling-ratio kept".split()
+    ran = niwaki("schema", path, *options)
+    read = tomllib.loads(ran.out)["schema"]
+    assert (read["lists"], read["list_separator"], read["shares"]) == (
+        ["seen"],
+        "/",
+        {"seen": "item"},
+    )
+    assert (read["weight"], read["sampling_ratio"]) == ("heavy", "kept")
+    assert 'shares = {seen = "item"}' in ran.out
+    looked = niwaki("check", path, *options)
+    assert "(lists of integers)" in looked.out and "--lists asks for it" in looked.out
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -69,6 +91,10 @@ def test_options_decide_over_names_and_values(form, put, niwaki):
         (["--encoding", "latin-11"], "the nearest is"),
         (["--names", "a,a,b,c,d"], "--names: must be different names"),
         (["--timestamp", "price"], "--timestamp"),
+        (["--lists", "usr"], "--lists: must be a column of the events; the nearest is 'user'"),
+        (["--shares", "user"], "--shares: must be COLUMN=COLUMN, such as history=item, got 'user'"),
+        (["--shares", "user=itm"], "--shares: must be a column of the events; the nearest is 'it"),
+        (["--weight", "user"], "--weight: must be a column of numbers >= 0 in every event"),
     ],
 )
 def test_an_option_that_cannot_be_is_named_with_the_way_on(options, text, put, niwaki):

@@ -132,6 +132,7 @@ def test_prefixes_decide_only_where_all_columns_have_them():
                 "c_price": PRICES,
                 "c_tags": cycle("a|b", "b", "a"),
                 "n_x": ITEMS,
+                "c_list": cycle(["a"], []),
                 "l_y": cycle("a", "b"),
                 "l_z": cycle("a|b", "b", "c|a", "c"),
             },
@@ -139,7 +140,7 @@ def test_prefixes_decide_only_where_all_columns_have_them():
         Asked(),
     )
     assert (found.schema.categorical, found.schema.numeric) == (("c_price", "c_tags"), ("n_x",))
-    assert (found.schema.lists, found.schema.ignore) == (("l_z",), ("l_y",))
+    assert (found.schema.lists, found.schema.ignore) == (("c_list", "l_z"), ("l_y",))
     assert noted(found, "its name begins with l_, and its values are no lists; --categorical l_y")
     mixed = proposal(c_price=PRICES, l_x=ITEMS)
     assert (mixed.schema.categorical, mixed.schema.numeric) == (("user", "l_x"), ("c_price",))

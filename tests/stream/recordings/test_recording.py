@@ -319,7 +319,8 @@ def test_a_directory_that_is_not_there_is_said(tmp_path):
                 timestamp=None,
                 categorical=("y",),
                 numeric=("target", "time"),
-                ignore=("nothing", "tags"),
+                lists=("tags",),
+                ignore=("nothing",),
             ),
         ),
         (

@@ -3,6 +3,8 @@ import random
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
@@ -46,6 +48,8 @@ def joined(separator: str, lists: list[list[str]] = SETS) -> list[str]:
         ([{"a": 1, "b": 0.5}, {}] * (ROWS // 2), "maps of strings to weights"),
         ([json.dumps(one) for one in SETS], "lists of strings"),
         ([repr(one) for one in SETS], "lists of strings"),
+        ([repr(one).replace(",", "") for one in SETS], "lists of strings"),
+        (["[1 2  3]", "[2]", "[]", None] * (ROWS // 4), "lists of integers"),
         ([json.dumps({name: 2 for name in one}) for one in SETS], "maps of strings to weights"),
     ],
 )
@@ -150,6 +154,8 @@ def made(form: str, *parts: list[str]) -> list[str]:
         made("2026-11-2{} 10:0{}", [*"0123"], [*"456"]),
         made("{}2,{}5", [*"123456789"], [*"123456789"]),
         some("a|b"),
+        made("[{}] {} {}", ["INFO", "WARN"], WORDS, WORDS),
+        made("{{{}}}: {}", WORDS, WORDS),
     ],
 )
 def test_text_that_only_looks_like_lists_stays_what_it_is(values):
@@ -173,8 +179,44 @@ def test_a_list_that_is_asked_for_decides_the_separator():
     assert column(found, "b").distinct == len(GENRES)
 
 
+PLAIN = st.text("abcN12,|;.[]' ", min_size=1, max_size=5) | st.integers(0, 99) | st.booleans()
+
+
+@given(st.lists(st.none() | st.lists(PLAIN, max_size=4), min_size=2, max_size=40), st.data())
+def test_lists_are_the_same_lists_in_arrow_in_json_and_in_text(values, data):
+    """Of one type in Arrow, of several in JSON."""
+    names = [value if value is None else list(map(str, value)) for value in values]
+    labels = data.draw(
+        st.lists(st.sampled_from([0, 1]), min_size=len(values), max_size=len(values))
+    )
+    columns = {"label": labels, "user": ["u"] * len(values)}
+    written = [value if value is None else json.dumps(value) for value in names]
+    python = [value if value is None else repr(value) for value in names]
+    table = pa.table(columns | {"tags": pa.array(names, pa.list_(pa.string()))})
+    forms = [
+        Sample.of_table(table),
+        Sample.of_objects(table.to_pylist()),
+        Sample(len(values), columns | {"tags": written}),
+        Sample(len(values), columns | {"tags": python}),
+    ]
+    found = [propose(form, NOTHING) for form in forms]
+    assert found[0].schema == found[1].schema == found[2].schema == found[3].schema
+    reports = [column(one, "tags") for one in found]
+    assert len({(one.distinct, one.missing, one.lists) for one in reports}) == 1
+
+
+def test_pairs_are_maps_where_a_user_says_so():
+    pairs = [[{"tag": "a", "weight": 0.5}, {"tag": "b", "weight": 2}], []] * (ROWS // 2)
+    arrow = pa.table({"label": LABELS, "user": USERS, "x": pa.array(pairs)})
+    written = Sample(ROWS, {"label": LABELS, "user": USERS, "x": list(map(json.dumps, pairs))})
+    for sample in (Sample.of_table(arrow), Sample.of_objects(arrow.to_pylist()), written):
+        assert propose(sample, NOTHING).schema.ignore == ("x",)
+        found = propose(sample, Asked(lists=("x",)))
+        assert column(found, "x").kind == "maps of strings to weights"
+
+
 def test_what_is_no_list_can_not_be_asked_for():
-    for values in ([[["a"]]] * ROWS, ['[{"a": {"b": 1}}]'] * ROWS):
+    for values in ([[["a"]]] * ROWS, ['[{"a": {"b": 1}, "c": 2}]'] * ROWS, ["[[1], [2]]"] * ROWS):
         with pytest.raises(ConfigError, match="--lists: lists of .* are not read; a list of str"):
             proposal(x=values, asked=Asked(lists=("x",)))
     for asked in (Asked(numeric=("x",)), Asked(categorical=("x",))):
