@@ -26,7 +26,6 @@ import msgspec
 import numpy as np
 
 from niwaki.model.features.schema import EventBatch
-from niwaki.stream.events.tables import take_events
 
 log = logging.getLogger("niwaki.kafka")
 
@@ -131,9 +130,9 @@ def _fingerprints(batch: EventBatch, at: np.ndarray) -> list[int]:
     """A number for each of the events `at`: equal where the time and all columns are."""
     if not len(at):
         return []
-    events = take_events(batch, at)
+    events = batch.take(at)
     columns = [microseconds(events).tolist(), events.labels_B.tolist()]
-    columns += [column.to_pylist() for column in events.categorical]
+    columns += [column.to_pylist() for column in (*events.categorical, *events.lists)]
     columns += (events.numerics_BN.T + np.float32(0)).tolist()  # of two zeros, one is negative
     return [
         int.from_bytes(blake2b(repr(row).encode(), digest_size=8).digest(), "big", signed=True)

@@ -8,7 +8,7 @@ Shapes: B events.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import pyarrow as pa
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.recordings.recording import Recording
-from niwaki.stream.recordings.writing import RecordingWriter
+from niwaki.stream.recordings.writing import RecordingWriter, batch_to_table
 from niwaki.stream.training.served_replica import ServedReplica
 
 OPTION = "--predictions"
@@ -61,7 +61,7 @@ def predictions_file(path: Path, recording: Recording, schema: Schema) -> Iterat
         raise ConfigError(OPTION, "writes Parquet: the name must end in .parquet", str(path))
     if any(path.resolve() == part.path.resolve() for part in recording.parts):
         raise ConfigError(OPTION, "must not name a file of the recording", str(path))
-    taken = [name for name in COLUMNS if name in _names(schema)]
+    taken = [name for name in COLUMNS if name in schema.columns]
     if taken:
         rule = "adds a column of this name, and the events have one: rename it, or --ignore it"
         raise ConfigError(OPTION, rule, taken[0])
@@ -120,19 +120,13 @@ class PolicyPredictions:
 
 def _events(batch: EventBatch, schema: Schema) -> dict[str, pa.Array]:
     """The events as the model gets them: times as times, labels as 0..1, names as text."""
-    columns: dict[str, pa.Array] = {}
+    table = batch_to_table(batch, schema)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
     if schema.timestamp:
         times_us_B = np.round(batch.times_s_B * 1e6).astype(np.int64)
         columns[schema.timestamp] = pa.array(times_us_B).cast(pa.timestamp("us", "UTC"))
     columns[schema.label] = pa.array(batch.labels_B)
-    columns |= zip(schema.categorical, batch.categorical, strict=True)
-    for name, values_B in zip(schema.numeric, batch.numerics_BN.T, strict=True):
-        columns[name] = pa.array(np.ascontiguousarray(values_B), mask=np.isnan(values_B))
     return columns
-
-
-def _names(schema: Schema) -> Sequence[str]:
-    return (schema.label, schema.timestamp or "", *schema.categorical, *schema.numeric)
 
 
 def _probabilities(logits_B: np.ndarray) -> np.ndarray:
