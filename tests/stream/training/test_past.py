@@ -15,7 +15,6 @@ from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.encoders import encode_arrow
-from niwaki.stream.events.tables import take_events
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.recordings.writing import batch_to_table, write_recording
@@ -148,7 +147,7 @@ def test_events_of_the_last_moment_are_told_apart_by_what_they_are(split):
     same = EventBatch(events.labels_B, times_s, events.categorical, events.numerics_BN)
     send(split[0], same, 0)
     some = np.random.default_rng(1).permutation(np.arange(900, 1100))[:80]
-    past = recorded(split[2], same.slice(0, 900), take_events(same, some))
+    past = recorded(split[2], same.slice(0, 900), same.take(some))
     for stop_at in (500, 980, 981, 1000, 1037, 1090, 1101, 1500):
         learned.run(split, stop_at, past=past)
     assert learned.are(events)
@@ -159,7 +158,7 @@ def test_a_recording_whose_partitions_end_at_different_times_leaves_nothing_out(
     send(split[0], events, 0)
     before, edge = events.slice(0, 1900), events.slice(1900, 2000)
     some = np.flatnonzero(np.random.default_rng(3).random(100) < np.linspace(1, 0.1, 100))
-    past = recorded(split[2], before, take_events(edge, some), events.slice(2000, 2001))
+    past = recorded(split[2], before, edge.take(some), events.slice(2000, 2001))
     for stop_at in (1901, 1960, 2000, 2100, 3000):
         learned.run(split, stop_at, past=past)
     assert learned.are(events)
