@@ -32,7 +32,6 @@ from niwaki.model.experts import (
     tensors_of_experts,
     write_contributions,
 )
-from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Features, HashedEvents
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.outcomes import Outcomes
@@ -40,6 +39,7 @@ from niwaki.model.features.schema import Schema
 from niwaki.model.linear.evidence_check import EvidenceCheck, EvidenceCheckState
 from niwaki.model.linear.expert import BayesianLinear
 from niwaki.model.linear.slots import Slots
+from niwaki.model.memory.memory import Memory
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import ModelDescription
@@ -115,7 +115,7 @@ class Learner:
         self.config = config
         self.encoder = config.encoder(schema)
         self.slots = Slots(schema, self.encoder)
-        self.ages = Ages(schema, config.table_rows)
+        self.memory = Memory(schema, self.encoder)
         self.linear = BayesianLinear(
             self.slots.rows,
             self.slots.group_S,
@@ -150,15 +150,15 @@ class Learner:
         """A log of every row learned from now on, for one reader."""
         learns_embeddings = self.config.network_rate and self.config.embedding_dim
         rows = len(self.tables.weight_RD) if learns_embeddings else 0
-        owners = self.schema.owners if self.schema.shares else None
-        self._dirty_rows.append(DirtyRows(self.events, rows, self.ages.sizes, owners))
+        owners = self.schema.owners if self.slots.shares else None
+        self._dirty_rows.append(DirtyRows(self.events, rows, self.memory.shapes, owners))
         return self._dirty_rows[-1]
 
     def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
         """(B,) float32 logits of the served branch's mixture; nothing is learned. `weights`: of
         another mixture than the learner's own."""
         with torch.no_grad():
-            features = self.ages.complete(hashed)
+            features = self.memory.complete(hashed)
             inputs = self._assemble(features)
             network, parameters = self.branches.published()
             vectors_BFD = self.tables.vectors(inputs.embedded, network.column_mask_FD)
@@ -182,7 +182,8 @@ class Learner:
         masks, while pruning, (0, 1]. A long batch takes several steps, since the average over more
         events carries less information.
 
-        Raises `LearnError` if the loss of a step is not finite; that step has changed nothing.
+        Raises `LearnError` if the loss of a step is not finite; that step has changed nothing but
+        histories and rates.
         """
         events = len(outcomes.labels_B)
         steps = -(-events // _STEP_EVENTS)
@@ -217,7 +218,7 @@ class Learner:
     def rewire(self, hashed: HashedEvents, outcomes: Outcomes, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
         `Branches.rewire`."""
-        inputs = self._assemble(self.ages.complete(hashed))
+        inputs = self._assemble(self.memory.complete(hashed))
         self.branches.rewire(inputs, outcomes, ratio, self.events)
 
     def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
@@ -229,7 +230,7 @@ class Learner:
         scale = self.numerics.scale()
         network, parameters = self.branches.published()
         embedding_rows_U, linear_rows_U = rows[names.EMBEDDING], rows[names.LINEAR]
-        tensors = self.ages.export(rows) | {
+        tensors = self.memory.export(rows) | {
             names.rows_of(names.EMBEDDING): embedding_rows_U,
             names.values_of(names.EMBEDDING): self.tables.rows(
                 embedding_rows_U, network.column_mask_FD
@@ -292,7 +293,7 @@ class Learner:
             ("mixture", mixture),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.items()}
-        tensors |= self.ages.export({}) | tensors_of_experts(self.further)
+        tensors |= self.memory.export({}) | tensors_of_experts(self.further)
         state = LearnerState(
             branches=branches,
             learned_multiply_adds=self.learned_multiply_adds,
@@ -312,7 +313,7 @@ class Learner:
         self.linear.restore(part("linear."), state.events)
         self.numerics.restore(part("numerics."))
         self.mixture.restore({name: t.numpy() for name, t in part("mixture.").items()})
-        self.ages.restore(tensors)
+        self.memory.restore(tensors)
         restore_experts(self.further, tensors)
         self.branches.restore(state.branches, tensors)
         self.events = state.events
@@ -324,7 +325,7 @@ class Learner:
         self, hashed: HashedEvents, outcomes: Outcomes, target_ratio: float, table_ratio: float
     ) -> Learned:
         """Compute, then learn, at most `_STEP_EVENTS` events."""
-        features = self.ages.complete(hashed)
+        features, changed = self.memory.learn(hashed, outcomes)
         branches = self.branches
         batches = MicroBatches(features, outcomes, self.slots, columns_of_experts(self._scales))
         scale = self.numerics.scale()
@@ -360,7 +361,7 @@ class Learner:
         branches.learn_masks(by_branch, batches.events, target_ratio, table_ratio)
         for expert in self.further:
             expert.learn(features, outcomes)
-        for table, rows_X in self.ages.see(features).items():
+        for table, rows_X in (changed | self.memory.see(features)).items():
             self._mark_dirty(table, rows_X)
         self.events += events
         loss = by_branch.get(view.served_branch, float(losses[0]))

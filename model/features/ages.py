@@ -25,6 +25,7 @@ class Ages:
     def __init__(self, schema: Schema, rows: int):
         """`rows`: of each column's table."""
         columns = [schema.categorical.index(name) for name in schema.ages]
+        self._first = len(schema.numeric)
         self._fields_A = torch.tensor(columns, dtype=torch.int64)
         self._missing_A = self._fields_A * rows
         self._shift_A = torch.arange(len(columns)) * rows - self._missing_A
@@ -39,16 +40,17 @@ class Ages:
     def complete(self, hashed: HashedEvents, first_s_R1: torch.Tensor | None = None) -> Features:
         """Finished features of B events, nothing remembered. `first_s_R1`: the table to read; None:
         this object's own."""
+        numerics_BN = hashed.raw_numerics_BN
         if not self.sizes:
-            return Features(*hashed)
+            return _features(hashed, numerics_BN)
         table = self.first_s_R1 if first_s_R1 is None else first_s_R1
         first_s_BA = self._first_s(hashed.rows_BF, table)
         ages_BA = (hashed.times_s_B[:, None] - first_s_BA).clamp(min=0).log1p().float()
         ages_BA[first_s_BA == 0] = 0
         ages_BA[~self._known(hashed.rows_BF, hashed.times_s_B)] = torch.nan
-        columns = hashed.raw_numerics_BN.shape[1] - len(self._fields_A)
-        numerics_BN = torch.cat([hashed.raw_numerics_BN[:, :columns], ages_BA], 1)
-        return Features(*hashed._replace(raw_numerics_BN=numerics_BN))
+        after = self._first + len(self._fields_A)
+        parts = numerics_BN[:, : self._first], ages_BA, numerics_BN[:, after:]
+        return _features(hashed, torch.cat(parts, 1))
 
     def see(self, features: Features) -> dict[str, torch.Tensor]:
         """Remember the time of first sight of each new row, in the order of events; returns the new
@@ -83,3 +85,8 @@ class Ages:
     def _known(self, rows_BF: torch.Tensor, times_s_B: torch.Tensor) -> torch.Tensor:
         """(B, A) bool: true where neither the value nor the time is missing."""
         return (rows_BF[:, self._fields_A] != self._missing_A) & (times_s_B[:, None] > 0)
+
+
+def _features(hashed: HashedEvents, numerics_BN: torch.Tensor) -> Features:
+    rows = hashed.rows_BF, hashed.embedded_BF, hashed.pairs_BP
+    return Features(*rows, numerics_BN, hashed.times_s_B, hashed.lists)

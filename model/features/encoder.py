@@ -1,7 +1,7 @@
 """From columns of events to table rows: each value of a categorical field is hashed to a row.
 
 The first stop of a batch. In: an `EventBatch`. Out: `HashedEvents`, flat row numbers and raw
-numerics as tensors, which `niwaki.model.features.ages` completes to the `Features` that the model
+numerics as tensors, which `niwaki.model.memory` completes to the `Features` that the model
 reads. Hashes are seeded by field name; they are equal on every machine and for every version of
 this file with the same `HASH_VERSION`. Labels are not read.
 
@@ -28,7 +28,7 @@ _EMPTY = 0xFFFFFFFFFFFFFFFF
 
 
 class HashedEvents(NamedTuple):
-    """B events after hashing, before the ages of values are known. The model takes finished
+    """B events after hashing, before ages, histories and rates are known. The model takes finished
     `Features` only."""
 
     rows_BF: torch.Tensor
@@ -39,9 +39,14 @@ class HashedEvents(NamedTuple):
     pairs_BP: torch.Tensor
     """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
     raw_numerics_BN: torch.Tensor
-    """float32, NaN = missing; the columns of ages come last, and are NaN."""
+    """float32, NaN = missing; the columns of ages and rates come last, and are NaN."""
     times_s_B: torch.Tensor
     """float64, event time in seconds since the epoch; 0: not known."""
+    keys_BM: torch.Tensor
+    """int64, key of each history and of each rate; 0 = missing."""
+    values_BH: torch.Tensor
+    """int32, row of the value that each history may remember, within the table of its column; 0 =
+    missing."""
     lists: tuple[ListRows, ...] = ()
     """The values of each list column."""
 
@@ -68,7 +73,7 @@ class HashedEvents(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The inputs of the model for B events, complete; made by `niwaki.model.features.ages.Ages`."""
+    """The inputs of the model for B events, complete; made by `niwaki.model.memory`."""
 
     rows_BF: torch.Tensor
     """int64, as in `HashedEvents`."""
@@ -77,7 +82,7 @@ class Features(NamedTuple):
     pairs_BP: torch.Tensor
     """int64, as in `HashedEvents`."""
     numerics_BN: torch.Tensor
-    """float32, NaN = missing, ages included."""
+    """float32, NaN = missing, ages and rates included."""
     times_s_B: torch.Tensor
     """float64, as in `HashedEvents`."""
     lists: tuple[ListRows, ...] = ()
@@ -131,6 +136,19 @@ class Encoder:
         crosses_CX = np.full((len(schema.crosses), max(map(len, schema.crosses), default=0)), -1)
         for c, cross in enumerate(schema.crosses):
             crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
+        empty = [_mix(np.uint64(seed ^ _EMPTY)) for seed in list_seeds]
+        self.empty_rows_L = np.array([1 + int(h) % (rows - 1) for h in empty], np.int64)
+        """For each list, the row that stands for an empty one, within the table of its field."""
+        by = [(history.by,) for history in schema.histories]
+        keys = [
+            [schema.categorical.index(name) for name in names]
+            for names in (*by, *schema.rate_columns)
+        ]
+        self._keys_MX = np.full((len(keys), max(map(len, keys), default=0)), -1)
+        for m, members in enumerate(keys):
+            self._keys_MX[m, : len(members)] = members
+        values = [schema.categorical.index(history.of) for history in schema.histories]
+        self._values_H = np.array(values, np.int64)
         self._hashing = _Hashing(
             seeds_F=np.array(seeds, np.uint64),
             columns=len(schema.categorical),
@@ -158,9 +176,13 @@ class Encoder:
             _hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
         _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF, pairs_BP)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
-        if ages := len(self.schema.ages):
-            empty_BA = np.full((events, ages), np.nan, np.float32)
+        if made := len(self.schema.numerics) - len(self.schema.numeric):
+            empty_BA = np.full((events, made), np.nan, np.float32)
             numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
+        keys_BM = np.zeros((events, len(self._keys_MX)), np.int64)
+        if keys_BM.size:
+            _write_keys(hashes_BF, self._keys_MX, keys_BM.view(np.uint64))
+        values_BH = (rows_BF[:, self._values_H] - self._values_H * self.rows).astype(np.int32)
         shifts_F = self._shifts_F[: rows_BF.shape[1]]
         embedded_BF = rows_BF + shifts_F if shifts_F.any() else rows_BF
         return HashedEvents(
@@ -169,6 +191,8 @@ class Encoder:
             pairs_BP=torch.from_numpy(pairs_BP),
             raw_numerics_BN=torch.from_numpy(numerics_BN),
             times_s_B=torch.from_numpy(np.array(batch.times_s_B)),
+            keys_BM=torch.from_numpy(keys_BM),
+            values_BH=torch.from_numpy(values_BH),
             lists=tuple(map(self._encode_list, batch.lists, range(len(batch.lists)))),
         )
 
@@ -186,7 +210,7 @@ class Encoder:
         count_values(weights_V, offsets, known_B, out_offsets)
         rows_V = np.empty(out_offsets[-1], np.int64)
         shares_V = np.empty(out_offsets[-1], np.float32)
-        empty = _mix(seeds_1[0] ^ np.uint64(_EMPTY))
+        empty = self.empty_rows_L[place]
         found = hashes_V1.ravel(), weights_V, offsets, known_B, empty, self.rows
         locate_values(*found, out_offsets, rows_V, shares_V)
         rows_V += field * self.rows
@@ -256,6 +280,23 @@ def _hash_strings(
                     word |= np.uint64(text[at + j]) << np.uint64(8 * j)
                 h = _mix(h ^ word)
             hashes_BF[b, f] = h
+
+
+@kernel("void(uint64[:,::1], int64[:,::1], uint64[:,::1])")
+def _write_keys(hashes_BF: np.ndarray, keys_MX: np.ndarray, out_BM: np.ndarray) -> None:
+    """Write the key of each combination of columns, -1 where there is none: the hash of its only
+    column, or one of all; 0 where a value is missing."""
+    combinations, members = keys_MX.shape
+    for b in range(len(hashes_BF)):
+        for m in range(combinations):
+            h = hashes_BF[b, keys_MX[m, 0]]
+            missing = h == 0
+            for x in range(1, members):
+                member = keys_MX[m, x]
+                if member >= 0:
+                    missing |= hashes_BF[b, member] == 0
+                    h = _mix(h ^ _mix(hashes_BF[b, member]))
+            out_BM[b, m] = np.uint64(0) if missing else h
 
 
 @kernel(

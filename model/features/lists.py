@@ -112,7 +112,7 @@ def count_values(
 
 
 @kernel(
-    "void(uint64[::1], Array(float32, 1, 'C', readonly=True), int64[::1], boolean[::1], uint64,"
+    "void(uint64[::1], Array(float32, 1, 'C', readonly=True), int64[::1], boolean[::1], int64,"
     " int64, int64[::1], int64[::1], float32[::1])"
 )
 def locate_values(
@@ -120,14 +120,14 @@ def locate_values(
     weights_V: np.ndarray,
     offsets: np.ndarray,
     known_B: np.ndarray,
-    empty: np.uint64,
+    empty: int,
     rows: int,
     out_offsets: np.ndarray,
     out_rows: np.ndarray,
     out_shares: np.ndarray,
 ) -> None:
     """Write the row of each value within its field's table of `rows`, and its share of its list.
-    `empty`: the hash that stands for an empty list; row 0 stands for a missing one."""
+    `empty`: the row that stands for an empty list; row 0 stands for a missing one."""
     for b in range(len(known_B)):
         start, stop, at = offsets[b], offsets[b + 1], out_offsets[b]
         total = np.float32(0)
@@ -140,8 +140,7 @@ def locate_values(
                 out_rows[at + v - start] = np.int64(np.uint64(1) + h % np.uint64(rows - 1))
                 out_shares[at + v - start] = weights_V[v] / total
         else:
-            row = np.int64(np.uint64(1) + empty % np.uint64(rows - 1)) if known_B[b] else 0
-            out_rows[at], out_shares[at] = row, 1
+            out_rows[at], out_shares[at] = empty if known_B[b] else 0, 1
 
 
 @kernel(

@@ -23,6 +23,22 @@ is 1 in a list without weights. Null = missing."""
 _AGE = "age:"
 
 
+class History(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A list that is made in the stream: the latest values of one column for each value of another
+    one, strictly from the past."""
+
+    name: str
+    """The name of the list."""
+    of: str
+    """The categorical column whose values it has, and whose embeddings it reads."""
+    by: str
+    """The categorical column that it is kept by, such as a user."""
+    where: Literal["label", "all"] = "label"
+    """label: values of events with a click (a label of at least 0.5); all: of all events."""
+    last: int = 20
+    """Values that are kept, >= 1: the latest ones."""
+
+
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The columns of an event and the role of each (the `[schema]` section)."""
 
@@ -58,6 +74,19 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     shares: dict[str, str] = {}
     """For a list or categorical column, the categorical column whose embeddings it reads, since
     their values are the same things: {"history": "item"}."""
+    histories: tuple[History, ...] = ()
+    """Lists that are made in the stream, for producers that have none; a scorer has them, too."""
+    rates: tuple[str | tuple[str, ...], ...] = ()
+    """Click rates that are made in the stream, by the values of a categorical column or of several,
+    such as ["item", ["user", "genre"]]: two numerics each, the rate in log odds and the evidence
+    for it."""
+    rate_half_life_s: float = 604_800.0
+    """Half-life of the counts behind rates, seconds, > 0."""
+    rate_evidence: float = 10.0
+    """Evidence for the click rate of the whole stream, to which rates are drawn, events, > 0."""
+    max_keys: int = 1_000_000
+    """Keys that each history and each rate remembers at once, >= 1. The ones that nothing was
+    remembered of for longest go first."""
     weight: str | None = None
     """Column with the weight of an event, >= 0, in all that is learned and measured. None or "":
     all weigh 1."""
@@ -91,6 +120,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
         self._check_time_features()
         self._check_lists()
+        self._check_memory()
         if len(set(self.fields)) != len(self.fields):
             raise RuleError("crosses", "two fields have the same name", list(self.fields))
 
@@ -129,6 +159,32 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 rule = f"{name!r} takes a categorical column with embeddings of its own"
                 raise RuleError("shares", rule, owner)
 
+    def _check_memory(self) -> None:
+        """Raise `RuleError` unless all histories and rates can be made."""
+        for option in ("rate_half_life_s", "rate_evidence"):
+            if not getattr(self, option) > 0:
+                raise RuleError(option, "must be > 0", getattr(self, option))
+        if self.max_keys < 1:
+            raise RuleError("max_keys", "must be >= 1", self.max_keys)
+        columns = set(self.categorical)
+        for history in self.histories:
+            for option in ("of", "by"):
+                if getattr(history, option) not in columns:
+                    rule = f"{option} must be a categorical column"
+                    raise RuleError("histories", rule, getattr(history, option))
+            if history.last < 1:
+                raise RuleError("histories", "last must be >= 1", history.last)
+            if not history.name or history.name in self.columns:
+                raise RuleError("histories", "name must not be that of a column", history.name)
+        for names in self.rate_columns:
+            if not names or not set(names) <= columns:
+                raise RuleError("rates", "takes categorical columns", list(names))
+        if len(set(self.rate_columns)) != len(self.rate_columns):
+            raise RuleError("rates", "must not name a rate twice", list(self.rates))
+        for option in ("histories", "rates"):
+            if getattr(self, option) and self.timestamp is None:
+                raise RuleError(option, "needs a timestamp column")
+
     def _check_time_features(self) -> None:
         """Raise `RuleError` unless all time features can be made."""
         ages = {_AGE + name for name in self.categorical}
@@ -147,7 +203,12 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def fields(self) -> tuple[str, ...]:
         """The names of the embedded fields, in the order of their tables: columns, crosses, time
         features, lists."""
-        return (*self.single_fields, *self.lists)
+        return (*self.single_fields, *self.list_fields)
+
+    @property
+    def list_fields(self) -> tuple[str, ...]:
+        """The names of the fields that are lists: columns, then histories."""
+        return (*self.lists, *(history.name for history in self.histories))
 
     @property
     def single_fields(self) -> tuple[str, ...]:
@@ -160,8 +221,9 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def owners(self) -> tuple[int, ...]:
         """For each of `fields`, the place of the field whose embeddings it reads: its own, unless
         it shares another's."""
-        fields = self.fields
-        return tuple(fields.index(self.shares.get(name, name)) for name in fields)
+        fields, reads = self.fields, {one.name: one.of for one in self.histories}
+        names = (reads.get(name, name) for name in fields)
+        return tuple(fields.index(self.shares.get(name, name)) for name in names)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -177,8 +239,16 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def numerics(self) -> tuple[str, ...]:
-        """The names of the numerics that the model reads, in their order: columns, ages."""
-        return (*self.numeric, *(_AGE + name for name in self.ages))
+        """The names of the numerics that the model reads, in their order: columns, ages, and two
+        for each rate."""
+        kinds = ("rate", "evidence")
+        rates = (f"{kind}:{'*'.join(names)}" for names in self.rate_columns for kind in kinds)
+        return (*self.numeric, *(_AGE + name for name in self.ages), *rates)
+
+    @property
+    def rate_columns(self) -> tuple[tuple[str, ...], ...]:
+        """The columns by which each rate is counted."""
+        return tuple((one,) if isinstance(one, str) else one for one in self.rates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Slots:
 
     def __init__(self, schema: Schema, encoder: Encoder):
         fields = len(schema.single_fields)
-        lists = len(schema.lists)
+        lists = len(schema.list_fields)
         pairs = len(encoder.pairs)
         numerics = len(schema.numerics)
         first_pair = (fields + lists) * encoder.rows
@@ -74,7 +74,7 @@ class Slots:
         self.group_S = [*range(others), *codes, *codes, *rest]
         """The group of each slot: one for each field, pair, score, mark and numeric, the constant,
         and each list; the codes below and above a value share one group."""
-        self.shares = bool(schema.shares)
+        self.shares = bool(schema.shares or schema.histories)
         """True where fields share embeddings."""
         self.lists = lists
         """Number of slots that read lists; they are the last."""

@@ -26,13 +26,13 @@ from niwaki.model.experts import (
     tensors_of_experts,
     write_contributions,
 )
-from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Encoder, Features, HashedEvents
 from niwaki.model.features.numerics import KNOTS, Scale
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.linear.expert import contributions
 from niwaki.model.linear.kernels import compiled_contributions
 from niwaki.model.linear.slots import Slots
+from niwaki.model.memory.memory import Memory
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header
@@ -53,7 +53,7 @@ class ModelFrame:
         self.schema = schema
         self.encoder = encoder
         self.slots = Slots(schema, encoder)
-        self.ages = Ages(schema, encoder.rows)
+        self.memory = Memory(schema, encoder)
         self.scales = scales
         compiled_contributions(scales)  # compiled now, not when the first event is to be scored
         self._widths: dict[str, tuple[int, ...]] = {
@@ -72,11 +72,11 @@ class ModelFrame:
     def empty_tables(self) -> Tables:
         """Tables of this model's shapes, all zero."""
         tables = {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
-        return tables | {name: self.ages.empty() for name in self.ages.sizes}
+        return tables | self.memory.empty()
 
     @property
     def _table_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self._widths | {name: (rows, 1) for name, rows in self.ages.sizes.items()}
+        return self._widths | self.memory.shapes
 
     def check(self, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise `CheckpointError` unless `tensors` are those that `header` promises."""
@@ -213,7 +213,7 @@ class ServedModel:
         return probabilities_B
 
     def _complete(self, hashed: HashedEvents) -> Features:
-        return self.frame.ages.complete(hashed, self.tables.get(names.AGE))
+        return self.frame.memory.complete(hashed, self.tables)
 
 
 class PublishedModel(ServedModel):

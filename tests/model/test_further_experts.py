@@ -114,7 +114,7 @@ def test_its_column_is_before_the_deep_one_and_holds_what_it_said_before_it_lear
     for seed in range(3):
         batch = click_events(events, seed=seed)
         hashed = learner.encoder.encode(batch)
-        features = learner.ages.complete(hashed)
+        features = learner.memory.complete(hashed)
         said_B = learner.learn(hashed, Outcomes.of(batch)).experts_BE[:, SCALES]
         for place in np.array_split(np.arange(events), steps):
             part = Features(*(tensor[place] for tensor in features[:-1]))
@@ -129,7 +129,7 @@ def test_what_it_says_enters_each_prediction_with_its_weight(register):
     learner = Learner(SCHEMA, SMALL)
     learn_all(learner, click_events(2000))
     unseen = learner.encoder.encode(click_events(100, seed=1))
-    said_B = learner.further[0].contribute(learner.ages.complete(unseen))
+    said_B = learner.further[0].contribute(learner.memory.complete(unseen))
     weights = learner.mixture.weights
     without = weights.copy()
     without[1 + SCALES] = 0.0
@@ -211,7 +211,7 @@ def test_scorers_of_a_full_checkpoint_and_deltas_predict_what_the_trainer_does(
         assert store.publish(*publisher.checkpoint(version, base=base)) and eager.refresh()
         late = scorer_of(store, follow=False)
         assert late.refresh()
-        said_B = learner.further[0].contribute(learner.ages.complete(hashed)).tolist()
+        said_B = learner.further[0].contribute(learner.memory.complete(hashed)).tolist()
         said.add(tuple(said_B))
         predicted_B = torch.from_numpy(learner.predict(hashed)).sigmoid().numpy()
         for scorer in (eager, late):
@@ -244,7 +244,7 @@ def test_what_is_published_predicts_to_the_bit_as_the_trainers_replica_through_e
         model = versions.make(path)
         versions.adopt(model, path)
         assert model.predict(scored).tolist() == replica.served.predict(scored).tolist()
-        features = learner.ages.complete(hashed)
+        features = learner.memory.complete(hashed)
         for column, expert in enumerate(learner.further, SCALES):
             said_B = model.experts(hashed)[:, column]
             assert said_B.tolist() == expert.contribute(features).tolist()

@@ -43,7 +43,7 @@ def test_a_list_contributes_the_mean_of_what_its_values_do():
     learner, batch = Learner(LISTS, SMALL), list_events(1_000)
     learn_all(learner, batch)
     hashed = learner.encoder.encode(batch)
-    inputs = learner._assemble(learner.ages.complete(hashed))
+    inputs = learner._assemble(learner.memory.complete(hashed))
     evidence_R2K, prior_SK = learner.linear.evidence_R2K.numpy(), learner.linear.prior_SK().numpy()
     for place, rows in enumerate(hashed.lists):
         slot = learner.slots.single + place
@@ -52,7 +52,7 @@ def test_a_list_contributes_the_mean_of_what_its_values_do():
         expected_B = np.add.reduceat(each_V, rows.offsets[:-1])
         found_B = inputs.contributions_BS[:, slot].numpy()
         np.testing.assert_allclose(found_B, expected_B, atol=1e-6)
-    embedded = Embedded.of(learner.ages.complete(hashed))
+    embedded = Embedded.of(learner.memory.complete(hashed))
     vectors_BFD = learner.tables.vectors(embedded).numpy()
     table_RD = learner.tables.weight_RD.numpy()
     for field, rows in enumerate(hashed.lists, len(LISTS.single_fields)):
@@ -77,7 +77,7 @@ def test_the_gradient_of_a_list_s_values_is_that_of_the_loss():
     hashed, outcomes = learner.encoder.encode(part), Outcomes.of(part)
     rows = np.unique(hashed.lists[1].embedded_V)
     passes, masks = learner.branches.served_branch.passes, None
-    inputs = learner._assemble(learner.ages.complete(hashed))
+    inputs = learner._assemble(learner.memory.complete(hashed))
     read = inputs.embedded, inputs.numerics_BM, inputs.contributions_BS
 
     def loss() -> float:

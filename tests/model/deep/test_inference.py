@@ -70,7 +70,7 @@ def test_a_learner_predicts_what_the_definition_says_to_a_millionth(changes, blo
         learner.branches.cut()
         learn_all(learner, click_events(500, seed=2))
     hashed = learner.encoder.encode(click_events(200, seed=3))
-    features = learner.ages.complete(hashed)
+    features = learner.memory.complete(hashed)
     inputs = learner._assemble(features)
     network, parameters = learner.branches.published()
     vectors_BFD = learner.tables.weight_RD[features.rows_BF]

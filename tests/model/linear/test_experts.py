@@ -76,7 +76,7 @@ def test_without_the_deep_expert_its_logit_is_that_of_the_first_linear_one():
     batch = click_events(512)
     learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
     assert not learner.tables.touched().numel()
-    inputs = learner._assemble(learner.ages.complete(learner.encoder.encode(batch)))
+    inputs = learner._assemble(learner.memory.complete(learner.encoder.encode(batch)))
     predicted = learner.predict(learner.encoder.encode(batch))
     np.testing.assert_allclose(predicted, inputs.linear_BK[:, 0].numpy(), atol=1e-5)
 
