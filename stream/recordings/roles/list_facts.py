@@ -21,7 +21,7 @@ from niwaki.stream.recordings.samples import Unread
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\d*\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+")
-_EXAMPLES = 3
+_EXAMPLES = 2
 _SHOWN_CHARACTERS = 40
 
 
@@ -138,7 +138,7 @@ class ListFacts:
 
     @property
     def examples(self) -> list[str]:
-        """Up to three different lists, the first ones that are not empty."""
+        """Up to two different lists, the first ones that are not empty."""
         different = dict.fromkeys(row for row in self.rows if row)
         return [_shown(row) for row, _ in zip(different, range(_EXAMPLES), strict=False)]
 
