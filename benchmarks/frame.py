@@ -150,11 +150,18 @@ def at_most(claim: str, value: float, bound: float) -> dict[str, Any]:
 
 
 def main(
-    name: str, measure: Callable[[bool], Findings], arguments: Sequence[str] | None = None
+    name: str,
+    measure: Callable[[bool], Findings],
+    arguments: Sequence[str] | None = None,
+    own: argparse.ArgumentParser | None = None,
 ) -> None:
-    """The program `python -m benchmarks.NAME`. `measure(quick)` does the work."""
+    """The program `python -m benchmarks.NAME`. `measure(quick)` does the work. `own`: a parser
+    without help, which has read the options of this benchmark alone; they are in the help, too."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}", description=sys.modules[measure.__module__].__doc__
+        prog=f"python -m benchmarks.{name}",
+        description=sys.modules[measure.__module__].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[own] if own else [],
     )
     parser.add_argument(
         "--quick",

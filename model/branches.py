@@ -9,7 +9,6 @@ between its weights lie dormant. The branches are given moves, and decide none.
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import numpy as np
 import torch
 
 from niwaki.model.config import LearnerConfig
@@ -18,6 +17,7 @@ from niwaki.model.deep.embeddings import EmbeddingTables
 from niwaki.model.deep.mlp import Masks
 from niwaki.model.deep.network import Network
 from niwaki.model.experts import Inputs
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.pruning.compaction import compact, zero_outgoing
 from niwaki.pruning.masks import AUXILIARY, MaskKind, MaskSet
 from niwaki.pruning.policies import mask_kind
@@ -193,20 +193,19 @@ class Branches:
         begin as zeros. The sparse branch is served on."""
         self._widen(self.dense.parameters)
 
-    def rewire(
-        self, inputs: Inputs, labels_B: np.ndarray, ratio: float, events_learned: int
-    ) -> None:
+    def rewire(self, inputs: Inputs, outcomes: Outcomes, ratio: float, events_learned: int) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, for fresh ones, whose outgoing
-        weights are zero. The gradients of a batch say which: its `inputs` and labels."""
+        weights are zero. The gradients of a batch say which: its `inputs` and outcomes."""
         groups = self.dense.network.groups
         live = self.dense_live
         self._widen(self._fresh(events_learned))
         embedding_RD = self._tables.weight_RD.numpy()
         corrections_B = self.dense.passes.forward(
-            embedding_RD, inputs.rows_BF.numpy(), inputs.numerics_BM, inputs.contributions_BS
+            embedding_RD, inputs.embedded, inputs.numerics_BM, inputs.contributions_BS
         )
-        logits_B = inputs.linear_BK[:, 0] + corrections_B
-        self.dense.passes.backward(logits_B.sigmoid() - torch.from_numpy(labels_B))
+        labels_B, weights_B, offsets_B = map(torch.from_numpy, outcomes)
+        logits_B = inputs.linear_BK[:, 0] + corrections_B + offsets_B
+        self.dense.passes.backward(weights_B * (logits_B.sigmoid() - labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients
         self.kept = {
             group.name: exchange(group, self.kept[group.name], weights, gradients, ratio)

@@ -96,7 +96,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def encoder(self, schema: Schema) -> Encoder:
         """Maps events of `schema` to the rows of this model's tables."""
-        fields = len(schema.fields)
+        fields = len(schema.single_fields)
         pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
         return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.jit import kernel, types
 
 _BINS = 4096
@@ -47,39 +48,45 @@ class Evaluation:
 
     def __init__(self) -> None:
         self.events = 0
+        self.weight_sum = 0.0
         self.loss_sum = 0.0
         self.label_sum = 0.0
         self.prediction_sum = 0.0
         self._clicks = np.zeros(_BINS)  # by bin of the predicted logit
         self._shown = np.zeros(_BINS)
 
-    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
-        """Add B events; returns the log loss of each."""
+    def update(
+        self, logits_B: np.ndarray, labels_B: np.ndarray, weights_B: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Add B events, each by its weight, >= 0, or 1; returns the log loss of each, without its
+        weight."""
         logits_B = np.ascontiguousarray(logits_B, np.float32)
         labels_B = np.ascontiguousarray(labels_B, np.float32)
+        weights_B = np.ones_like(labels_B) if weights_B is None else weights_B
         losses_B = np.empty(len(labels_B))
-        sums = _evaluate(logits_B, labels_B, losses_B, self._clicks, self._shown)
+        sums = _evaluate(logits_B, labels_B, weights_B, losses_B, self._clicks, self._shown)
         self.events += len(labels_B)
         self.loss_sum += sums[0]
         self.label_sum += sums[1]
         self.prediction_sum += sums[2]
+        self.weight_sum += sums[3]
         return losses_B
 
     @property
     def log_loss(self) -> float:
         """Mean log loss, nats."""
-        return self.loss_sum / self.events if self.events else math.nan
+        return self.loss_sum / self.weight_sum if self.weight_sum else math.nan
 
     @property
     def base_rate(self) -> float:
         """Share of clicks."""
-        return self.label_sum / self.events if self.events else math.nan
+        return self.label_sum / self.weight_sum if self.weight_sum else math.nan
 
     @property
     def normalized_entropy(self) -> float:
         """Log loss over the entropy of the base rate (He et al., ADKDD 2014): 1 is a constant
         prediction, lower is better."""
-        return self.log_loss / binary_entropy(self.base_rate) if self.events else math.nan
+        return self.log_loss / binary_entropy(self.base_rate) if self.weight_sum else math.nan
 
     @property
     def calibration(self) -> float:
@@ -126,48 +133,57 @@ class Evaluation:
 _READ = types.Array(types.float32, 1, "C", readonly=True)
 
 
-@kernel((_READ, _READ, types.float64[::1], types.float64[::1], types.float64[::1]))
+@kernel((_READ, _READ, _READ, types.float64[::1], types.float64[::1], types.float64[::1]))
 def _evaluate(
     logits_B: np.ndarray,
     labels_B: np.ndarray,
+    weights_B: np.ndarray,
     losses_B: np.ndarray,
     clicks: np.ndarray,
     shown: np.ndarray,
-) -> tuple[float, float, float]:
-    """Write log losses and add to the histograms; returns the sums of losses, labels and
-    predictions."""
-    losses = labels = predictions = 0.0
+) -> tuple[float, float, float, float]:
+    """Write log losses and add to the histograms; returns the weighted sums of losses, labels and
+    predictions, and the sum of weights."""
+    losses = labels = predictions = weights = 0.0
     for b in range(len(logits_B)):
         logit = np.float64(logits_B[b])
         label = np.float64(labels_B[b])
         power = math.exp(-abs(logit))
         losses_B[b] = max(logit, 0.0) + math.log1p(power) - label * logit
-        losses += losses_B[b]
-        labels += label
-        predictions += (1.0 if logit >= 0 else power) / (1 + power)
+        weight = np.float64(weights_B[b])
+        losses += weight * losses_B[b]
+        labels += weight * label
+        predictions += weight * ((1.0 if logit >= 0 else power) / (1 + power))
+        weights += weight
         place = (logit + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE))
         bin_ = int(min(place, _BINS - 1.0)) if place > 0 else 0
-        clicks[bin_] += label
-        shown[bin_] += 1
-    return losses, labels, predictions
+        clicks[bin_] += weight * label
+        shown[bin_] += weight
+    return losses, labels, predictions, weights
 
 
 class WindowedEvaluation:
     """An `Evaluation` of the whole stream, and one of each window of about `window_events` in
-    turn."""
+    turn: of the stream before sampling, by the weights of events where they have any."""
 
     def __init__(self, window_events: int):
         self.window_events = window_events
         self.total, self.window = Evaluation(), Evaluation()
+        self.unweighted = Evaluation()
+        """Of the whole stream, in which all events weigh the same; without events where none has
+        another weight than 1."""
         self.last: dict[str, float] = {}
         """Summary of the last complete window; of the current one until there is one."""
         self.completed = 0
 
-    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
-        """Add B events to both; returns the log loss of each. A window ends with the batch that
-        fills it."""
-        self.total.update(logits_B, labels_B)
-        losses_B = self.window.update(logits_B, labels_B)
+    def update(self, logits_B: np.ndarray, outcomes: Outcomes) -> np.ndarray:
+        """Add B events; returns the log loss of each. A window ends with the batch that fills
+        it."""
+        events = outcomes.labels_B, outcomes.importance_B
+        self.total.update(logits_B, *events)
+        losses_B = self.window.update(logits_B, *events)
+        if outcomes.weighted:
+            self.unweighted.update(logits_B, outcomes.labels_B, outcomes.unweighted.importance_B)
         if self.window.events >= self.window_events or not self.completed:
             self.last = self.window.summary()
         if self.window.events >= self.window_events:
@@ -178,10 +194,10 @@ class WindowedEvaluation:
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays, for a snapshot."""
         arrays = {"completed": np.array([self.completed], np.float64)}
-        for name, part in (("total", self.total), ("window", self.window)):
+        for name, part in self._parts().items():
             sums = [part.events, part.loss_sum, part.label_sum, part.prediction_sum]
             arrays |= {
-                f"{name}.sums": np.array(sums, np.float64),
+                f"{name}.sums": np.array([*sums, part.weight_sum], np.float64),
                 f"{name}.clicks": part._clicks,
                 f"{name}.shown": part._shown,
             }
@@ -192,12 +208,15 @@ class WindowedEvaluation:
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Continue where `state` was taken."""
         self.completed = int(arrays["completed"][0])
-        for name, part in (("total", self.total), ("window", self.window)):
+        for name, part in self._parts().items():
             sums = arrays[f"{name}.sums"].tolist()
             part.events = int(sums[0])
             part.loss_sum, part.label_sum = sums[1:3]
-            part.prediction_sum = sums[3]
+            part.prediction_sum, part.weight_sum = sums[3:]
             part._clicks = arrays[f"{name}.clicks"].copy()
             part._shown = arrays[f"{name}.shown"].copy()
         keys = sorted(Evaluation().summary())
         self.last = dict(zip(keys, arrays["last"].tolist(), strict=False))
+
+    def _parts(self) -> dict[str, Evaluation]:
+        return {"total": self.total, "window": self.window, "unweighted": self.unweighted}

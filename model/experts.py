@@ -16,11 +16,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.features.encoder import Features
+from niwaki.model.features.lists import ListSlots
 from niwaki.model.features.numerics import Scale, prepare_numerics
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
-from niwaki.model.linear.kernels import compiled_logits, locate_slots
+from niwaki.model.linear.kernels import add_lists, compiled_logits, locate_slots
 from niwaki.model.linear.slots import Slots
 
 PREFIX = "expert."
@@ -43,8 +46,8 @@ class Expert(Protocol):
         """(B,) float32 logits of B events. It changes nothing, and may be called by several
         threads."""
 
-    def learn(self, features: Features, labels_B: np.ndarray) -> None:
-        """Learn from B events in order; labels are 0..1."""
+    def learn(self, features: Features, outcomes: Outcomes) -> None:
+        """Learn from B events in order."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the expert has learned, by name: tensors of constant shapes, copies. At least
@@ -110,9 +113,9 @@ class Assembled(NamedTuple):
     above_BN: np.ndarray
     """These three: see `model.features.numerics.Prepared`."""
     rows_BS: np.ndarray
-    """int64, the rows of the slots."""
+    """int64, the rows of the slots that do not read lists."""
     values_BS: np.ndarray
-    """float32, the values of the slots."""
+    """float32, the values of those slots."""
     contributions_BS: np.ndarray
     """float32, the contribution of each slot to the linear expert's logit at the first time
     scale."""
@@ -120,15 +123,16 @@ class Assembled(NamedTuple):
     """float32, the logits of the experts."""
 
     @classmethod
-    def empty(cls, events: int, numerics: int, slots: int, experts: int) -> "Assembled":
+    def empty(cls, events: int, numerics: int, slots: Slots, experts: int) -> "Assembled":
         """Buffers for `events` events and `experts` columns, with undefined contents."""
+        single = slots.single
         return cls(
             scores_BM=np.empty((events, 2 * numerics), np.float32),
             code_BN=np.empty((events, numerics), np.int64),
             above_BN=np.empty((events, numerics), np.float32),
-            rows_BS=np.empty((events, slots), np.int64),
-            values_BS=np.empty((events, slots), np.float32),
-            contributions_BS=np.empty((events, slots), np.float32),
+            rows_BS=np.empty((events, single), np.int64),
+            values_BS=np.empty((events, single), np.float32),
+            contributions_BS=np.empty((events, len(slots)), np.float32),
             experts_BE=np.empty((events, experts), np.float32),
         )
 
@@ -142,6 +146,7 @@ class Assembled(NamedTuple):
         rows_BF: np.ndarray,
         pairs_BP: np.ndarray,
         numerics_BN: np.ndarray,
+        lists: ListSlots,
         scale: tuple[np.ndarray, np.ndarray],
         evidence_R2K: np.ndarray,
         prior_SK: np.ndarray,
@@ -156,15 +161,19 @@ class Assembled(NamedTuple):
         write_logits = compiled_logits(prior_SK.shape[1])
         outputs = self.contributions_BS, self.experts_BE
         write_logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, *outputs)
+        if slots.lists:
+            add_lists(evidence_R2K, prior_SK, *lists, 0, slots.single, *outputs)
 
 
 class Inputs(NamedTuple):
     """The inputs of the experts for B events, without embeddings."""
 
-    rows_BF: torch.Tensor
+    embedded: Embedded
     numerics_BM: torch.Tensor
     slot_rows_BS: torch.Tensor
     slot_values_BS: torch.Tensor
+    """These two: of the slots that do not read lists."""
+    slot_lists: ListSlots
     contributions_BS: torch.Tensor
     """The contribution of each slot to the linear expert's logit at the first time scale."""
     linear_BK: torch.Tensor
@@ -181,21 +190,24 @@ def assemble(
     """The inputs of the experts. `prior_SK`: 1 / prior variance of each slot."""
     events, numerics = features.numerics_BN.shape
     scales = prior_SK.shape[1]
-    found = Assembled.empty(events, numerics, len(slots), scales)
+    found = Assembled.empty(events, numerics, slots, scales)
+    lists = slots.of_lists(features.lists, events)
     found.fill(
         slots,
         features.rows_BF.numpy(),
         features.pairs_BP.numpy(),
         features.numerics_BN.numpy(),
+        lists,
         (scale.moments_2N.numpy(), scale.knots_NQ.numpy()),
         evidence_R2K.numpy(),
         prior_SK.numpy(),
     )
     return Inputs(
-        rows_BF=features.rows_BF,
+        embedded=Embedded.of(features),
         numerics_BM=torch.from_numpy(found.scores_BM),
         slot_rows_BS=torch.from_numpy(found.rows_BS),
         slot_values_BS=torch.from_numpy(found.values_BS),
+        slot_lists=lists,
         contributions_BS=torch.from_numpy(found.contributions_BS),
         linear_BK=torch.from_numpy(found.experts_BE),
     )
@@ -209,5 +221,5 @@ def deep_logits(deep: DeepInference, inputs: Inputs, vectors_BFD: torch.Tensor) 
     x_BI[:, places.numerics] = inputs.numerics_BM
     x_BI[:, places.contributions] = inputs.contributions_BS
     table_RD = vectors_BFD.flatten(0, 1).numpy()
-    rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
-    return inputs.linear_BK[:, 0] + torch.from_numpy(deep.corrections(x_BI, table_RD, rows_BF))
+    embedded = Embedded(np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2]))
+    return inputs.linear_BK[:, 0] + torch.from_numpy(deep.corrections(x_BI, table_RD, embedded))

@@ -19,7 +19,7 @@ import torch
 from niwaki.model.branches import Branches, BranchesState
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.branch import Branch
-from niwaki.model.deep.embeddings import EmbeddingTables
+from niwaki.model.deep.embeddings import EmbeddingTables, of_owners
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.errors import LearnError
 from niwaki.model.experts import (
@@ -35,6 +35,7 @@ from niwaki.model.experts import (
 from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Features, HashedEvents
 from niwaki.model.features.numerics import Numerics
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.linear.evidence_check import EvidenceCheck, EvidenceCheckState
 from niwaki.model.linear.expert import BayesianLinear
@@ -124,7 +125,7 @@ class Learner:
         )
         self.further = further_experts(schema)
         self.tables = EmbeddingTables(
-            len(schema.fields), config.table_rows, config.embedding_dim, config.embedding_rate
+            schema.owners, config.table_rows, config.embedding_dim, config.embedding_rate
         )
         self.numerics = Numerics(
             len(schema.numerics), config.numeric_horizon_events, codes=config.numeric_codes
@@ -149,7 +150,8 @@ class Learner:
         """A log of every row learned from now on, for one reader."""
         learns_embeddings = self.config.network_rate and self.config.embedding_dim
         rows = len(self.tables.weight_RD) if learns_embeddings else 0
-        self._dirty_rows.append(DirtyRows(self.events, rows, self.ages.sizes))
+        owners = self.schema.owners if self.schema.shares else None
+        self._dirty_rows.append(DirtyRows(self.events, rows, self.ages.sizes, owners))
         return self._dirty_rows[-1]
 
     def predict(self, hashed: HashedEvents, weights: np.ndarray | None = None) -> np.ndarray:
@@ -159,7 +161,7 @@ class Learner:
             features = self.ages.complete(hashed)
             inputs = self._assemble(features)
             network, parameters = self.branches.published()
-            vectors_BFD = self.tables.vectors(inputs.rows_BF, network.column_mask_FD)
+            vectors_BFD = self.tables.vectors(inputs.embedded, network.column_mask_FD)
             deep = DeepInference(network, parameters)
             experts_BE = np.empty(
                 (len(features.rows_BF), columns_of_experts(self._scales)), np.float32
@@ -172,7 +174,7 @@ class Learner:
     def learn(
         self,
         hashed: HashedEvents,
-        labels_B: np.ndarray,
+        outcomes: Outcomes,
         target_ratio: float = 1.0,
         table_ratio: float = 1.0,
     ) -> Learned:
@@ -182,14 +184,15 @@ class Learner:
 
         Raises `LearnError` if the loss of a step is not finite; that step has changed nothing.
         """
-        steps = -(-len(labels_B) // _STEP_EVENTS)
+        events = len(outcomes.labels_B)
+        steps = -(-events // _STEP_EVENTS)
         if steps == 1:
-            return self._step(hashed, labels_B, target_ratio, table_ratio)
-        bounds = [len(labels_B) * i // steps for i in range(steps + 1)]
+            return self._step(hashed, outcomes, target_ratio, table_ratio)
+        bounds = [events * i // steps for i in range(steps + 1)]
         parts = [
             self._step(
                 hashed.part(start, stop),
-                labels_B[start:stop],
+                outcomes.part(start, stop),
                 target_ratio,
                 table_ratio,
             )
@@ -199,7 +202,7 @@ class Learner:
         return Learned(
             np.concatenate([part.logits_B for part in parts]),
             np.concatenate([part.experts_BE for part in parts]),
-            sum(losses) / len(labels_B),
+            sum(losses) / events,
         )
 
     def check_evidence(
@@ -211,11 +214,11 @@ class Learner:
         self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
         self._evidence_check.begin(within_events)
 
-    def rewire(self, hashed: HashedEvents, labels_B: np.ndarray, ratio: float) -> None:
+    def rewire(self, hashed: HashedEvents, outcomes: Outcomes, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
         `Branches.rewire`."""
         inputs = self._assemble(self.ages.complete(hashed))
-        self.branches.rewire(inputs, labels_B, ratio, self.events)
+        self.branches.rewire(inputs, outcomes, ratio, self.events)
 
     def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
         """The tensors with which a scorer predicts as the served branch does now, mixed with
@@ -250,7 +253,8 @@ class Learner:
     def table_ratio(self) -> float:
         """Share of the bytes of all rows of the embedding tables that is published, 0..1."""
         rows_F = self.tables.touched_F
-        alive_FD = self.branches.network.shape.alive_FD().numpy()
+        mask_FD = of_owners(self.branches.network.shape.alive_FD().float(), self.schema.owners)
+        alive_FD = mask_FD.numpy()
         return int(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * int(alive_FD.shape[1]), 1)
 
     @property
@@ -317,12 +321,12 @@ class Learner:
         self._discount = state.discount
 
     def _step(
-        self, hashed: HashedEvents, labels_B: np.ndarray, target_ratio: float, table_ratio: float
+        self, hashed: HashedEvents, outcomes: Outcomes, target_ratio: float, table_ratio: float
     ) -> Learned:
         """Compute, then learn, at most `_STEP_EVENTS` events."""
         features = self.ages.complete(hashed)
         branches = self.branches
-        batches = MicroBatches(features, labels_B, self.slots, columns_of_experts(self._scales))
+        batches = MicroBatches(features, outcomes, self.slots, columns_of_experts(self._scales))
         scale = self.numerics.scale()
         view = ModelView(
             evidence_R2K=self.linear.evidence_R2K.numpy(),
@@ -341,12 +345,12 @@ class Learner:
         else:
             compute(0)
         losses = batches.losses
-        events = len(labels_B)
+        events = len(outcomes.labels_B)
         if not np.isfinite(losses).all():
             last = self.events + events
             raise LearnError(f"the loss of events {self.events} to {last} is not finite")
         logits_B = mix(self.mixture.weights, experts_BE)
-        misled = self._evidence_check.confirmed(experts_BE[:, : self._scales], labels_B)
+        misled = self._evidence_check.confirmed(experts_BE[:, : self._scales], outcomes)
         run_parallel = self._run_parallel if events >= PARALLEL_EVENTS else run_in_turn
         run_parallel(
             lambda: self._learn_deep(list(view.masks_by_branch), batches, misled),
@@ -355,7 +359,7 @@ class Learner:
         by_branch = dict(zip(view.masks_by_branch, losses.tolist(), strict=False))
         branches.learn_masks(by_branch, batches.events, target_ratio, table_ratio)
         for expert in self.further:
-            expert.learn(features, labels_B)
+            expert.learn(features, outcomes)
         for table, rows_X in self.ages.see(features).items():
             self._mark_dirty(table, rows_X)
         self.events += events
@@ -376,13 +380,13 @@ class Learner:
             self.tables.update(*batches.gradients)
         self._lap("learn_embeddings")
         self.numerics.update(batches.features.numerics_BN)
-        self.mixture.update(batches.found.experts_BE, batches.labels_B)
+        self.mixture.update(batches.found.experts_BE, batches.outcomes)
         self._lap("learn_rest")
 
     def _learn_wide(self, batches: MicroBatches, misled: bool) -> None:
         """One step of the linear expert. It touches nothing that `_learn_deep` does."""
         found = batches.found
-        rows = self.linear.learn(found.rows_BS, found.values_BS, batches.labels_B)
+        rows = self.linear.learn(found.rows_BS, found.values_BS, batches.lists, batches.outcomes)
         if misled:
             self._mark_dirty("linear", self.linear.discount_evidence(self._discount.evidence_ratio))
         else:

@@ -14,6 +14,9 @@ predicted number, or missing from it, move the next logits until the difference 
 forgotten, so the mean prediction follows the click rate over a long window. With long delays this
 does more harm than good, so the gain falls with the cube of the delay.
 
+Events count by their weights, and for those that a producer left out by sampling: so the mixture
+calibrates predictions for the stream before that, whether or not the experts fit it.
+
 Where nothing can be learned, the click rate is the best prediction, and every expert is worse. So
 the mixture and the click rate are averaged in the logit, by the likelihood of each.
 """
@@ -23,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.jit import kernel
 
 _PRIOR_PRECISION = 300.0
@@ -54,9 +58,9 @@ class _Outcome(NamedTuple):
     """Sums over events."""
 
     missed: float
-    """Clicks beyond those predicted."""
+    """Clicks beyond those predicted, by weight."""
     variance: float
-    """The predicted variance of the number of clicks."""
+    """The predicted variance of `missed`."""
     loss: float
     """Log loss, nats."""
 
@@ -98,28 +102,32 @@ class Mixture:
         weights[0] += self.integral + (1 - trust) * self._rate_logit()
         return weights
 
-    def update(self, experts_BE: np.ndarray, labels_B: np.ndarray) -> None:
+    def update(self, experts_BE: np.ndarray, outcomes: Outcomes) -> None:
         """Learn from B events, all predicted with the present weights."""
-        events = len(labels_B)
+        events = len(outcomes.labels_B)
         if not events:
             return
         experts_BE = np.ascontiguousarray(experts_BE, np.float32)
-        labels_B = np.ascontiguousarray(labels_B, np.float32)
-        missed = _outcome(self.weights, experts_BE, labels_B)[0]
+        labels_B = np.ascontiguousarray(outcomes.labels_B, np.float32)
+        weights_B = np.ascontiguousarray(outcomes.effective_B, np.float32)
+        missed = _outcome(self.weights, experts_BE, labels_B, weights_B)[0]
         if np.isfinite(self._half_life_events):
-            self._learn(experts_BE, labels_B, 0.5 ** (events / self._half_life_events))
+            fade = 0.5 ** (events / self._half_life_events)
+            self._learn(experts_BE, labels_B, weights_B, fade)
         gain = self._integral_rate * min(1.0, _INTEGRAL_DELAY_EVENTS / events) ** 3
         fade = 0.5 ** (events / _INTEGRAL_HALF_LIFE_EVENTS)
         integral = self.integral * fade + gain * missed
         self.integral = min(max(integral, -_LARGEST_INTEGRAL), _LARGEST_INTEGRAL)
 
-    def _learn(self, experts_BE: np.ndarray, labels_B: np.ndarray, fade: float) -> None:
-        events = len(labels_B)
-        clicks = float(labels_B.sum(dtype=np.float64))
+    def _learn(
+        self, experts_BE: np.ndarray, labels_B: np.ndarray, weights_B: np.ndarray, fade: float
+    ) -> None:
+        events = float(weights_B.sum(dtype=np.float64))
+        clicks = float((weights_B * labels_B).sum(dtype=np.float64))
         mixed = self.learned.copy()
         mixed[0] += self.integral
-        outcome = _Outcome(*_outcome(mixed, experts_BE, labels_B))
-        dispersion = outcome.missed**2 / outcome.variance
+        outcome = _Outcome(*_outcome(mixed, experts_BE, labels_B, weights_B))
+        dispersion = outcome.missed**2 / max(outcome.variance, _LEAST_CURVATURE**2)
         self.updates = min(self.updates + 1, _OVERDISPERSION_UPDATES)
         self.overdispersion += (dispersion - self.overdispersion) / self.updates
         share = max(1.0, self.overdispersion, dispersion / _USUAL_DISPERSION) ** -0.5
@@ -130,7 +138,8 @@ class Mixture:
         self.clicks = self.clicks * fade + clicks
         self.events = self.events * fade + events
         evidence = self.precision * fade + np.eye(len(mixed)) * _PRIOR_PRECISION * (1 - fade)
-        self.learned, self.precision = _newton(self.learned, evidence, experts_BE, labels_B, share)
+        events_seen = experts_BE, labels_B, weights_B
+        self.learned, self.precision = _newton(self.learned, evidence, *events_seen, share)
 
     def _trust(self) -> float:
         """Share of the mixture in the prediction, 0..1; the rest is the click rate's."""
@@ -182,20 +191,21 @@ def _mix(weights: np.ndarray, experts_BE: np.ndarray) -> np.ndarray:
     return logits_B
 
 
-@kernel("UniTuple(float64, 3)(float64[::1], float32[:,::1], float32[::1])")
+@kernel("UniTuple(float64, 3)(float64[::1], float32[:,::1], float32[::1], float32[::1])")
 def _outcome(
-    weights: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray
+    weights: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, weights_B: np.ndarray
 ) -> tuple[float, float, float]:
     """The three sums of an `_Outcome`."""
     missed = variance = loss = 0.0
-    for b in range(len(labels_B)):
+    for b in range(len(experts_BE)):
+        label, weight = labels_B[b], weights_B[b]
         logit = weights[0]
         for e in range(len(weights) - 1):
             logit += weights[1 + e] * _clip(experts_BE[b, e])
         prediction = _sigmoid(logit)
-        missed += labels_B[b] - prediction
-        variance += max(prediction * (1 - prediction), _LEAST_CURVATURE)
-        loss += max(logit, 0.0) + math.log1p(math.exp(-abs(logit))) - labels_B[b] * logit
+        missed += weight * (label - prediction)
+        variance += weight * weight * max(prediction * (1 - prediction), _LEAST_CURVATURE)
+        loss += weight * (max(logit, 0.0) + math.log1p(math.exp(-abs(logit))) - label * logit)
     return missed, variance, loss
 
 
@@ -219,17 +229,18 @@ def _solve(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 @kernel(
     "Tuple((float64[::1], float64[:,::1]))"
-    "(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float64)"
+    "(float64[::1], float64[:,::1], float32[:,::1], float32[::1], float32[::1], float64)"
 )
 def _newton(
     before: np.ndarray,
     evidence: np.ndarray,
     experts_BE: np.ndarray,
     labels_B: np.ndarray,
+    weights_B: np.ndarray,
     share: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights and their precision after some steps of Newton's method. `evidence`: the precision of
-    `before`. `share`: the weight of each event."""
+    `before`. `share`: a factor on the weight of each event."""
     size = len(before)
     weights, precision = before.copy(), evidence.copy()
     gradient, x = np.empty(size), np.ones(size)
@@ -239,14 +250,15 @@ def _newton(
             gradient[i] = 0
             for j in range(size):
                 gradient[i] += evidence[i, j] * (weights[j] - before[j])
-        for b in range(len(labels_B)):
+        for b in range(len(experts_BE)):
             logit = weights[0]
             for i in range(1, size):
                 x[i] = _clip(experts_BE[b, i - 1])
                 logit += weights[i] * x[i]
             prediction = _sigmoid(logit)
-            error = share * (prediction - labels_B[b])
-            curvature = share * max(prediction * (1 - prediction), _LEAST_CURVATURE)
+            weight = share * weights_B[b]
+            error = weight * (prediction - labels_B[b])
+            curvature = weight * max(prediction * (1 - prediction), _LEAST_CURVATURE)
             for i in range(size):
                 gradient[i] += error * x[i]
                 for j in range(size):

@@ -8,7 +8,7 @@ Shapes: R rows of a table, U different rows, X entries.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,10 +25,18 @@ CACHE_LINE_BYTES = 64
 class DirtyRows:
     """A log of the rows of each table that were learned since its reader last cleared it."""
 
-    def __init__(self, events: int, embeddings: int = 0, others: Iterable[str] = ()):
-        """`events`: learned so far. `embeddings`: rows of the embedding table; each is learned
-        whenever the row of the same number in the linear expert's is. `others`: names of the tables
-        beside these two."""
+    def __init__(
+        self,
+        events: int,
+        embeddings: int = 0,
+        others: Iterable[str] = (),
+        owners: Sequence[int] | None = None,
+    ):
+        """`events`: learned so far. `embeddings`: rows of the embedding tables; each is learned
+        whenever the row of the same number in the linear expert's table is, or that of a field
+        which shares it. `others`: names of the tables beside these two. `owners`: for each field,
+        the field whose rows it shares; None: no field shares any."""
+        self._owners_F = None if owners is None else np.array(owners, np.int64)
         self._events = events
         self._embeddings = embeddings
         self._rows_X = {table: np.empty(0, np.int64) for table in ("linear", *others)}
@@ -58,7 +66,13 @@ class DirtyRows:
             rows_U = rows_X[: self._count[table]]
             copied_U = np.unique(rows_U) if table in self._repeated else rows_U.copy()
             rows[table] = torch.from_numpy(copied_U)
-        return rows | {"embedding": rows["linear"][rows["linear"] < self._embeddings]}
+        embedded = rows["linear"][rows["linear"] < self._embeddings]
+        if self._owners_F is not None and len(embedded):
+            size = self._embeddings // len(self._owners_F)
+            fields_U, places_U = np.divmod(embedded.numpy(), size)
+            owned_U = np.unique(self._owners_F[fields_U] * size + places_U)
+            embedded = torch.from_numpy(owned_U)
+        return rows | {"embedding": embedded}
 
     def clear(self, events: int) -> None:
         """Begin anew, after so many events."""

@@ -18,9 +18,11 @@ import torch
 
 from niwaki.model.deep import kernels
 from niwaki.model.deep.branch import Branch
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.mlp import Masks
 from niwaki.model.experts import Assembled
 from niwaki.model.features.encoder import Features
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.linear.slots import Slots
 
 WHOLE_EVENTS = 128
@@ -62,12 +64,14 @@ class ModelView(NamedTuple):
 class MicroBatches:
     """A batch on its way through the experts."""
 
-    def __init__(self, features: Features, labels_B: np.ndarray, slots: Slots, experts: int):
+    def __init__(self, features: Features, outcomes: Outcomes, slots: Slots, experts: int):
         """`experts`: columns E of the experts."""
         events, numerics = features.numerics_BN.shape
         self.features = features
-        self.labels_B = labels_B
-        self.found = Assembled.empty(events, numerics, len(slots), experts)
+        self.outcomes = outcomes
+        self.lists = slots.of_lists(features.lists, events)
+        """The values of all lists."""
+        self.found = Assembled.empty(events, numerics, slots, experts)
         """The inputs and logits of all events; the columns of further experts are the caller's to
         fill."""
         first = events if events <= WHOLE_EVENTS else events // 2
@@ -76,6 +80,7 @@ class MicroBatches:
         self._slots = slots
         self._slices = slice(0, first), slice(first, events)
         self._rows_BF = features.rows_BF.numpy()
+        self._embedded = Embedded.of(features)
         self._pairs_BP = features.pairs_BP.numpy()
         self._numerics_BN = features.numerics_BN.numpy()
         self._losses: tuple[list[float], list[float]] = ([], [])
@@ -85,34 +90,35 @@ class MicroBatches:
         """Forward and backward passes of micro-batch 0 or 1."""
         part = self._slices[place]
         found = self.found.part(part)
-        labels_B = self.labels_B[part]
-        rows_BF = self._rows_BF[part]
+        outcomes = self.outcomes.part(part.start, part.stop)
+        embedded = self._embedded.part(part.start, part.stop)
         losses = self._losses[place]
         experts_BE = found.experts_BE
         found.fill(
             self._slots,
-            rows_BF,
+            self._rows_BF[part],
             self._pairs_BP[part],
             self._numerics_BN[part],
+            self.lists.part(part.start, part.stop),
             view.scale,
             view.evidence_R2K,
             view.prior_SK,
         )
         lap("learn_linear")
-        logits_B, errors_B = np.empty((2, len(labels_B)), np.float32)
+        logits_B, errors_B = np.empty((2, len(outcomes.labels_B)), np.float32)
         if not view.masks_by_branch:
             errors_B[:] = 0
             experts_BE[:, -1] = experts_BE[:, 0]
-            loss = kernels.corrected_loss(experts_BE, errors_B, labels_B, logits_B, errors_B)
+            loss = kernels.corrected_loss(experts_BE, errors_B, *outcomes, logits_B, errors_B)
             losses.append(loss)
             return
         numerics_BM = torch.from_numpy(found.scores_BM)
         contributions_BS = torch.from_numpy(found.contributions_BS)
         for branch, masks in view.masks_by_branch.items():
             passes = branch.passes_by_micro_batch[place]
-            inputs = view.embedding_RD, rows_BF, numerics_BM, contributions_BS
+            inputs = view.embedding_RD, embedded, numerics_BM, contributions_BS
             correction_B = passes.forward(*inputs, masks).numpy()
-            loss = kernels.corrected_loss(experts_BE, correction_B, labels_B, logits_B, errors_B)
+            loss = kernels.corrected_loss(experts_BE, correction_B, *outcomes, logits_B, errors_B)
             losses.append(loss)
             if branch is view.served_branch:
                 experts_BE[:, -1] = logits_B
@@ -133,11 +139,11 @@ class MicroBatches:
         return mean
 
     @property
-    def gradients(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each micro-batch that has events, rows (B, F), and the gradient of the summed loss in
-        the vectors of the interaction (B, V, D), those of the fields first."""
+    def gradients(self) -> list[tuple[Embedded, np.ndarray]]:
+        """For each micro-batch that has events, rows of embeddings, and the gradient of the summed
+        loss in the vectors of the interaction (B, V, D), those of the fields first."""
         return [
-            (self._rows_BF[part], gradient_BVD.numpy())
+            (self._embedded.part(part.start, part.stop), gradient_BVD.numpy())
             for part, gradient_BVD in zip(self._slices, self._gradients_BVD, strict=True)
             if gradient_BVD is not None
         ]

@@ -20,6 +20,7 @@ from river.base.typing import ClfTarget
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import pack_as, unpack_as
@@ -46,14 +47,13 @@ class _SchemaLearner:
     def __init__(self, schema: Schema, config: LearnerConfig):
         self.schema = schema
         self.learner = Learner(schema, config)
-        times = () if schema.timestamp is None else (schema.timestamp,)
-        self._names = (*times, *schema.categorical, *schema.numeric)
+        self._names = tuple(name for name in schema.columns if name != schema.label)
 
     def learn(self, batch: Sequence[tuple[Row, float]]) -> None:
         """Learn a mini-batch of features and labels in one step."""
         rows = [self._read(row) | {self.schema.label: y} for row, y in batch]
         events = rows_to_batch(rows, self.schema, labelled=True)
-        self.learner.learn(self.learner.encoder.encode(events), events.labels_B)
+        self.learner.learn(self.learner.encoder.encode(events), Outcomes.of(events))
 
     def predict(self, rows: Sequence[Row]) -> np.ndarray:
         """Probabilities of True, float64 (B,)."""

@@ -1,10 +1,11 @@
 """The Open Inference Protocol, version 2, with its extension for binary tensor data.
 
 In: the bytes of a body, JSON and perhaps the bytes of tensors after it. Out: the events to score,
-and an answer in the form that was asked for. A tensor is a column, of shape [B] or [B, 1]. As in
+and an answer in the form that was asked for. A tensor is a column, of shape [B] or [B, 1]; one of
+lists may have the shape [B, K], and in JSON its data may be B lists of any length, or maps. As in
 `serving/wire.py`, whatever is wrong becomes a `RequestError`.
 
-Shapes: B events.
+Shapes: B events, K values of each list.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -120,7 +121,8 @@ def read_infer(
         raise RequestError(400, "inputs", "must hold at least one tensor")
     count = asked.inputs[0].shape[0] if asked.inputs[0].shape else 0
     check_count("inputs[0].shape", count, max_events)
-    columns = _columns(asked.inputs, count, body, len(body) if json_bytes is None else json_bytes)
+    start = len(body) if json_bytes is None else json_bytes
+    columns = _columns(asked.inputs, count, schema, body, start)
     rows = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
@@ -148,17 +150,20 @@ def infer_answer(
 
 def model_metadata(header: Header, name: str) -> dict[str, Any]:
     """The protocol's description of the model that `header` belongs to."""
-    columns = [(column, "BYTES") for column in header.schema.categorical]
-    columns += [(column, "FP32") for column in header.schema.numeric]
-    form = header.schema.timestamp_format
+    schema = header.schema
+    columns = [(column, "BYTES", [-1]) for column in schema.categorical]
+    columns += [(column, "FP32", [-1]) for column in schema.numeric]
+    columns += [(column, "BYTES", [-1, -1]) for column in schema.lists]
+    form = schema.timestamp_format
     kind = {"ms": "INT64", "us": "INT64", "ns": "INT64", "s": "FP64"}.get(form, "BYTES")
-    columns += [(header.schema.timestamp, kind)] if header.schema.timestamp else []
+    columns += [(schema.timestamp, kind, [-1])] if schema.timestamp else []
     return {
         "name": name,
         "versions": [str(header.version)],
         "platform": "niwaki",
         "inputs": [
-            {"name": column, "datatype": datatype, "shape": [-1]} for column, datatype in columns
+            {"name": column, "datatype": datatype, "shape": shape}
+            for column, datatype, shape in columns
         ],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1]}],
     }
@@ -171,8 +176,11 @@ def _is_binary(asked: InferBody) -> bool:
     return bool(asked.parameters and asked.parameters.binary_data_output)
 
 
-def _columns(tensors: list[Tensor], count: int, body: bytes, start: int) -> dict[str, list[Any]]:
-    """The values of each tensor by its name. `start`: where binary data begins in `body`."""
+def _columns(
+    tensors: list[Tensor], count: int, schema: Schema, body: bytes, start: int
+) -> dict[str, list[Any]]:
+    """The values of each tensor by its name, one for each event. `start`: where binary data begins
+    in `body`."""
     columns: dict[str, list[Any]] = {}
     for i, tensor in enumerate(tensors):
         where = f"inputs[{i}]"
@@ -180,26 +188,35 @@ def _columns(tensors: list[Tensor], count: int, body: bytes, start: int) -> dict
             raise RequestError(
                 400, f"{where}.name", "must differ from those before", shorten(tensor.name)
             )
-        datatype = _datatype(tensor, where, count)
+        of_lists = tensor.name in schema.lists
+        datatype = _datatype(tensor, where, count, of_lists)
+        width = tensor.shape[1] if of_lists and len(tensor.shape) == 2 else None
         size = tensor.parameters.binary_data_size if tensor.parameters else None
         if size is None:
-            columns[tensor.name] = _read_json(tensor, datatype, where, count)
+            read = _read_json_lists if of_lists else _read_json
+            columns[tensor.name] = read(tensor, datatype, where, count)
             continue
         if tensor.data:
             raise RequestError(400, f"{where}.data", "must not be beside binary_data_size")
+        if width == -1:
+            raise RequestError(400, f"{where}.shape", "must be known where data are binary")
         field, end = f"{where}.parameters.binary_data_size", start + size
         if end > len(body):
             rule = f"must be in the body, after the JSON of {JSON_BYTES_HEADER} bytes"
             raise RequestError(400, field, rule, str(size))
+        values = count if width is None else count * width
         if datatype.layout is None:
-            columns[tensor.name] = _read_texts(body[start:end], where, count)
+            found: list[Any] = _read_texts(body[start:end], where, values)
         else:
-            if size != count * datatype.layout.itemsize:
-                rule = f"must be {count} x {datatype.layout.itemsize}, as shape and datatype say"
+            if size != values * datatype.layout.itemsize:
+                rule = f"must be {values} x {datatype.layout.itemsize}, as shape and datatype say"
                 raise RequestError(400, field, rule, str(size))
-            columns[tensor.name] = _read_numbers(
-                np.frombuffer(body, datatype.layout, count, start), tensor.datatype, where
+            found = _read_numbers(
+                np.frombuffer(body, datatype.layout, values, start), tensor.datatype, where
             )
+        if width is not None:  # an empty text fills a list up, since binary data have no null
+            found = _cut([None if value == "" else value for value in found], count, width)
+        columns[tensor.name] = found
         start = end
     if start != len(body):
         rule = f"must end with its last binary tensor, after {start} bytes"
@@ -207,36 +224,73 @@ def _columns(tensors: list[Tensor], count: int, body: bytes, start: int) -> dict
     return columns
 
 
-def _datatype(tensor: Tensor, where: str, count: int) -> Datatype:
+def _cut(values: list[Any], count: int, width: int) -> list[list[Any]]:
+    """The values of a matrix of shape [count, width] by its rows."""
+    return [values[i * width : (i + 1) * width] for i in range(count)]
+
+
+def _datatype(tensor: Tensor, where: str, count: int, of_lists: bool) -> Datatype:
     datatype = DATATYPES.get(tensor.datatype)
     if datatype is None:
         rule = f"must be one of {', '.join(DATATYPES)}"
         raise RequestError(400, f"{where}.datatype", rule, shorten(tensor.datatype))
-    if tensor.shape not in ([count], [count, 1]):
-        rule = f"must be [{count}] or [{count}, 1], as the first is"
-        raise RequestError(400, f"{where}.shape", rule, shorten(tensor.shape))
+    shape = tensor.shape
+    if of_lists and len(shape) == 2 and shape[0] == count >= 0 and shape[1] >= -1:
+        return datatype
+    if shape not in ([count], [count, 1]):
+        width = "K" if of_lists else "1"
+        rule = f"must be [{count}] or [{count}, {width}], as the first is"
+        raise RequestError(400, f"{where}.shape", rule, shorten(shape))
     return datatype
+
+
+def _data(tensor: Tensor, where: str) -> list[Any]:
+    if tensor.data is UNSET or tensor.data is None:
+        raise RequestError(400, f"{where}.data", "must be there, or binary_data_size must")
+    return tensor.data
 
 
 def _read_json(tensor: Tensor, datatype: Datatype, where: str, count: int) -> list[Any]:
     """The values of `data`, flat or one list a row."""
-    if tensor.data is UNSET or tensor.data is None:
-        raise RequestError(400, f"{where}.data", "must be there, or binary_data_size must")
-    data = tensor.data
+    data = _data(tensor, where)
     if data and all(isinstance(value, list) and len(value) == 1 for value in data):
         data = [value[0] for value in data]
     if len(data) != count:
         rule = f"must hold {count} values, as its shape says"
         raise RequestError(400, f"{where}.data", rule, str(len(data)))
-    if not set(map(type, data)) <= {*datatype.kinds, type(None)}:
-        i, value = next(
-            (i, value)
-            for i, value in enumerate(data)
-            if value is not None and type(value) not in datatype.kinds
-        )
-        rule = f"must be of datatype {tensor.datatype}, or null"
-        raise RequestError(400, f"{where}.data[{i}]", rule, shorten(value))
+    _check_kinds(data, tensor, datatype, f"{where}.data")
     return data
+
+
+def _read_json_lists(tensor: Tensor, datatype: Datatype, where: str, count: int) -> list[Any]:
+    """The lists of `data`: one list, map or null for each event, or all values of a matrix, flat;
+    or one value for each event, where the shape is [B]."""
+    data, width = _data(tensor, where), tensor.shape[1] if len(tensor.shape) == 2 else None
+    if len(data) == count and set(map(type, data)) <= {list, dict, type(None)}:
+        for i, value in enumerate(data):
+            if isinstance(value, list):
+                _check_kinds(value, tensor, datatype, f"{where}.data[{i}]")
+        return data
+    _check_kinds(data, tensor, datatype, f"{where}.data")
+    if width is None and len(data) == count:
+        return data
+    if width is None or len(data) != count * width:
+        rule = f"must hold {count} lists, or as many values as its shape says"
+        raise RequestError(400, f"{where}.data", rule, str(len(data)))
+    return _cut(data, count, width)
+
+
+def _check_kinds(data: list[Any], tensor: Tensor, datatype: Datatype, where: str) -> None:
+    """Raise `RequestError` for a value of another datatype."""
+    if set(map(type, data)) <= {*datatype.kinds, type(None)}:
+        return
+    i, value = next(
+        (i, value)
+        for i, value in enumerate(data)
+        if value is not None and type(value) not in datatype.kinds
+    )
+    rule = f"must be of datatype {tensor.datatype}, or null"
+    raise RequestError(400, f"{where}[{i}]", rule, shorten(value))
 
 
 def _read_numbers(values_B: np.ndarray, datatype: str, where: str) -> list[Any]:

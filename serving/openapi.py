@@ -8,7 +8,7 @@ Out: one JSON object.
 from typing import Any
 
 from niwaki.model.features.schema import Schema
-from niwaki.model.features.values import UNITS_PER_S, time_rule
+from niwaki.model.features.values import SAMPLING_RATIO, UNITS_PER_S, WEIGHT, time_rule
 from niwaki.model.published.checkpoint import Header
 from niwaki.serving.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
@@ -194,13 +194,23 @@ _REASONS = {
 }
 
 
+_LISTS = {
+    "type": ["array", "object", "string", "number", "boolean", "null"],
+    "items": {"type": ["string", "number", "boolean", "null"]},
+    "additionalProperties": {"type": ["number", "boolean", "null"], "minimum": 0},
+    "description": "A list of values, or an object with the weight of each.",
+}
+
+
 def _event(schema: Schema) -> tuple[Json, Json]:
     """The JSON schema of an event, and an example."""
     properties: Json = {
         name: {"type": ["string", "number", "boolean", "null"]} for name in schema.categorical
     }
     properties |= {name: {"type": ["number", "boolean", "null"]} for name in schema.numeric}
-    example = {name: "a" for name in schema.categorical} | {name: 1.0 for name in schema.numeric}
+    properties |= {name: _LISTS for name in schema.lists}
+    example: Json = {name: "a" for name in schema.categorical}
+    example |= {name: 1.0 for name in schema.numeric} | {name: ["a", "b"] for name in schema.lists}
     if schema.timestamp:
         kind = "number" if schema.timestamp_format in UNITS_PER_S else "string"
         properties[schema.timestamp] = {
@@ -209,15 +219,20 @@ def _event(schema: Schema) -> tuple[Json, Json]:
         }
     nested = {name.split(".")[0] for name in properties if "." in name}
     properties |= {name: {"type": ["object", "null"]} for name in nested if name not in properties}
+    for name, bounds in ((schema.weight, WEIGHT), (schema.sampling_ratio, SAMPLING_RATIO)):
+        if name:
+            rule = f"Not needed; if there, it {bounds.rule}."
+            properties[name] = {"type": ["number", "boolean", "string"], "description": rule}
     properties |= {name: {"description": "Not read."} for name in (schema.label, *schema.ignore)}
     return {"type": "object", "properties": properties, "additionalProperties": False}, example
 
 
-def _tensor(name: str, value: str | float) -> Json:
+def _tensor(name: str, value: str | float | list[str]) -> Json:
+    """A tensor of one event."""
     return {
         "name": name,
-        "shape": [1],
-        "datatype": "BYTES" if isinstance(value, str) else "FP32",
+        "shape": [1, len(value)] if isinstance(value, list) else [1],
+        "datatype": "FP32" if isinstance(value, float) else "BYTES",
         "data": [value],
     }
 

@@ -6,6 +6,7 @@ In: a `Config`. Out: a pipeline on the servers that it names, with its metrics a
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
 from niwaki.model.features.schema import Schema
 from niwaki.serving.store import CheckpointStore
@@ -22,6 +23,7 @@ from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.registry import check_packages, new_decoder
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
 from niwaki.stream.kafka.source import EventSource
+from niwaki.stream.kafka.times import offsets_after
 from niwaki.stream.training.observers import Observer
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.telemetry import Telemetry
@@ -51,7 +53,8 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
             committer = stack.enter_context(closing(Committer(config.kafka)))
         if config.drift.topic:
             drifts = stack.enter_context(Outbox(config.kafka, config.drift.topic))
-        reader = new_reader(config.kafka, trainer.config.schema, config.events)
+        reading = config.kafka, trainer.config.schema, config.events
+        reader = new_reader(*reading)
         pipeline = Pipeline(
             reader=stack.enter_context(closing(reader)),
             dead_letters=stack.enter_context(DeadLetters(config.kafka)),
@@ -62,6 +65,7 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
             max_rejected_ratio=config.kafka.max_rejected_ratio,
             committer=committer,
             drifts=drifts,
+            offsets_after=partial(offsets_after, *reading),
             observers=observers,
         )
         stack.enter_context(closing(pipeline.publisher))

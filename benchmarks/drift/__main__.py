@@ -306,7 +306,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("drift", measured, rest)
+    main("drift", measured, rest, parser)
 
 
 if __name__ == "__main__":

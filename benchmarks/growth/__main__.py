@@ -26,6 +26,7 @@ import torch
 from benchmarks.frame import ROOT, Findings, at_least, at_most, main, spread
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
 from niwaki.model.step import ParallelCall, run_in_turn
@@ -151,7 +152,7 @@ def one(asked: str) -> Measured:
     for _ in range((events + events // 4) // BATCH_EVENTS):
         features, labels_B = made_up(setting, rng)
         started_s = time.perf_counter()
-        learner.learn(features, labels_B)
+        learner.learn(features, Outcomes.plain(labels_B))
         taken_s.append(time.perf_counter() - started_s)
     measured_s = taken_s[len(taken_s) // 5 :]
     tables = (learner.tables.weight_RD, learner.tables.squares_R, learner.linear.evidence_R2K)
@@ -209,7 +210,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("growth", measured, rest)
+    main("growth", measured, rest, parser)
 
 
 if __name__ == "__main__":

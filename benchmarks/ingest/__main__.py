@@ -357,7 +357,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options.recording)
 
-    main("ingest", measured, rest)
+    main("ingest", measured, rest, parser)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from benchmarks.learner.tables import (
 )
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events.tables import table_to_batch
@@ -146,9 +147,9 @@ class _Kept(WindowedEvaluation):
         super().__init__(BATCH_EVENTS)
         self.logits: list[np.ndarray] = []
 
-    def update(self, logits_B: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    def update(self, logits_B: np.ndarray, outcomes: Outcomes) -> np.ndarray:
         self.logits.append(logits_B)
-        return super().update(logits_B, labels_B)
+        return super().update(logits_B, outcomes)
 
 
 def run_niwaki(
@@ -287,7 +288,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("learner", measured, rest)
+    main("learner", measured, rest, parser)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--plots", type=Path, help="folder for plots")
     parser.add_argument(
-        "--seeds", type=seeds_of, default=seeds_of("0-4"), help="A-B; seeds above 2 at 90 % only"
+        "--seeds", type=seeds_of, default=seeds_of("0-4"), help="A-B; seeds above 2 at 90 %% only"
     )
     parser.add_argument(
         "--budgets", type=float, nargs="*", default=list(BUDGETS), help="of 0.2, 0.1, 0.05, 0.02"
@@ -317,7 +317,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("quality", measured, rest)
+    main("quality", measured, rest, parser)
 
 
 if __name__ == "__main__":

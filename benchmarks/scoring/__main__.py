@@ -72,7 +72,7 @@ def run_main(arguments: Sequence[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, {name: known[name] for name in names})
 
-    main("scoring", measured, rest)
+    main("scoring", measured, rest, parser)
 
 
 if __name__ == "__main__":

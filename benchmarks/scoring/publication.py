@@ -165,12 +165,11 @@ def time_taken(quick: bool, recording: Path | None) -> Findings:
     batches = _batches(recording, stream.events)
     plain = _trainer(stream.schema, 0, stream.events)
     publishing = _trainer(stream.schema, 0, stream.events)
+    replica = publishing.add_replica(EVERY_EVENTS)
     with (
         some_redis() as (redis, url),
         CheckpointStore.from_url(url) as store,
-        closing(
-            Publisher(publishing, publishing.follow(EVERY_EVENTS), store, Telemetry())
-        ) as publisher,
+        closing(Publisher(replica, store, Telemetry())) as publisher,
     ):
 
         def learn(block: Sequence[EventBatch]) -> float:
@@ -184,10 +183,12 @@ def time_taken(quick: bool, recording: Path | None) -> Findings:
             for batch in block:
                 step = publishing.step(batch)
                 before_s = time.perf_counter()
-                publications[core_count] += publisher.publish_if_due(step, {})
+                publications[core_count] += publisher.publish_if_due(
+                    step.move, publishing.status(), {}
+                )
                 publisher.settle(wait=False)
                 loop_s[core_count] += time.perf_counter() - before_s
-            publishing.replicas[0].settle()
+            replica.settle()
             publisher.settle()
             return time.perf_counter() - started_s
 

@@ -16,6 +16,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import Network
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.numerics import CODES, KNOTS
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.mixture import LOGIT_RANGE
@@ -35,7 +36,7 @@ def learned(top: tuple[int, ...], events: int = 4_096) -> Learner:
     learner = Learner(SCHEMA, LearnerConfig(top=top))
     for table in generate(SyntheticConfig(events=events, drifts=()), chunk_events=512):
         batch = table_to_batch(table, SCHEMA)[0]
-        learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
     return learner
 
 

@@ -143,7 +143,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options.rows, options.seeds)
 
-    main("severity", measured, rest)
+    main("severity", measured, rest, parser)
 
 
 if __name__ == "__main__":

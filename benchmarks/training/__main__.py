@@ -44,6 +44,7 @@ from benchmarks.training.systems import (
 )
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.step import run_in_turn
 from niwaki.stream.training.second_thread import SecondThread
@@ -160,7 +161,7 @@ def _warm(
         pruned.branches.prune()
         for i, (features, labels_B) in enumerate(batches):
             done = min(1.0, (i + 1) / (0.75 * len(batches)))
-            pruned.learn(features, labels_B, 1 - sparsity * (1 - (1 - done) ** 3))
+            pruned.learn(features, Outcomes.plain(labels_B), 1 - sparsity * (1 - (1 - done) ** 3))
         pruned.branches.cut()
     return found
 
@@ -248,7 +249,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     def measured(quick: bool) -> Findings:
         return measure(quick, options)
 
-    main("training", measured, rest)
+    main("training", measured, rest, parser)
 
 
 if __name__ == "__main__":

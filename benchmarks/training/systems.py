@@ -15,6 +15,7 @@ from benchmarks.baselines import PlainDLRM, River, Stream, System, VowpalWabbit
 from benchmarks.training.events import SCHEMA
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.step import ParallelCall, run_in_turn
 
@@ -75,7 +76,9 @@ def copy_of(learner: Learner, run_parallel: ParallelCall = run_in_turn) -> Learn
 
 
 def learn_all(learner: Learner, batches: Sequence[Batch]) -> list[np.ndarray]:
-    return [learner.learn(features, labels_B).logits_B for features, labels_B in batches]
+    return [
+        learner.learn(features, Outcomes.plain(labels_B)).logits_B for features, labels_B in batches
+    ]
 
 
 def batches_of(

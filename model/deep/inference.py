@@ -10,7 +10,8 @@ Shapes: as in `niwaki.model.deep.network`; B events, I inputs of the top MLP.
 import numpy as np
 import torch
 
-from niwaki.model.deep import kernels, mlp
+from niwaki.model.deep import mlp
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.interaction import compiled_dots
 from niwaki.model.deep.network import Network, Parameters
 
@@ -18,13 +19,17 @@ from niwaki.model.deep.network import Network, Parameters
 class DeepInference:
     """One network with its weights."""
 
-    def __init__(self, network: Network, parameters: Parameters):
-        """Reads `parameters` at each call, and copies none."""
+    def __init__(self, network: Network, parameters: Parameters, shares: bool = False):
+        """Reads `parameters` at each call, and copies none. `shares`: True where fields share rows
+        of embeddings, so that a column that is cut for one of them may be left in the table for
+        another."""
         self.network, self.parameters = network, parameters
         self._bottom = mlp.layers_of(network, "bottom", parameters)
         self._top = mlp.layers_of(network, "top", parameters)
         self._places = network.top_inputs
         self._cut = network.shape.columns is not None
+        mask_FD = network.column_mask_FD
+        self._mask = mask_FD.flatten().numpy() if shares and mask_FD is not None else None
         self._entries = network.vectors * network.shape.embedding_dim
         self._dense = slice(network.shape.fields * network.shape.embedding_dim, self._entries)
         """Entries of the vector of the numerics, where there is a bottom MLP."""
@@ -39,15 +44,17 @@ class DeepInference:
         return torch.empty(events, self.network.top_inputs.width)
 
     def corrections(
-        self, x_BI: torch.Tensor, table_RD: np.ndarray, rows_BF: np.ndarray
+        self, x_BI: torch.Tensor, table_RD: np.ndarray, embedded: Embedded
     ) -> np.ndarray:
         """(B,) float32: what to add to the linear expert's first logits. `x_BI`: inputs with
-        numerics and contributions; the other places are overwritten. `rows_BF`: int64 rows of the
-        embeddings in `table_RD`, where columns that are cut are zero."""
+        numerics and contributions; the other places are overwritten. `embedded`: rows of the
+        embeddings in `table_RD`, where columns that are cut are zero, unless rows are shared."""
         # All vectors, one after the other: the first of the inputs, unless columns are cut.
         vectors_BX = torch.empty(len(x_BI), self._entries) if self._cut else x_BI
         x, vectors = x_BI.numpy(), vectors_BX.numpy()
-        kernels.gather_embeddings(table_RD, rows_BF, vectors)
+        embedded.write_vectors(table_RD, vectors)
+        if self._mask is not None:
+            vectors[:, : len(self._mask)] *= self._mask
         if self._bottom:
             dense_BD = mlp.predict(self._bottom, x_BI[:, self._places.numerics])
             vectors[:, self._dense] = dense_BD.numpy()

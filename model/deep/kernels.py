@@ -5,8 +5,8 @@ whose names begin with `out`. Equal inputs give equal bits. Rows of tables are r
 before they are needed, since the processor then waits for many of them at once
 (`niwaki.model.rows.prefetch`). Kernels check nothing: rows must lie within their table.
 
-Shapes: B events, H units of a layer, V vectors of D floats, F fields, R rows of a table, X floats,
-K time scales, A events that are read ahead.
+Shapes: B events, I values of a list column, H units of a layer, V vectors of D floats, F fields, R
+rows of a table, X floats, K time scales, A events that are read ahead.
 """
 
 import math
@@ -119,13 +119,46 @@ def gather_embeddings(table_RD: np.ndarray, rows_BF: np.ndarray, out_BX: np.ndar
                     out_BX[b, f * width + d] = table_RD[row, d]
 
 
-@kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1])", reorder=True)
-def add_squares(
-    squares_R: np.ndarray, rows_BF: np.ndarray, gradient_BVD: np.ndarray, touched_F: np.ndarray
+@kernel("void(float32[:,::1], int64[::1], float32[::1], int64[::1], float32[:,::1], int64)")
+def pool_embeddings(
+    table_RD: np.ndarray,
+    rows_I: np.ndarray,
+    shares_I: np.ndarray,
+    offsets: np.ndarray,
+    out_BX: np.ndarray,
+    field: int,
 ) -> None:
-    """Add the mean square of each gradient to the accumulator of its row. `touched_F`: grows by the
-    number of rows of each field whose accumulator was zero. The first F of an event's V gradients
-    belong to its rows."""
+    """Write the mean of the rows of each event's list to the D columns of the given field in
+    `out_BX`. `rows_I`, `shares_I`, `offsets`: see `niwaki.model.features.lists.ListRows`."""
+    events, width = len(out_BX), table_RD.shape[1]
+    first = field * width
+    prefetched = np.float32(0)
+    for start in range(0, events if width else 0, AHEAD_EVENTS):
+        stop = min(start + AHEAD_EVENTS, events)
+        for i in range(offsets[start], offsets[stop]):
+            prefetched += table_RD[rows_I[i], 0] + table_RD[rows_I[i], width - 1]
+        for b in range(start, stop):
+            for d in range(width):
+                out_BX[b, first + d] = 0
+            for i in range(offsets[b], offsets[b + 1]):
+                row, share = rows_I[i], shares_I[i]
+                for d in range(width):
+                    out_BX[b, first + d] += share * table_RD[row, d]
+    if prefetched != prefetched:  # or the compiler would drop the prefetch
+        out_BX[0, first] = prefetched
+
+
+@kernel("void(float32[::1], int64[:,::1], float32[:,:,::1], int64[::1], int64[::1])", reorder=True)
+def add_squares(
+    squares_R: np.ndarray,
+    rows_BF: np.ndarray,
+    gradient_BVD: np.ndarray,
+    owners_F: np.ndarray,
+    touched_F: np.ndarray,
+) -> None:
+    """Add the mean square of each gradient to the accumulator of its row. `owners_F`: the field
+    that each field's rows belong to. `touched_F`: grows by the number of rows of each field whose
+    accumulator was zero. The first F of an event's V gradients belong to its rows."""
     events, fields = rows_BF.shape
     width = gradient_BVD.shape[2]
     square_AF = np.empty((AHEAD_EVENTS, fields), np.float32)
@@ -143,7 +176,7 @@ def add_squares(
         for a in range(ahead):
             for f in range(fields):
                 row, square = rows_BF[start + a, f], square_AF[a, f]
-                touched_F[f] += squares_R[row] == 0 and square > 0
+                touched_F[owners_F[f]] += squares_R[row] == 0 and square > 0
                 squares_R[row] += square
 
 
@@ -172,22 +205,82 @@ def step_rows(
                     table_RD[row, d] -= step * gradient_BVD[start + a, f, d]
 
 
-@kernel("float64(float32[:,:], float32[::1], float32[::1], float32[::1], float32[::1])")
+@kernel(
+    "void(float32[::1], int64[::1], float32[::1], int64[::1], float32[:,:,::1], int64, int64,"
+    " int64[::1])"
+)
+def add_list_squares(
+    squares_R: np.ndarray,
+    rows_I: np.ndarray,
+    shares_I: np.ndarray,
+    offsets: np.ndarray,
+    gradient_BVD: np.ndarray,
+    field: int,
+    owner: int,
+    touched_F: np.ndarray,
+) -> None:
+    """`add_squares` of the values of one list, whose mean is the vector of `field`; their rows
+    belong to the field `owner`."""
+    width = gradient_BVD.shape[2]
+    for b in range(len(gradient_BVD)):
+        square = np.float32(0)
+        for d in range(width):
+            square += gradient_BVD[b, field, d] * gradient_BVD[b, field, d]
+        square /= np.float32(width)
+        for i in range(offsets[b], offsets[b + 1]):
+            row, own = rows_I[i], shares_I[i] * shares_I[i] * square
+            touched_F[owner] += squares_R[row] == 0 and own > 0
+            squares_R[row] += own
+
+
+@kernel(
+    "void(float32[:,::1], float32[::1], int64[::1], float32[::1], int64[::1], float32[:,:,::1],"
+    " int64, float32)"
+)
+def step_list_rows(
+    table_RD: np.ndarray,
+    squares_R: np.ndarray,
+    rows_I: np.ndarray,
+    shares_I: np.ndarray,
+    offsets: np.ndarray,
+    gradient_BVD: np.ndarray,
+    field: int,
+    rate: float,
+) -> None:
+    """`step_rows` of the values of one list, whose mean is the vector of `field`."""
+    width = table_RD.shape[1]
+    for b in range(len(gradient_BVD)):
+        for i in range(offsets[b], offsets[b + 1]):
+            row = rows_I[i]
+            step = rate * shares_I[i] / np.sqrt(squares_R[row] + np.float32(1e-2))
+            for d in range(width):
+                table_RD[row, d] -= step * gradient_BVD[b, field, d]
+
+
+@kernel(
+    "float64(float32[:,:], float32[::1], float32[::1], float32[::1], float32[::1], float32[::1],"
+    " float32[::1])"
+)
 def corrected_loss(
     linear_BK: np.ndarray,
     correction_B: np.ndarray,
     labels_B: np.ndarray,
+    weights_B: np.ndarray,
+    offsets_B: np.ndarray,
     out_logits_B: np.ndarray,
     out_errors_B: np.ndarray,
 ) -> float:
-    """The log loss, summed over events, of the first linear logit plus the deep correction. Writes
-    these logits, and the gradient of the loss in them, which may overwrite `correction_B`."""
+    """The weighted log loss, summed over events, of the first linear logit plus the deep
+    correction. Writes these logits, and the gradient of the loss in them, which may overwrite
+    `correction_B`. `labels_B`, `weights_B`, `offsets_B`: see
+    `niwaki.model.features.outcomes.Outcomes`."""
     loss = 0.0
     for b in range(len(labels_B)):
         logit = linear_BK[b, 0] + correction_B[b]
-        small = math.exp(-abs(logit))
-        loss += max(logit, 0.0) + math.log1p(small) - labels_B[b] * logit
         out_logits_B[b] = logit
+        logit += offsets_B[b]
+        small = math.exp(-abs(logit))
+        loss += weights_B[b] * (max(logit, 0.0) + math.log1p(small) - labels_B[b] * logit)
         probability = (np.float32(1) if logit >= 0 else small) / (np.float32(1) + small)
-        out_errors_B[b] = probability - labels_B[b]
+        out_errors_B[b] = weights_B[b] * (probability - labels_B[b])
     return loss

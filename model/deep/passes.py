@@ -17,7 +17,7 @@ columns of all fields (F * D).
 import numpy as np
 import torch
 
-from niwaki.model.deep import kernels
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.interaction import compiled_dot_gradients, compiled_dots
 from niwaki.model.deep.mlp import Masks, mlp_of
 from niwaki.model.deep.network import COLUMNS, Network, Parameters
@@ -48,19 +48,19 @@ class Passes:
     def forward(
         self,
         table_RD: np.ndarray,
-        rows_BF: np.ndarray,
+        embedded: Embedded,
         numerics_BM: torch.Tensor,
         contributions_BS: torch.Tensor,
         masks: Masks | None = None,
     ) -> torch.Tensor:
-        """(B,): corrections of the linear expert's logits. `rows_BF`: int64 rows of the embeddings
-        in `table_RD`. `masks`: factors on the outputs or the weights of units, by group; the group
+        """(B,): corrections of the linear expert's logits. `embedded`: rows of the embeddings in
+        `table_RD`. `masks`: factors on the outputs or the weights of units, by group; the group
         of the tables' columns may be left out."""
-        if len(rows_BF) != self._buffers.events:
+        if len(embedded.rows_BF) != self._buffers.events:
             # Making views at each pass would take longer than the pass of a small network.
-            self._buffers = _Buffers(self._network, len(rows_BF))
+            self._buffers = _Buffers(self._network, len(embedded.rows_BF))
         to = self._buffers
-        kernels.gather_embeddings(table_RD, rows_BF, to.vectors)
+        embedded.write_vectors(table_RD, to.vectors)
         self._mask_C = self._cut_mask_C if self._cut else masks.get(COLUMNS) if masks else None
         if self._mask_C is not None:
             if not self._cut:

@@ -48,7 +48,7 @@ class Ages:
         ages_BA[~self._known(hashed.rows_BF, hashed.times_s_B)] = torch.nan
         columns = hashed.raw_numerics_BN.shape[1] - len(self._fields_A)
         numerics_BN = torch.cat([hashed.raw_numerics_BN[:, :columns], ages_BA], 1)
-        return Features(hashed.rows_BF, hashed.pairs_BP, numerics_BN, hashed.times_s_B)
+        return Features(*hashed._replace(raw_numerics_BN=numerics_BN))
 
     def see(self, features: Features) -> dict[str, torch.Tensor]:
         """Remember the time of first sight of each new row, in the order of events; returns the new

@@ -5,23 +5,26 @@ numerics as tensors, which `niwaki.model.features.ages` completes to the `Featur
 reads. Hashes are seeded by field name; they are equal on every machine and for every version of
 this file with the same `HASH_VERSION`. Labels are not read.
 
-Shapes: B events, F fields, P pairs of fields, N numerics, C crosses of up to X fields, T time
-features.
+Shapes: B events, F fields with one value each, P pairs of those, N numerics, C crosses of up to X
+fields, T time features, L lists, V values of a list column.
 """
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from niwaki.model.features.lists import ListRows, count_values, flat_list, locate_values
 from niwaki.model.features.schema import TIME_FEATURES, EventBatch, Schema
 from niwaki.model.jit import kernel
 
 HASH_VERSION = 1
+_EMPTY = 0xFFFFFFFFFFFFFFFF
+"""Stands for an empty list among the lengths from which hashes begin."""
 
 
 class HashedEvents(NamedTuple):
@@ -29,23 +32,39 @@ class HashedEvents(NamedTuple):
     `Features` only."""
 
     rows_BF: torch.Tensor
-    """int64, flat row of each field's value in the embedding tables; a field's first row stands for
-    "missing"."""
+    """int64, flat row of each field's value in the linear expert's table; a field's first row
+    stands for "missing"."""
+    embedded_BF: torch.Tensor
+    """int64, its row in the embedding tables: the very same, unless a field shares another's."""
     pairs_BP: torch.Tensor
     """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
     raw_numerics_BN: torch.Tensor
     """float32, NaN = missing; the columns of ages come last, and are NaN."""
     times_s_B: torch.Tensor
     """float64, event time in seconds since the epoch; 0: not known."""
+    lists: tuple[ListRows, ...] = ()
+    """The values of each list column."""
 
     def part(self, start: int, stop: int) -> "HashedEvents":
         """Events `start` to `stop` (exclusive), as views."""
-        return HashedEvents(*(tensor[start:stop] for tensor in self))
+        lists = tuple(rows.part(start, stop) for rows in self.lists)
+        return self._of([tensor[start:stop] for tensor in self.tensors], lists)
 
     @classmethod
     def concat(cls, batches: Sequence["HashedEvents"]) -> "HashedEvents":
         """The events of `batches`, one after the other."""
-        return cls(*map(torch.cat, zip(*batches, strict=True)))
+        tensors = map(torch.cat, zip(*(batch.tensors for batch in batches), strict=True))
+        lists = zip(*(batch.lists for batch in batches), strict=True)
+        return cls._of(tensors, tuple(map(ListRows.concat, lists)))
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All but lists."""
+        return self[:-1]
+
+    @classmethod
+    def _of(cls, tensors: Iterable[torch.Tensor], lists: tuple[ListRows, ...]) -> "HashedEvents":
+        return cls._make([*tensors, lists])
 
 
 class Features(NamedTuple):
@@ -53,12 +72,16 @@ class Features(NamedTuple):
 
     rows_BF: torch.Tensor
     """int64, as in `HashedEvents`."""
+    embedded_BF: torch.Tensor
+    """int64, as in `HashedEvents`."""
     pairs_BP: torch.Tensor
     """int64, as in `HashedEvents`."""
     numerics_BN: torch.Tensor
     """float32, NaN = missing, ages included."""
     times_s_B: torch.Tensor
     """float64, as in `HashedEvents`."""
+    lists: tuple[ListRows, ...] = ()
+    """As in `HashedEvents`."""
 
 
 class _Hashing(NamedTuple):
@@ -91,10 +114,16 @@ class Encoder:
         self.schema = schema
         self.rows = rows
         self.pair_rows = pair_rows
-        names = schema.fields
+        names = schema.single_fields
         self.pairs = tuple(itertools.combinations(range(len(names)), 2)) if pair_rows else ()
         prefix = f"{HASH_VERSION}:{seed}"
-        seeds = [_seed(f"{prefix}:{name}") for name in names]
+        # A field that shares another's embeddings hashes as that one does.
+        field_seeds = [_seed(f"{prefix}:{schema.fields[owner]}") for owner in schema.owners]
+        seeds, list_seeds = field_seeds[: len(names)], field_seeds[len(names) :]
+        self._list_seeds_L = np.array(list_seeds, np.uint64)
+        owners_F = np.array(schema.owners, np.int64)
+        self._shifts_F = (owners_F - np.arange(len(owners_F))) * rows
+        """For each field and list: from its own rows to those that it reads embeddings from."""
         pair_seeds = [_seed(f"{prefix}:{names[i]}:{names[j]}") for i, j in self.pairs]
         times = [
             TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES
@@ -132,12 +161,37 @@ class Encoder:
         if ages := len(self.schema.ages):
             empty_BA = np.full((events, ages), np.nan, np.float32)
             numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
+        shifts_F = self._shifts_F[: rows_BF.shape[1]]
+        embedded_BF = rows_BF + shifts_F if shifts_F.any() else rows_BF
         return HashedEvents(
             rows_BF=torch.from_numpy(rows_BF),
+            embedded_BF=torch.from_numpy(embedded_BF),
             pairs_BP=torch.from_numpy(pairs_BP),
             raw_numerics_BN=torch.from_numpy(numerics_BN),
             times_s_B=torch.from_numpy(np.array(batch.times_s_B)),
+            lists=tuple(map(self._encode_list, batch.lists, range(len(batch.lists)))),
         )
+
+    def _encode_list(self, column: pa.Array, place: int) -> ListRows:
+        """The rows of the list column at `place`."""
+        field = len(self.schema.single_fields) + place
+        seeds_1 = self._list_seeds_L[place : place + 1]
+        values, weights_V, offsets, known_B = flat_list(column)
+        hashes_V1 = np.empty((len(values), 1), np.uint64)
+        if len(values):
+            buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in values.buffers()]
+            text = buffers[1].view(np.int32), buffers[2]
+            _hash_strings(buffers[0], *text, values.offset, seeds_1, hashes_V1)
+        out_offsets = np.empty(len(column) + 1, np.int64)
+        count_values(weights_V, offsets, known_B, out_offsets)
+        rows_V = np.empty(out_offsets[-1], np.int64)
+        shares_V = np.empty(out_offsets[-1], np.float32)
+        empty = _mix(seeds_1[0] ^ np.uint64(_EMPTY))
+        found = hashes_V1.ravel(), weights_V, offsets, known_B, empty, self.rows
+        locate_values(*found, out_offsets, rows_V, shares_V)
+        rows_V += field * self.rows
+        shift = int(self._shifts_F[field])
+        return ListRows(rows_V, rows_V + shift if shift else rows_V, shares_V, out_offsets)
 
 
 def _seed(text: str) -> int:

@@ -100,7 +100,9 @@ def rows_to_batch(
     lists = []
     for name in schema.lists:
         found = read_lists(column(name), name, schema, odd)
-        lists.append(found if len(found) == count else found.take(pa.array([0] * count)))
+        lists.append(
+            found if len(found) == count else found.take(pa.array(np.zeros(count, np.int64)))
+        )
 
     def bounded(name: str | None, bounds: Bounds) -> np.ndarray | None:
         """A column that must be there in events to learn from."""

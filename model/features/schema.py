@@ -147,9 +147,14 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def fields(self) -> tuple[str, ...]:
         """The names of the embedded fields, in the order of their tables: columns, crosses, time
         features, lists."""
+        return (*self.single_fields, *self.lists)
+
+    @property
+    def single_fields(self) -> tuple[str, ...]:
+        """The names of the fields with one value each: all but lists."""
         crosses = ("*".join(cross) for cross in self.crosses)
         times = (f"time:{name}" for name in self.time_features if name in TIME_FEATURES)
-        return (*self.categorical, *crosses, *times, *self.lists)
+        return (*self.categorical, *crosses, *times)
 
     @property
     def owners(self) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from niwaki.model.evaluation import log_losses
+from niwaki.model.features.outcomes import Outcomes
 
 _LEAST_EVENTS = 500
 _STANDARD_ERRORS = 3.0
@@ -33,9 +34,9 @@ class EvidenceCheckState(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     gain_squares: float = 0.0
     """Sum of the squares of these differences."""
     errors: tuple[float, float] = (0.0, 0.0)
-    """Sum of prediction less label, of each of the two scales."""
+    """Sum of prediction less label, weighted, of each of the two scales."""
     curvatures: tuple[float, float] = (0.0, 0.0)
-    """Sum of p (1 - p) for predictions p, of each of the two scales."""
+    """Sum of p (1 - p), weighted, for predictions p, of each of the two scales."""
 
 
 class EvidenceCheck:
@@ -48,16 +49,20 @@ class EvidenceCheck:
         """Check the next `events` events, since a drift was detected."""
         self.state = EvidenceCheckState(events_left=events)
 
-    def confirmed(self, logits_BK: np.ndarray, labels_B: np.ndarray) -> bool:
+    def confirmed(self, logits_BK: np.ndarray, outcomes: Outcomes) -> bool:
         """True once it is clear that the first scale's evidence misleads; the check is then
         over."""
         state = self.state
         if state.events_left <= 0 or logits_BK.shape[1] < 2:
             return False
-        gain_B = log_losses(logits_BK[:, 0], labels_B) - log_losses(logits_BK[:, 1], labels_B)
-        p_B2 = 1 / (1 + np.exp(-logits_BK[:, :2].astype(np.float64)))
-        errors_2 = np.array(state.errors) + (p_B2 - labels_B[:, None]).sum(0)
-        curvatures_2 = np.array(state.curvatures) + (p_B2 * (1 - p_B2)).sum(0)
+        labels_B, weights_B, offsets_B = outcomes
+        logits_B2 = logits_BK[:, :2] + offsets_B[:, None]
+        losses = (log_losses(logits_B2[:, scale], labels_B) for scale in range(2))
+        gain_B = weights_B * (next(losses) - next(losses))
+        p_B2 = 1 / (1 + np.exp(-logits_B2.astype(np.float64)))
+        weights_B1 = weights_B[:, None].astype(np.float64)
+        errors_2 = np.array(state.errors) + (weights_B1 * (p_B2 - labels_B[:, None])).sum(0)
+        curvatures_2 = np.array(state.curvatures) + (weights_B1 * (p_B2 * (1 - p_B2))).sum(0)
         state = EvidenceCheckState(
             events_left=state.events_left - len(gain_B),
             events=state.events + len(gain_B),

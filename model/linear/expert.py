@@ -13,7 +13,7 @@ slots cannot overshoot; and s follows the gradient of the loss of predict-then-l
 form of empirical Bayes. Old evidence fades by the power prior (Ibrahim & Chen, 2000) with a
 half-life in events, when a row is next learned.
 
-Shapes: B events, S slots, K time scales, G groups, U different rows, R rows.
+Shapes: B events, S slots, V values of lists, K time scales, G groups, U different rows, R rows.
 """
 
 import math
@@ -23,6 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.linear.kernels import compiled_logits, linear_contributions
 from niwaki.model.linear.learning import (
     Evidence,
@@ -78,7 +80,7 @@ class BayesianLinear:
         """Number of rows that `touched` returns."""
         self._rates_K = (1 / torch.tensor(half_lives)).numpy()
         self._shrinkage_rate = shrinkage_rate
-        self._scratch = _scratch(0, 0, scales)
+        self._scratch = _scratch(0, 0, 0, scales)
         # Compiled now, not in the middle of a stream.
         compiled_learn(scales)
         compiled_logits(scales)
@@ -89,16 +91,17 @@ class BayesianLinear:
         self.events = 0
 
     def learn(
-        self, rows_BS: np.ndarray, values_BS: np.ndarray, labels_B: np.ndarray
+        self, rows_BS: np.ndarray, values_BS: np.ndarray, lists: ListSlots, outcomes: Outcomes
     ) -> LearnedRows:
-        """Take one step on a batch; returns the rows that were learned."""
-        self.events += len(labels_B)
+        """Take one step on a batch; returns the rows that were learned. `rows_BS`, `values_BS`: of
+        the slots that do not read lists."""
+        self.events += len(rows_BS)
         prior_SK = self.prior_SK().numpy()
         shrinkage_SK = np.zeros_like(prior_SK)
-        if self._scratch.places_BS.shape != rows_BS.shape:
+        scratch, values = self._scratch, int(lists.offsets[-1])
+        if scratch.places_BS.shape != rows_BS.shape or len(scratch.places_V) < values:
             events, slots = rows_BS.shape
-            self._scratch = _scratch(events, slots, prior_SK.shape[1])
-        scratch = self._scratch
+            scratch = self._scratch = _scratch(events, slots, values, prior_SK.shape[1])
         learn = compiled_learn(prior_SK.shape[1])
         different, new = learn(
             self._evidence,
@@ -107,7 +110,8 @@ class BayesianLinear:
             prior_SK,
             rows_BS,
             values_BS,
-            labels_B,
+            lists,
+            outcomes,
             shrinkage_SK,
             scratch,
         )
@@ -175,9 +179,11 @@ class BayesianLinear:
         return self.learned_R.nonzero().squeeze(1)
 
 
-def _scratch(events: int, slots: int, scales: int) -> Scratch:
-    """Buffers for steps on batches of this shape."""
-    rows = events * slots
+def _scratch(events: int, slots: int, values: int, scales: int) -> Scratch:
+    """Buffers for steps on batches of this shape, with up to `values` values of lists, or some
+    more."""
+    values = values + values // 4
+    rows = events * slots + values
     # The sums of a row fill whole lines of the cache, so that a row costs one trip a line.
     width = -(-5 * scales // _LINE_FLOATS) * _LINE_FLOATS
     return Scratch(
@@ -185,6 +191,7 @@ def _scratch(events: int, slots: int, scales: int) -> Scratch:
         stamps_U=np.empty(rows, np.int64),
         slots_U=np.empty(rows, np.int32),
         places_BS=np.empty((events, slots), np.int32),
+        places_V=np.empty(values, np.int32),
         sums_UX=lazy_zeros(rows, width).numpy(),
     )
 
@@ -194,11 +201,17 @@ def contributions(
     prior_SK: torch.Tensor,
     rows_BS: torch.Tensor,
     values_BS: torch.Tensor,
+    lists: ListSlots,
 ) -> torch.Tensor:
     """(B, S, K): the contribution of each slot to the logit. `prior_SK`: 1 / s of each slot's
-    group."""
-    out_BSK = torch.empty(*rows_BS.shape, prior_SK.shape[1])
+    group. `rows_BS`, `values_BS`: of the slots that do not read lists."""
+    out_BSK = torch.empty(len(rows_BS), *prior_SK.shape)
     linear_contributions(
-        evidence_R2K.numpy(), prior_SK.numpy(), rows_BS.numpy(), values_BS.numpy(), out_BSK.numpy()
+        evidence_R2K.numpy(),
+        prior_SK.numpy(),
+        rows_BS.numpy(),
+        values_BS.numpy(),
+        *lists,
+        out_BSK.numpy(),
     )
     return out_BSK

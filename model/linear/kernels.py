@@ -7,7 +7,7 @@ from the cache of an earlier start, when a learner or a scorer is made, which is
 events.
 
 Shapes: B events, A events worked on together, S slots, F fields, P pairs, N numerics, M = 2N
-scores, K time scales, E logits of an event, R rows, X inputs of the deep expert.
+scores, K time scales, E logits of an event, R rows, X inputs of the deep expert, V values of lists.
 """
 
 from collections.abc import Callable
@@ -23,18 +23,37 @@ Kernel = Callable[..., Any]
 """A compiled kernel; its own docstring names the arguments."""
 
 
-@kernel("void(float32[:,:,:], float32[:,::1], int64[:,::1], float32[:,::1], float32[:,:,::1])")
+@kernel(
+    "void(float32[:,:,:], float32[:,::1], int64[:,::1], float32[:,::1], int64[::1], float32[::1],"
+    " int64[::1], int64[::1], float32[:,:,::1])"
+)
 def linear_contributions(
     evidence_R2K: np.ndarray,
     prior_SK: np.ndarray,
     rows_BS: np.ndarray,
     values_BS: np.ndarray,
+    list_rows_V: np.ndarray,
+    list_values_V: np.ndarray,
+    list_slots_V: np.ndarray,
+    list_offsets: np.ndarray,
     out_BSK: np.ndarray,
 ) -> None:
-    """Write the contribution of each slot to the logit, at each time scale."""
+    """Write the contribution of each slot to the logit, at each time scale. The four arguments of
+    lists: see `niwaki.model.features.lists.ListSlots`."""
     scales = out_BSK.shape[2]
+    slots = rows_BS.shape[1]
     for b in range(out_BSK.shape[0]):
-        for s in range(out_BSK.shape[1]):
+        out_BSK[b, slots:] = 0
+        for v in range(list_offsets[b], list_offsets[b + 1]):
+            row = list_rows_V[v]
+            s = list_slots_V[v]
+            for k in range(scales):
+                out_BSK[b, s, k] += (
+                    evidence_R2K[row, 0, k]
+                    / (prior_SK[s, k] + evidence_R2K[row, 1, k])
+                    * list_values_V[v]
+                )
+        for s in range(slots):
             row = rows_BS[b, s]
             value = values_BS[b, s]
             for k in range(scales):
@@ -151,6 +170,49 @@ def compiled_logits(scales: int) -> Kernel:
     return linear_logits
 
 
+@kernel(
+    "void(float32[:,:,:], float32[:,::1], int64[::1], float32[::1], int64[::1], int64[::1], int64,"
+    " int64, float32[:,:], float32[:,::1])"
+)
+def add_lists(
+    evidence_R2K: np.ndarray,
+    prior_SK: np.ndarray,
+    rows_V: np.ndarray,
+    values_V: np.ndarray,
+    slots_V: np.ndarray,
+    offsets: np.ndarray,
+    first_column: int,
+    first_list: int,
+    out_BX: np.ndarray,
+    logits_BK: np.ndarray,
+) -> None:
+    """Write the contribution of each list to the first logit, and add lists to the logits at all
+    time scales. The next four arguments after `prior_SK`: see
+    `niwaki.model.features.lists.ListSlots`. The contribution of slot s goes to column
+    `first_column` + s of `out_BX`; lists have the slots from `first_list` on. `logits_BK` may have
+    more columns."""
+    slots, scales = prior_SK.shape
+    prefetched = np.float32(0)
+    for start in range(0, len(out_BX), AHEAD_EVENTS):
+        stop = min(start + AHEAD_EVENTS, len(out_BX))
+        for v in range(offsets[start], offsets[stop]):
+            prefetched += evidence_R2K[rows_V[v], 0, 0]
+        for b in range(start, stop):
+            for s in range(first_list, slots):
+                out_BX[b, first_column + s] = 0
+            for v in range(offsets[b], offsets[b + 1]):
+                row = rows_V[v]
+                s = slots_V[v]
+                value = values_V[v]
+                for k in range(scales):
+                    mean = evidence_R2K[row, 0, k] / (prior_SK[s, k] + evidence_R2K[row, 1, k])
+                    logits_BK[b, k] += mean * value
+                    if k == 0:
+                        out_BX[b, first_column + s] += mean * value
+    if prefetched != prefetched:  # or the compiler would drop the prefetch
+        out_BX[0, first_column + first_list] = prefetched
+
+
 @cache
 def compiled_contributions(scales: int) -> Kernel:
     """The kernel that a published model's forward pass uses, for `scales` time scales."""
@@ -178,8 +240,9 @@ def compiled_contributions(scales: int) -> Kernel:
     ) -> None:
         """`locate_slots` and `linear_logits` in one, for a few events at a time, whose rows are
         prefetched. Contributions go to the columns of `out_BX` from `first_column` on; the logits
-        of all time scales go to the first columns of `experts_BE`."""
-        slots = len(prior_SK)
+        of all time scales go to the first columns of `experts_BE`. Slots of lists are left out:
+        `add_lists` adds them."""
+        slots = rows_BF.shape[1] + pairs_BP.shape[1] + scores_BM.shape[1] + 2 * code_BN.shape[1] + 1
         rows_AS = np.empty((AHEAD_EVENTS, slots), np.int64)
         values_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
         scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)

@@ -4,8 +4,8 @@ In: the table of evidence, prior variances, and a batch of slots with labels. Ou
 the step, the rows that it touched, and the gradient in the prior variances. The algorithm is
 described in `niwaki.model.linear.expert`; these are its loops.
 
-Shapes: B events, S slots, K time scales, G groups of slots, R rows, U different rows of a batch, X
-sums of a row.
+Shapes: B events, S slots, V values of lists, K time scales, G groups of slots, R rows, U different
+rows of a batch, X sums of a row.
 """
 
 import math
@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.outcomes import OUTCOMES, Outcomes
+from niwaki.model.jit import inlined, kernel, types
 from niwaki.model.linear.kernels import Kernel
 from niwaki.model.rows import AHEAD_EVENTS, AHEAD_ROWS, prefetch
 
@@ -39,6 +41,8 @@ class Scratch(NamedTuple):
     """int32, the slot in which each row was used first."""
     places_BS: np.ndarray
     """int32, the place of each slot's row."""
+    places_V: np.ndarray
+    """int32, the place of the row of each value of a list."""
     sums_UX: np.ndarray
     """float32, K numbers of each: means, variances, gradients, damping, and gained precisions."""
 
@@ -48,15 +52,48 @@ _F2 = types.float32[:, ::1]
 _I1 = types.int64[::1]
 _I2 = types.int64[:, ::1]
 _EVIDENCE = types.NamedTuple((types.float32[:, :, :], types.int64[:]), Evidence)
-_SCRATCH = types.NamedTuple((_I1, _I1, types.int32[::1], types.int32[:, ::1], _F2), Scratch)
+_PLACES = types.int32[::1], types.int32[:, ::1], types.int32[::1]
+_SCRATCH = types.NamedTuple((_I1, _I1, *_PLACES, _F2), Scratch)
+_LISTS = types.NamedTuple((_I1, _F1, _I1, _I1), ListSlots)
 _COUNTS = types.UniTuple(types.int64, 2)
+
+
+@inlined
+def _begin(
+    evidence: Evidence,
+    scratch: Scratch,
+    place: int,
+    row: int,
+    slot: int,
+    now: int,
+    rates_K: np.ndarray,
+    prior_K: np.ndarray,
+    scales: int,
+) -> None:
+    """Fade a row that comes for the first time in a batch, and begin its sums at `place`. Until the
+    end its stamp is this place: -1 - u."""
+    learned = evidence.learned_R[row]
+    evidence_2K, sums_X = evidence.evidence_R2K[row], scratch.sums_UX[place]
+    for k in range(scales):
+        fade = np.float32(0 if learned == 0 else math.exp2(-np.float32(now - learned) * rates_K[k]))
+        evidence_2K[0, k] *= fade
+        evidence_2K[1, k] *= fade
+        variance = np.float32(1) / (prior_K[k] + evidence_2K[1, k])
+        sums_X[k] = evidence_2K[0, k] * variance
+        sums_X[scales + k] = variance
+        for j in range(2, 5):
+            sums_X[j * scales + k] = 0
+    scratch.rows_U[place] = row
+    scratch.stamps_U[place] = learned
+    scratch.slots_U[place] = slot
+    evidence.learned_R[row] = -1 - place
 
 
 @cache
 def compiled_learn(scales: int) -> Kernel:
     """The kernel of one step of learning, for `scales` time scales."""
 
-    @kernel(_COUNTS(_EVIDENCE, types.int64, _F1, _F2, _I2, _F2, _F1, _F2, _SCRATCH))
+    @kernel(_COUNTS(_EVIDENCE, types.int64, _F1, _F2, _I2, _F2, _LISTS, OUTCOMES, _F2, _SCRATCH))
     def learn_linear(
         evidence: Evidence,
         now: int,
@@ -64,7 +101,8 @@ def compiled_learn(scales: int) -> Kernel:
         prior_SK: np.ndarray,
         rows_BS: np.ndarray,
         values_BS: np.ndarray,
-        labels_B: np.ndarray,
+        lists: ListSlots,
+        outcomes: Outcomes,
         shrinkage_SK: np.ndarray,
         scratch: Scratch,
     ) -> tuple[int, int]:
@@ -80,12 +118,11 @@ def compiled_learn(scales: int) -> Kernel:
         evidence_R2K = evidence.evidence_R2K
         learned_R = evidence.learned_R
         rows_U = scratch.rows_U
-        places_BS = scratch.places_BS
+        places_BS, places_V = scratch.places_BS, scratch.places_V
         sums_UX = scratch.sums_UX
         events, slots = rows_BS.shape
 
-        # Fade each row when it first comes. Until the end its stamp is its place among the rows of
-        # the batch: -1 - u.
+        # Each row fades when it first comes.
         found = new = 0
         scratch_XS = np.empty((AHEAD_EVENTS, slots), np.float32)
         for b in range(events):
@@ -96,26 +133,20 @@ def compiled_learn(scales: int) -> Kernel:
                 learned = learned_R[row]
                 if learned >= 0:
                     new += learned == 0
-                    for k in range(scales):
-                        fade = np.float32(
-                            0
-                            if learned == 0
-                            else math.exp2(-np.float32(now - learned) * rates_K[k])
-                        )
-                        evidence_R2K[row, 0, k] *= fade
-                        evidence_R2K[row, 1, k] *= fade
-                        variance = np.float32(1) / (prior_SK[s, k] + evidence_R2K[row, 1, k])
-                        sums_UX[found, k] = evidence_R2K[row, 0, k] * variance
-                        sums_UX[found, scales + k] = variance
-                        for j in range(2, 5):
-                            sums_UX[found, j * scales + k] = 0
-                    rows_U[found] = row
-                    scratch.stamps_U[found] = learned
-                    scratch.slots_U[found] = s
+                    _begin(evidence, scratch, found, row, s, now, rates_K, prior_SK[s], scales)
                     learned = -1 - found
-                    learned_R[row] = learned
                     found += 1
                 places_BS[b, s] = -1 - learned
+        for v in range(lists.offsets[0], lists.offsets[events]):
+            row = lists.rows_X[v]
+            learned = learned_R[row]
+            if learned >= 0:
+                new += learned == 0
+                s = lists.slots_X[v]
+                _begin(evidence, scratch, found, row, s, now, rates_K, prior_SK[s], scales)
+                learned = -1 - found
+                found += 1
+            places_V[v] = -1 - learned
 
         error_K = np.empty(scales, np.float32)
         curvature_K = np.empty(scales, np.float32)
@@ -131,14 +162,29 @@ def compiled_learn(scales: int) -> Kernel:
                 for k in range(scales):
                     logit_K[k] += sums_UX[u, k] * value
                     spread_K[k] += sums_UX[u, scales + k] * value * value
+            for v in range(lists.offsets[b], lists.offsets[b + 1]):
+                u = places_V[v]
+                value = lists.values_X[v]
+                for k in range(scales):
+                    logit_K[k] += sums_UX[u, k] * value
+                    spread_K[k] += sums_UX[u, scales + k] * value * value
+            weight = outcomes.weights_B[b]
             for k in range(scales):
-                prediction = np.float32(1) / (np.float32(1) + math.exp(-logit_K[k]))
-                error_K[k] = prediction - labels_B[b]
-                curvature_K[k] = prediction * (np.float32(1) - prediction)
+                logit = logit_K[k] + outcomes.offsets_B[b]
+                prediction = np.float32(1) / (np.float32(1) + math.exp(-logit))
+                error_K[k] = weight * (prediction - outcomes.labels_B[b])
+                curvature_K[k] = weight * (prediction * (np.float32(1) - prediction))
                 damping_K[k] = curvature_K[k] * spread_K[k]
             for s in range(slots):
                 u = places_BS[b, s]
                 value = values_BS[b, s]
+                for k in range(scales):
+                    sums_UX[u, 2 * scales + k] += error_K[k] * value
+                    sums_UX[u, 3 * scales + k] += damping_K[k] * abs(value)
+                    sums_UX[u, 4 * scales + k] += curvature_K[k] * value * value
+            for v in range(lists.offsets[b], lists.offsets[b + 1]):
+                u = places_V[v]
+                value = lists.values_X[v]
                 for k in range(scales):
                     sums_UX[u, 2 * scales + k] += error_K[k] * value
                     sums_UX[u, 3 * scales + k] += damping_K[k] * abs(value)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 from safetensors.torch import load
 
+from niwaki.model.deep.embeddings import of_owners
 from niwaki.model.deep.network import NetworkShape
 from niwaki.model.errors import CheckpointError
 from niwaki.model.features.schema import Schema
@@ -189,8 +190,13 @@ def pack(header: Header, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a checkpoint, with the values of tables in `header.table_precision`."""
     stored = encode(tensors, header.table_precision)
     if header.shape.columns is not None:
-        stored = drop_columns(stored, header.shape.alive_FD(), header.table_rows)
+        stored = drop_columns(stored, _alive_in_tables(header), header.table_rows)
     return pack_as(header, stored)
+
+
+def _alive_in_tables(header: Header) -> torch.Tensor:
+    """bool (F, D): the columns of each field's table that a field which reads it has."""
+    return of_owners(header.shape.alive_FD().float(), header.schema.owners) > 0
 
 
 def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
@@ -216,7 +222,7 @@ def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
     header, stored = unpack_as(data, Header)
     try:
         if header.shape.columns is not None:
-            stored = restore_columns(stored, header.shape.alive_FD(), header.table_rows)
+            stored = restore_columns(stored, _alive_in_tables(header), header.table_rows)
         return header, decode(stored)
     except CheckpointError:
         raise

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.deep.network import Network, Parameters
 from niwaki.model.features.encoder import Features
+from niwaki.model.features.lists import ListSlots
 from niwaki.model.features.numerics import Scale, prepare
-from niwaki.model.linear.kernels import compiled_contributions
+from niwaki.model.linear.kernels import add_lists, compiled_contributions
 from niwaki.model.linear.slots import Slots
 
 _PIECE_EVENTS = 512
@@ -41,8 +43,8 @@ class Inference:
 
     def __init__(self, slots: Slots, network: Network, parameters: Parameters):
         self.network, self.parameters = network, parameters
-        self._places = slots.places
-        self._deep = DeepInference(network, parameters)
+        self._slots = slots
+        self._deep = DeepInference(network, parameters, slots.shares)
 
     def experts(
         self,
@@ -57,11 +59,19 @@ class Inference:
         prepared = prepare(features.numerics_BN, scale)
         parts = features.rows_BF, features.pairs_BP, *prepared
         events = _Events(*(part.numpy() for part in parts))
+        embedded = Embedded.of(features)
+        lists = self._slots.of_lists(features.lists, len(events.rows_BF))
         model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
         experts_BE = np.empty((len(events.rows_BF), columns), np.float32)
         for start in range(0, len(experts_BE), _PIECE_EVENTS):
             piece = slice(start, start + _PIECE_EVENTS)
-            self._write_logits(*model, _Events(*(a[piece] for a in events)), experts_BE[piece])
+            self._write_logits(
+                *model,
+                _Events(*(a[piece] for a in events)),
+                embedded.part(piece.start, piece.stop),
+                lists.part(piece.start, piece.stop),
+                experts_BE[piece],
+            )
         return experts_BE
 
     def _write_logits(
@@ -70,6 +80,8 @@ class Inference:
         prior_SK: np.ndarray,
         embedding_RD: np.ndarray,
         events: _Events,
+        embedded: Embedded,
+        lists: ListSlots,
         experts_BE: np.ndarray,
     ) -> None:
         """Write the logits of all experts to `experts_BE`."""
@@ -77,7 +89,11 @@ class Inference:
         x_BI = self._deep.inputs(len(experts_BE))
         x, first = x_BI.numpy(), inputs.contributions.start
         write_contributions = compiled_contributions(prior_SK.shape[1])
-        write_contributions(evidence_R2K, prior_SK, *events, *self._places, x, first, experts_BE)
+        places = self._slots.places
+        write_contributions(evidence_R2K, prior_SK, *events, *places, x, first, experts_BE)
+        if self._slots.lists:
+            to = first, self._slots.single, x, experts_BE
+            add_lists(evidence_R2K, prior_SK, *lists, *to)
         x[:, inputs.numerics] = events.scores_BM
-        corrections_B = self._deep.corrections(x_BI, embedding_RD, events.rows_BF)
+        corrections_B = self._deep.corrections(x_BI, embedding_RD, embedded)
         np.add(experts_BE[:, 0], corrections_B, out=experts_BE[:, -1])

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from niwaki.model.deep.embeddings import Embedded, vectors_of
 from niwaki.model.deep.network import Network, NetworkShape, Parameters
 from niwaki.model.errors import CheckpointError
 from niwaki.model.experts import (
@@ -188,13 +189,14 @@ class ServedModel:
 
     def vectors(self, hashed: HashedEvents) -> torch.Tensor:
         """(B, F, D): the embeddings of B events."""
-        return self.tables[names.EMBEDDING][hashed.rows_BF]
+        embedded = Embedded.of(self._complete(hashed))
+        return vectors_of(self.tables[names.EMBEDDING], embedded, self.network.column_mask_FD)
 
     def contributions(self, inputs: Inputs) -> torch.Tensor:
         """(B, S, K): the contribution of each slot to the linear expert's logit at each time
         scale."""
-        linear = self.tables[names.LINEAR]
-        return contributions(linear, self._prior_SK, inputs.slot_rows_BS, inputs.slot_values_BS)
+        slots = inputs.slot_rows_BS, inputs.slot_values_BS, inputs.slot_lists
+        return contributions(self.tables[names.LINEAR], self._prior_SK, *slots)
 
     def logits(self, experts_BE: np.ndarray) -> np.ndarray:
         """(B,) float32 logits, mixed from those of the experts."""

@@ -95,10 +95,11 @@ def accounted(tally: "Tally", *, as_json: bool) -> Iterator[None]:
     print_account(tally)
 
 
-def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:
-    """Show what the columns of a recording are, what they are used as and why, and what looks
-    wrong."""
-    table = Table(title=name, title_justify="left", show_lines=True)
+def print_columns(name: str, events: int, report: Sequence[Mapping[str, Any]]) -> None:
+    """Show what the columns of the first `events` events of a recording are, what they are used as
+    and why, and what looks wrong."""
+    print_line(f"{name}, the first {events:,} events")
+    table = Table(show_lines=True)
     wrong = any(column["warnings"] for column in report)
     for header in ("column", "used as", "values", *(["looks wrong"] if wrong else [])):
         table.add_column(header, overflow="fold")
@@ -119,15 +120,12 @@ def print_columns(name: str, report: Sequence[Mapping[str, Any]]) -> None:
 
 def print_backtest(result: dict[str, Any], profile: bool = False) -> None:
     """The measures of each policy, and where its time went if a `profile` is wanted."""
-    console.print(
-        f"{result['events']:,} events; the click rate so far as prediction:"
-        f" {result['constant_ne']:.4f}"
+    print_line(
+        f"{result['events']:,} events. Normalized entropy (NE), lower is better; of the click rate"
+        f" so far as prediction it is {result['constant_ne']:.4f}"
     )
     policies = result["policies"]
-    table = Table(
-        title="normalized entropy (NE) by policy: lower is better, 1 is a constant",
-        title_justify="left",
-    )
+    table = Table()
     table.add_column("measure")
     for name in policies:
         table.add_column(name, justify="right")

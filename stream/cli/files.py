@@ -1,6 +1,7 @@
 """Commands for recorded streams: demo, check, schema, backtest, replay, generate."""
 
 import json
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -209,6 +210,10 @@ def backtest(
         int | None, typer.Option(help="Seed of the initial weights, instead of the config's.")
     ] = None,
     events: EventsOption = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="A .parquet file to write: each event, and what was predicted of it."),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Also print the share of each stage.")
     ] = False,
@@ -218,7 +223,8 @@ def backtest(
     have predicted.
 
     Every event is predicted by the model published last before it, then learned. Without a config,
-    the schema is proposed from the file.
+    the schema is proposed from the file. --predictions has a row for each policy and event, of the
+    first interval of --publish-every.
 
     Examples:
 
@@ -226,16 +232,19 @@ def backtest(
 
         niwaki backtest clicks.parquet --policy static,adaptive --budget 0.05
             --publish-every 128,1000,5000 --json
+
+        niwaki backtest clicks.parquet --policy adaptive --predictions predictions.parquet
     """
     with progress("starting"):
         from niwaki.pruning.policies import POLICIES
         from niwaki.stream.events.rejects import Tally
         from niwaki.stream.offline.backtest import backtest as run
-        from niwaki.stream.offline.backtest import survey
+        from niwaki.stream.offline.backtest import survey, unfinished
+        from niwaki.stream.offline.predictions import predictions_file
         from niwaki.stream.training.second_thread import tensor_threads
 
-    tally = Tally()
-    with accounted(tally, as_json=as_json):
+    tally, written = Tally(), None
+    with accounted(tally, as_json=as_json), ExitStack() as stack:
         opened = open_source(files, config, source)
         settings = opened.settings
         print_notes(opened.notes)
@@ -254,6 +263,9 @@ def backtest(
             checked("--publish-every", partial(positive, each)) for each in publish_every.split(",")
         ]
         trainer = msgspec.structs.replace(settings.trainer(), model=model, pruning=pruning)
+        if predictions is not None:
+            file = predictions_file(predictions, opened.recording, trainer.schema)
+            written = stack.enter_context(file)
         with progress("reading", opened.recording.size_bytes) as advance:
             found = survey(opened.recording, trainer.schema, tally, events, on_bytes=advance)
         tensor_threads(settings.training.threads)
@@ -265,12 +277,17 @@ def backtest(
                 policies=policies,
                 publish_every=intervals,
                 limit_events=events,
+                predictions=written,
                 on_events=advance,
             )
+    notes = unfinished(result, pruning)
     if as_json:
-        print(json.dumps(result | tally.as_dict() | {"notes": opened.notes}))
+        print(json.dumps(result | tally.as_dict() | {"notes": [*opened.notes, *notes]}))
     else:
         print_backtest(result, profile)
+        print_notes(notes)
+    if written is not None:
+        print_notes([f"{written.rows:,} rows in {predictions}"])
 
 
 @takes_source
@@ -309,7 +326,7 @@ def check(
     if as_json:
         print(json.dumps(found.as_dict()))
     else:
-        print_columns(found.name, found.report)
+        print_columns(found.name, found.tally.events, found.report)
         print_notes(found.notes)
         print_account(found.tally)
 

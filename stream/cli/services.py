@@ -17,6 +17,7 @@ from niwaki.stream.cli.console import (
     progress,
 )
 from niwaki.stream.cli.options import (
+    RECORDING,
     BootstrapOption,
     ConfigOption,
     EventsOption,
@@ -27,21 +28,39 @@ from niwaki.stream.cli.options import (
 )
 
 
-def train(config: ConfigOption = None) -> None:
+def train(
+    config: ConfigOption = None,
+    history: Annotated[
+        list[Path] | None, typer.Option(help=f"{RECORDING} Learned before the topic.")
+    ] = None,
+) -> None:
     """Learn from the Kafka topic until stopped. SIGTERM or Ctrl-C finishes the batch, saves, and
     leaves cleanly.
 
-    Example: niwaki train --config config/niwaki.toml
+    With --history, recorded events are learned first; then the topic goes on at the time at which
+    they end, and no event is learned twice. A restart goes on from its snapshot, so the option can
+    stay.
+
+    Examples:
+
+        niwaki train --config config/niwaki.toml
+
+        niwaki train --config config/niwaki.toml --history clicks.parquet --history june/
     """
     from niwaki.stream.app import open_pipeline
+    from niwaki.stream.training.past import Past
     from niwaki.stream.training.second_thread import tensor_threads
+    from niwaki.stream.training.snapshot import snapshot_path
 
     settings = load(config)
+    past = Past(history, settings.events_schema(), settings.events) if history else None
+    if past is not None and not snapshot_path(settings.snapshot).exists():
+        past.check()  # before any server is asked
     log_to_stderr()
     stop = stop_on_signals()
     tensor_threads(settings.training.threads)
     with open_pipeline(settings) as pipeline:
-        pipeline.resume()
+        pipeline.resume(past)
         pipeline.run(stop.is_set)
 
 

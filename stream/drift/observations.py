@@ -10,13 +10,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from niwaki.model.evaluation import log_losses
+from niwaki.model.features.outcomes import Outcomes
+from niwaki.model.features.schema import EventBatch
 from niwaki.model.jit import kernel
 
 _NO_COLUMNS = np.empty((0, 0))
 
 
 class Observations(NamedTuple):
-    """Events, and the predictions made before the model learned from them."""
+    """Events, and the predictions made before the model learned from them. Where negatives were
+    left out of the stream, predictions and losses are those for the events that were kept, so that
+    errors have a mean of zero; each event counts once, whatever its weight."""
 
     labels_B: np.ndarray
     times_s_B: np.ndarray
@@ -30,6 +35,25 @@ class Observations(NamedTuple):
     signal reads columns."""
     numerics_BN: np.ndarray = _NO_COLUMNS
     """Numeric values, likewise."""
+
+    @classmethod
+    def of(
+        cls,
+        batch: EventBatch,
+        outcomes: Outcomes,
+        experts_BE: np.ndarray,
+        logits_B: np.ndarray,
+        losses_B: np.ndarray,
+        *columns: np.ndarray,
+    ) -> "Observations":
+        """The record of a batch, from predictions for the stream before sampling. `columns`:
+        `rows_BF` and `numerics_BN`, or none."""
+        offsets_B = outcomes.offsets_B
+        if offsets_B.any():
+            experts_BE, logits_B = experts_BE + offsets_B[:, None], logits_B + offsets_B
+            losses_B = log_losses(logits_B, outcomes.labels_B)
+        seen = outcomes.labels_B, batch.times_s_B
+        return cls(*seen, experts_BE, logits_B, losses_B, *columns)
 
     @classmethod
     def concat(cls, parts: "Sequence[Observations]") -> "Observations":

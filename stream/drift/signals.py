@@ -161,7 +161,7 @@ SIGNALS = {
             "1 where the column has a value that no event before had, else 0",
             Unseen,
             counts="up",
-            columns=lambda schema: schema.fields,
+            columns=lambda schema: schema.single_fields,
         ),
         Signal(
             "stability",
@@ -169,7 +169,7 @@ SIGNALS = {
             " run; its mean is one side of the population stability index",
             Stability,
             counts="up",
-            columns=lambda schema: (*schema.fields, *schema.numeric),
+            columns=lambda schema: (*schema.single_fields, *schema.numeric),
         ),
     )
 }

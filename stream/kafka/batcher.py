@@ -1,10 +1,10 @@
 """Events that were polled, cut into batches to learn; rejected messages go to the dead letters.
 
 In: a `PolledBatch` for each poll. Out: a `ReadyBatch` of exactly `batch_events` events, or of fewer
-when the first of them has waited long enough. Equal events make equal batches, whichever way they
-were polled. Positions travel with their batch, so that the learner can save both as one. A rejected
-message is dead-lettered once the positions have passed it, so that a restart from them never finds
-it again. A batcher commits nothing.
+when the first of them has waited long enough. Events that a recording had are left out.
+Equal events make equal batches, whichever way they were polled. Positions travel with their batch,
+so that the learner can save both as one. A rejected message is dead-lettered once the positions
+have passed it, so that a restart from them never finds it again. A batcher commits nothing.
 """
 
 import time
@@ -16,6 +16,7 @@ import numpy as np
 
 from niwaki.model.features.schema import EventBatch
 from niwaki.stream.events.rejects import Reject
+from niwaki.stream.kafka.overlap import Overlap
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.source import DeadLetters, Record
 
@@ -52,6 +53,7 @@ class Batcher:
         self._waiting: list[tuple[EventBatch, np.ndarray]] = []  # each with its `after_B4`
         self._since_s = 0.0
         self._positions = Positions()
+        self._overlap: Overlap | None = None
         self._polled: dict[int, int] = {}
         self._rejects: dict[int, deque[tuple[Record, Reject]]] = {}  # by partition, not passed yet
         self.waiting = 0
@@ -59,11 +61,12 @@ class Batcher:
         self.rejected_events = 0
         """Events rejected so far."""
 
-    def resume(self, positions: Positions) -> None:
+    def resume(self, positions: Positions, overlap: Overlap | None = None) -> None:
         """Begin at `positions`; a partition without a position begins where the source's
-        configuration says."""
+        configuration says. Events that are in the `overlap` with a recording are left out."""
         self._reader.start(positions.offsets)
         self._positions = positions
+        self._overlap = overlap
 
     @property
     def positions(self) -> Positions:
@@ -78,9 +81,10 @@ class Batcher:
         while (
             not last and self.waiting < self._batch_events and (polled := self._reader.read(wait_s))
         ):
+            waiting = self.waiting
             self._take(polled)
             wait_s = 0.0  # more may be there already
-            if not len(polled.batch):  # a topic may hold nothing but rejects
+            if self.waiting == waiting:  # a topic may hold nothing but rejects
                 break
         waited_s = self._clock() - self._since_s
         if self.waiting >= self._batch_events or (
@@ -118,10 +122,13 @@ class Batcher:
     def _keep(self, polled: PolledBatch) -> None:
         """Let the events that are not learned yet wait for their batch."""
         batch, after_B4 = polled.batch, polled.after_B4
-        new = np.flatnonzero(~self._learned(after_B4))
+        new_B = ~self._learned(after_B4)
+        if self._overlap is not None:
+            new_B &= ~self._overlap.learned(batch, after_B4, new_B)
+        new = np.flatnonzero(new_B)
         if not len(new):
             return
-        if len(new) < len(batch):  # the first poll after a restart in the middle of a message
+        if len(new) < len(batch):  # a restart in the middle of a message, or an overlap
             runs = np.split(new, np.flatnonzero(np.diff(new) > 1) + 1)
             batch = EventBatch.concat([batch.slice(int(run[0]), int(run[-1]) + 1) for run in runs])
             after_B4 = after_B4[new]

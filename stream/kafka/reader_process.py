@@ -30,7 +30,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.schema import LIST, EventBatch, Schema
 from niwaki.model.features.values import Odd
 from niwaki.pruning.errors import NiwakiError
 from niwaki.stream.errors import BrokerError, PositionError
@@ -65,11 +65,12 @@ class _Order(msgspec.Struct, kw_only=True):
 
 
 class _Columns(msgspec.Struct, tag=True, array_like=True):
-    """Head of a polled batch; fields as in `PolledBatch`. The body holds strings, positions, times,
-    labels and numerics."""
+    """Head of a polled batch; fields as in `PolledBatch`. The body holds strings and lists,
+    positions, times, labels, numerics, and weights and sampling ratios where the schema has
+    them."""
 
     events: int
-    strings_bytes: int
+    columns_bytes: int
     rejects: list[tuple[Record, Reject]]
     odd: list[Odd]
     polled: dict[int, int]
@@ -159,7 +160,6 @@ class ReaderProcess:
         self._config = config
         self._events = events
         self._schema = schema
-        self._strings = _strings_schema(schema)
         self._child: _Child | None = None
         self._ready = selectors.DefaultSelector()
         self.ends: Mapping[int, int] = {}
@@ -192,8 +192,7 @@ class ReaderProcess:
             match head:
                 case _Columns():
                     self.ends = head.ends
-                    numerics = len(self._schema.numeric)
-                    return _unpack_batch(head, receive(body_bytes), self._strings, numerics)
+                    return _unpack_batch(head, receive(body_bytes), self._schema)
                 case _Ends():
                     self.ends = head.ends
                 case _Line():
@@ -318,22 +317,24 @@ def _frame(head: _Head, *body: bytes) -> list[bytes]:
     return [_LENGTHS.pack(len(packed), sum(map(len, body))), packed, *body]
 
 
-def _strings_schema(schema: Schema) -> pa.Schema:
-    return pa.schema([(f"c{at}", pa.string()) for at in range(len(schema.categorical))])
+def _columns_schema(schema: Schema) -> pa.Schema:
+    """The columns of a batch that travel as Arrow's."""
+    kinds = [pa.string()] * len(schema.categorical) + [LIST] * len(schema.lists)
+    return pa.schema([(f"c{at}", kind) for at, kind in enumerate(kinds)])
 
 
 def _pack_batch(polled: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns, list[bytes]]:
     """Head and body of a polled batch's frame."""
     batch = polled.batch
-    columns = pa.RecordBatch.from_arrays(
-        list(batch.categorical), [f"c{at}" for at in range(len(batch.categorical))]
-    )
-    strings = columns.serialize().to_pybytes() if batch.categorical else b""
-    arrays = (polled.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN)
+    both = [*batch.categorical, *batch.lists]
+    table = pa.RecordBatch.from_arrays(both, [f"c{at}" for at in range(len(both))])
+    columns = table.serialize().to_pybytes() if both else b""
+    arrays = [polled.after_B4, batch.times_s_B, batch.labels_B, batch.numerics_BN]
+    arrays += [array for array in (batch.weights_B, batch.sampling_B) if array is not None]
     rejects = [(record, _valid_reject(reject)) for record, reject in polled.rejects]
     head = _Columns(
         len(batch),
-        len(strings),
+        len(columns),
         rejects,
         polled.odd,
         polled.polled,
@@ -341,7 +342,7 @@ def _pack_batch(polled: PolledBatch, ends: Mapping[int, int]) -> tuple[_Columns,
         polled.size_bytes,
         dict(ends),
     )
-    return head, [strings, *(array.tobytes() for array in arrays)]
+    return head, [columns, *(array.tobytes() for array in arrays)]
 
 
 def _valid(text: str) -> str:
@@ -356,11 +357,9 @@ def _valid_reject(reject: Reject) -> Reject:
     )
 
 
-def _unpack_batch(
-    head: _Columns, body: bytearray, strings: pa.Schema, numerics: int
-) -> PolledBatch:
+def _unpack_batch(head: _Columns, body: bytearray, schema: Schema) -> PolledBatch:
     """The batch of a frame. Its arrays are views of `body`."""
-    count, at = head.events, head.strings_bytes
+    count, at = head.events, head.columns_bytes
 
     def array(kind: type[np.generic], *shape: int) -> np.ndarray:
         nonlocal at
@@ -368,14 +367,21 @@ def _unpack_batch(
         at += values.nbytes
         return values
 
+    both = _columns_schema(schema)
     columns = (
-        pa.ipc.read_record_batch(pa.py_buffer(body).slice(0, at), strings).columns
-        if len(strings)
-        else []
+        pa.ipc.read_record_batch(pa.py_buffer(body).slice(0, at), both).columns if len(both) else []
     )
+    strings = len(schema.categorical)
     after_B4, times_s_B = array(np.int64, count, 4), array(np.float64, count)
-    labels_B, numerics_BN = array(np.float32, count), array(np.float32, count, numerics)
-    batch = EventBatch(labels_B, times_s_B, tuple(columns), numerics_BN)
+    batch = EventBatch(
+        labels_B=array(np.float32, count),
+        times_s_B=times_s_B,
+        categorical=tuple(columns[:strings]),
+        numerics_BN=array(np.float32, count, len(schema.numeric)),
+        lists=tuple(columns[strings:]),
+        weights_B=array(np.float32, count) if schema.weight else None,
+        sampling_B=array(np.float32, count) if schema.sampling_ratio else None,
+    )
     return PolledBatch(
         batch,
         after_B4,

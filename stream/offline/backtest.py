@@ -6,7 +6,7 @@ the live loop drives.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,34 +14,17 @@ import numpy as np
 
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.pruning.config import PruningConfig
+from niwaki.pruning.policies import POLICIES, Static
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.rejects import Tally
 from niwaki.stream.offline.history import History
+from niwaki.stream.offline.predictions import PredictionsFile
+from niwaki.stream.offline.words import listed
+from niwaki.stream.recordings.chunks import rebatch
 from niwaki.stream.recordings.recording import Recording
 from niwaki.stream.training.stopwatch import Stopwatch, shares
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
-
-
-def rebatch(
-    chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
-) -> Iterator[EventBatch]:
-    """Events of `chunks` in batches of exactly `batch_events`, except for the last one;
-    `limit_events` in all."""
-    left = None
-    remaining = limit_events
-    for chunk in chunks:
-        if remaining is not None:
-            chunk = chunk.slice(0, min(len(chunk), remaining))
-            remaining -= len(chunk)
-        events = EventBatch.concat([left, chunk]) if left is not None and len(left) else chunk
-        whole = len(events) - len(events) % batch_events
-        for start in range(0, whole, batch_events):
-            yield events.slice(start, start + batch_events)
-        left = events.slice(whole, len(events))
-        if remaining == 0:
-            break
-    if left is not None and len(left):
-        yield left
 
 
 class Survey(NamedTuple):
@@ -49,7 +32,8 @@ class Survey(NamedTuple):
 
     events: int
     constant_ne: float
-    """Normalized entropy of a prediction of the click rate so far: the baseline of every model."""
+    """Normalized entropy of a prediction of the click rate before each event: the baseline of every
+    model."""
 
 
 def survey(
@@ -62,16 +46,16 @@ def survey(
 ) -> Survey:
     """Read the recording once. `tally` takes what was left out. Raises `ConfigError` where that is
     too much, or where there is nothing to learn."""
-    evaluation, clicks = Evaluation(), 0.0
+    evaluation = Evaluation()
     for chunk in recording.read(schema, limit_events=limit_events, on_bytes=on_bytes):
         labels_B = chunk.batch.labels_B
-        rate = (clicks + 0.5) / (evaluation.events + 1)
-        evaluation.update(np.full(len(labels_B), np.log(rate / (1 - rate)), np.float32), labels_B)
-        clicks += float(labels_B.sum(dtype=np.float64))
+        clicks_B = evaluation.label_sum + np.cumsum(labels_B, dtype=np.float64) - labels_B
+        rates_B = (clicks_B + 0.5) / (evaluation.events + np.arange(len(labels_B)) + 1)
+        evaluation.update(np.log(rates_B / (1 - rates_B)), labels_B)
         tally.add(len(labels_B), chunk.rejects, chunk.odd)
     tally.check(recording.name, recording.config.max_rejected_ratio)
-    if clicks in (0, evaluation.events):
-        value = int(clicks > 0)
+    if evaluation.label_sum in (0, evaluation.events):
+        value = int(evaluation.label_sum > 0)
         rule = f"all {evaluation.events:,} labels are {value}: there is nothing to learn"
         raise ConfigError(recording.name, f"{rule}; --label names another column")
     return Survey(evaluation.events, evaluation.normalized_entropy)
@@ -82,17 +66,20 @@ def backtest_policy(
     config: TrainerConfig,
     *,
     publish_every: Sequence[int],
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> tuple[dict[str, Any], History]:
     """Run one policy over `batches`. The first of `publish_every` is the interval that the other
-    served measures are of."""
+    served measures are of, and the `predictions` that are written."""
     trainer = Trainer(config)
     replicas = {every: trainer.add_replica(every) for every in publish_every}
     served = replicas[publish_every[0]]
     history = History(trainer, served)
+    rows = predictions.of_policy(config.pruning.policy, served) if predictions else None
     started_s, watch = time.perf_counter(), Stopwatch()
     for batch in batches:
         watch.lap("read")
+        version = served.count
         step = trainer.step(batch)
         watch.add(step.seconds)
         for replica in replicas.values():
@@ -100,7 +87,11 @@ def backtest_policy(
                 replica.refresh()
         watch.lap("publish")
         history.stepped(step)
+        if rows is not None:
+            rows.add(batch, step.logits_B, version)
         on_events(len(batch))
+    if rows is not None:
+        rows.finish()
     elapsed_s = time.perf_counter() - started_s
     return {
         "ne": trainer.prequential.total.normalized_entropy,
@@ -129,10 +120,12 @@ def backtest(
     policies: Sequence[str],
     publish_every: Sequence[int],
     limit_events: int | None = None,
+    predictions: PredictionsFile | None = None,
     on_events: Callable[[int], None] = lambda events: None,
 ) -> dict[str, Any]:
     """Results of every policy over the same recorded events. Events that break the schema are left
-    out, as in a trainer. `found`: what `survey` has found with the same limit."""
+    out, as in a trainer. `found`: what `survey` has found with the same limit. `predictions`: takes
+    the predictions of each policy."""
 
     def batches() -> Iterator[EventBatch]:
         chunks = recording.read(config.schema, limit_events=limit_events)
@@ -140,12 +133,29 @@ def backtest(
 
     results = {}
     for policy in policies:
-        results[policy], _ = backtest_policy(
+        pruning = msgspec.structs.replace(config.pruning, policy=policy)
+        # Only the measures are kept: the history has a trainer, and one at a time is enough.
+        results[policy] = backtest_policy(
             batches(),
-            msgspec.structs.replace(
-                config, pruning=msgspec.structs.replace(config.pruning, policy=policy)
-            ),
+            msgspec.structs.replace(config, pruning=pruning),
             publish_every=publish_every,
+            predictions=predictions,
             on_events=on_events,
-        )
+        )[0]
     return {"events": found.events, "constant_ne": found.constant_ne, "policies": results}
+
+
+def unfinished(result: Mapping[str, Any], pruning: PruningConfig) -> list[str]:
+    """A note on the policies in a backtest's result that would have pruned, had there been more
+    events."""
+    waiting = [
+        policy
+        for policy, row in result["policies"].items()
+        if issubclass(POLICIES[policy], Static) and not row["prunings"]
+    ]
+    if not waiting:
+        return []
+    begins = f"pruning begins after {pruning.warmup_events:,} (pruning.warmup_events)"
+    takes = f"takes at least {pruning.pruning_events:,} (pruning.pruning_events)"
+    few = f"{result['events']:,} events are too few for {listed(waiting)}"
+    return [f"{few}: {begins} and {takes}"]

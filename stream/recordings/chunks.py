@@ -1,4 +1,5 @@
-"""Chunks of events, and those of several files as one stream in the order of event time.
+"""Chunks of events, those of several files as one stream in the order of event time, and batches
+of them.
 
 Each file is taken to be in order itself; an event that is earlier than one before it in its file
 stays behind that one. A file is opened when the stream has come to its beginning, so files that
@@ -8,7 +9,7 @@ open.
 Shapes: B events.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -83,3 +84,25 @@ def in_order_of_time(
             if one.batch is None or not len(one.batch):
                 yield from one.refill()
         opened = [one for one in opened if one.batch is not None]
+
+
+def rebatch(
+    chunks: Iterable[EventBatch], batch_events: int, limit_events: int | None = None
+) -> Iterator[EventBatch]:
+    """Events of `chunks` in batches of exactly `batch_events`, except for the last one;
+    `limit_events` in all."""
+    left = None
+    remaining = limit_events
+    for chunk in chunks:
+        if remaining is not None:
+            chunk = chunk.slice(0, min(len(chunk), remaining))
+            remaining -= len(chunk)
+        events = EventBatch.concat([left, chunk]) if left is not None and len(left) else chunk
+        whole = len(events) - len(events) % batch_events
+        for start in range(0, whole, batch_events):
+            yield events.slice(start, start + batch_events)
+        left = events.slice(whole, len(events))
+        if remaining == 0:
+            break
+    if left is not None and len(left):
+        yield left

@@ -90,7 +90,7 @@ class Recording:
 
         Columns that the schema does not name are not read. Raises `ConfigError` if a file can't be
         read or lacks a column of the schema; of JSON, in which null may be left out, only if it
-        lacks the label or the time, or has a column of a similar name instead.
+        lacks one that each event must have, or has a column of a similar name instead.
         """
 
         def chunks(reader: _PartReader) -> Iterator[Chunk]:
@@ -220,27 +220,26 @@ class _PartReader:
             return None
         if self._envelope is not None:
             return [self._config.envelope.split(".")[0]]
-        schema = self._schema
-        wanted = [schema.label, *([schema.timestamp] if schema.timestamp else [])]
-        columns = []
-        for name in (*wanted, *schema.categorical, *schema.numeric):
-            columns.append(_column_of(name, names, str(self._part.path)))
-        return list(dict.fromkeys(columns))
+        where = str(self._part.path)
+        return list(dict.fromkeys(_column_of(one, names, where) for one in self._schema.columns))
 
     def _check_keys(self) -> None:
-        """Raise `ConfigError` for JSON that lacks the label or the time, or that has a key of a
-        similar name in the place of another column: null may be left out."""
+        """Raise `ConfigError` for JSON that lacks a column that each event must have, or that has a
+        key of a similar name in the place of another column: null may be left out."""
         schema = self._schema
         pieces = read_pieces(self._part, self._config, limit=_FIRST_ROWS, chunk_rows=_FIRST_ROWS)
         sample = Sample.of_pieces(islice(pieces, 1))
         if self._config.envelope:
             sample = sample.within(self._config.envelope)
-        names = list(sample.columns)
-        read = (schema.label, *schema.categorical, *schema.numeric)
-        others = [name for name in names if name not in (*read, schema.timestamp, *schema.ignore)]
-        optional = schema.missing_label == "negative"
-        must = {schema.timestamp} if optional else {schema.timestamp, schema.label}
-        for name in (*([schema.timestamp] if schema.timestamp else []), *read):
+        read = schema.columns
+        maps = {f"{name}.": name for name in schema.lists}  # a sample has their keys as paths
+        heads = (maps.get(next(filter(one.startswith, maps), "")) or one for one in sample.columns)
+        names = list(dict.fromkeys(heads))
+        others = [name for name in names if name not in (*read, *schema.ignore)]
+        must = {schema.timestamp, schema.weight, schema.sampling_ratio}
+        if schema.missing_label == "reject":
+            must.add(schema.label)
+        for name in read:
             absent = name not in names and names
             if absent and (name in must or nearest(name, others, cutoff=0.6)):
                 _column_of(name, names, str(self._part.path))

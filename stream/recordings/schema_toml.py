@@ -7,7 +7,8 @@ and all else, comments too, is as it was.
 import os
 import tempfile
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,26 @@ def _put(
     plain = expected.setdefault(name, {})
     for one in gone:
         del section[one], plain[one]
-    for one, value in settings.items():
-        if plain.get(one) != value:
-            if isinstance(
-                plain.get(one), dict
-            ):  # perhaps a section of its own, which lies elsewhere
-                del section[one]
-            section[one] = _inline(value)
-        plain[one] = value
+    with _before_last_comments(section):
+        for one, value in settings.items():
+            if plain.get(one) != value:
+                if isinstance(plain.get(one), dict):  # perhaps a section that lies elsewhere
+                    del section[one]
+                section[one] = _inline(value)
+            plain[one] = value
+
+
+@contextmanager
+def _before_last_comments(section: Any) -> Iterator[None]:
+    """Context in which what is added to a section comes directly after its last setting: comments
+    that follow it may be about the next section."""
+    body = section.value.body if isinstance(section, tomlkit.items.Table) else []
+    settings = [at for at, (key, _) in enumerate(body) if key is not None]
+    first = settings[-1] + 1 if settings else 0
+    comments = body[first:]
+    del body[first:]
+    yield
+    body.extend(comments)
 
 
 def _derived(section: Any, schema: Schema) -> tuple[dict[str, Any], list[str]]:

@@ -1,10 +1,10 @@
 """The loop: Kafka -> batches -> learning -> drift -> masks -> checkpoint -> Redis, until told to
 stop.
 
-In: a source of events, a trainer with a replica of what is served, a store. Out: a fresh sparse
-checkpoint in the store at every interval, a snapshot on disk, and what the observers make of it
-all. Each event changes the model exactly once: positions are saved with the model, in one file, and
-a restart seeks to them. To save:
+In: a source of events, a trainer with a replica of what is served, a store; and perhaps a recording
+that is learned before. Out: a fresh sparse checkpoint in the store at every interval, a snapshot on
+disk, and what the observers make of it all. Each event changes the model exactly once: positions
+are saved with the model, in one file, and a restart seeks to them. To save:
 
     1. outboxes are flushed: dead letters and notices of drifts, which will not be made again
     2. the snapshot is written, synced and renamed into place
@@ -13,19 +13,28 @@ a restart seeks to them. To save:
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from niwaki.model.features.schema import EventBatch
 from niwaki.pruning.policy import Move
 from niwaki.serving.store import CheckpointStore
-from niwaki.stream.errors import BrokerError
+from niwaki.stream.errors import BrokerError, ConfigError
 from niwaki.stream.kafka.batcher import Batcher
 from niwaki.stream.kafka.connection import Committer
+from niwaki.stream.kafka.overlap import Overlap
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
 from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, StepLog
+from niwaki.stream.training.past import OPTION, Past, Progress
 from niwaki.stream.training.publisher import Publisher
 from niwaki.stream.training.reject_watch import RejectWatch
-from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshot import (
+    SnapshotConfig,
+    SnapshotHeader,
+    load_snapshot,
+    save_snapshot,
+    snapshot_path,
+)
 from niwaki.stream.training.stopwatch import Stopwatch
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer
@@ -50,11 +59,13 @@ class Pipeline:
         max_rejected_ratio: float = 1.0,
         committer: Committer | None = None,
         drifts: Outbox | None = None,
+        offsets_after: Callable[[int], Mapping[int, int]] | None = None,
         observers: Sequence[Observer] = (),
     ):
         """`committer`: shows dashboards how far the stream has been saved. `drifts`: takes a
-        message about each drift. `observers`: more of them, beside the log and the metrics.
-        `max_rejected_ratio`: see `KafkaConfig`."""
+        message about each drift. `offsets_after`: finds the offsets that follow on a recording, by
+        its last event time, microseconds since the epoch. `observers`: more of them, beside the log
+        and the metrics. `max_rejected_ratio`: see `KafkaConfig`."""
         training = trainer.config.training
         self.trainer = trainer
         self.store = store
@@ -82,6 +93,9 @@ class Pipeline:
         )
         self._snapshot = snapshot
         self._committer = committer
+        self._offsets_after = offsets_after
+        self._past: Past | None = None
+        self._progress: Progress | None = None
         self._positions = Positions()
         self._saved_s = time.monotonic()
         self._save_next = False
@@ -92,16 +106,21 @@ class Pipeline:
         """The last version that the store is known to have taken."""
         return self.publisher.version
 
-    def resume(self) -> None:
-        """Continue from the snapshot if there is one."""
+    def resume(self, past: Past | None = None) -> None:
+        """Continue from the snapshot if there is one; else `run` is to learn `past` before the
+        topic, if there is one."""
         snapshot = load_snapshot(self._snapshot, self.trainer, self.replica, self._topic)
         if snapshot:
             self._positions = snapshot.positions
             offsets = self._positions.offsets
             log.info("resumed at event %d, offsets %s", self.trainer.events, offsets)
+            if snapshot.past is not None:
+                self._progress = Progress(snapshot.past)
         self.publisher.resume(snapshot.version if snapshot else 0)
-        self.batcher.resume(self._positions)
         self.telemetry.phase(self.trainer.policy.phase)
+        self._past = self._past_to_learn(past, snapshot)
+        if self._past is None:
+            self._begin_topic()
 
     def run(
         self,
@@ -111,10 +130,13 @@ class Pipeline:
         end: Callable[[], int | None] | None = None,
     ) -> None:
         """Learn until `stop()`, or until `limit_events` have been learned or dead-lettered; then
-        publish and save. `end`: tells that number once it is known, instead.
+        publish and save. `end`: tells that number once it is known, instead. A recording before the
+        topic is learned as a whole.
 
         Raises `TooManyRejects` at the end where that was the reason to stop.
         """
+        if self._past is not None and not self._learn_past(self._past, stop):
+            return self._end()
         while not (stop() or self._rejects.too_many):
             limit_events = end() if end is not None else limit_events
             if self._reached(limit_events):
@@ -123,26 +145,105 @@ class Pipeline:
             received = self.batcher.receive(last=self._reached(limit_events, polled=True))
             watch.lap("read")
             if received:
-                step = self.trainer.step(received.batch)
-                watch.add(step.seconds)
-                self._positions = received.positions
-                published = self._publish_if_due(step)
-                watch.lap("publish")
-                self._save_if_due(step, published)
-                watch.lap("save")
-                for observer in self.observers:
-                    observer.stepped(step)
-            self.publisher.settle(wait=False)
-            self.telemetry.spent(watch.seconds)
-            self._pause_if_due()
+                self._learn(received.batch, received.positions, watch)
+            self._settle(watch)
+        self._end()
+
+    def _learn(self, batch: EventBatch, positions: Positions, watch: Stopwatch) -> None:
+        """Learn a batch, then publish and save if that is due. `positions`: those after it."""
+        step = self.trainer.step(batch)
+        watch.add(step.seconds)
+        self._positions = positions
+        published = self._publish_if_due(step)
+        watch.lap("publish")
+        self._save_if_due(step, published)
+        watch.lap("save")
+        for observer in self.observers:
+            observer.stepped(step)
+
+    def _settle(self, watch: Stopwatch) -> None:
+        """Do what is due between two batches."""
+        self.publisher.settle(wait=False)
+        self.telemetry.spent(watch.seconds)
+        self._pause_if_due()
+
+    def _end(self) -> None:
+        """Publish and save what was learned."""
         if self.trainer.events:
             self.publisher.publish(self.trainer.status(), self._positions.offsets)
             self.publisher.settle()
         self._save()
         self._pause_after_s = 0.0
         self._pause_if_due()
+        if self._overlap is not None:
+            self._overlap.tell(last=True)
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
         self._rejects.check()
+
+    def _past_to_learn(self, past: Past | None, snapshot: SnapshotHeader | None) -> Past | None:
+        """The recording that is to be learned, all or the rest of it; None: there is none, or it is
+        learned already."""
+        if past is not None and not self.trainer.events:
+            self._progress, self._positions = Progress(), Positions()
+            return past
+        if snapshot is None:
+            return None
+        if snapshot.past is None or snapshot.past.complete:
+            where = f"going on from the snapshot at event {self.trainer.events:,}"
+            if past is not None and snapshot.past is not None:
+                log.info("%s is learned already: %s", OPTION, where)
+            elif past is not None:
+                log.warning("%s is not learned: %s; move it away to start anew", OPTION, where)
+            return None
+        if past is None and not snapshot.past.events:
+            self._progress = None
+        elif past is None:
+            events = f"{snapshot.past.events:,}"
+            rule = (
+                f"is missing: the snapshot {snapshot_path(self._snapshot)} was taken after {events}"
+                " events of a recording; give it again, or move the snapshot away to start anew"
+            )
+            raise ConfigError(OPTION, rule)
+        else:
+            log.info("%s goes on after %s of its events", OPTION, f"{snapshot.past.events:,}")
+        return past
+
+    def _learn_past(self, past: Past, stop: Callable[[], bool]) -> bool:
+        """Learn the recording before the topic, publish it in full and save; False: stopped before
+        its end, at which the next start goes on."""
+        progress = self._progress = self._progress or Progress()
+        if not past.survey(stop):
+            return False
+        watch = Stopwatch()
+        for batch in past.batches(progress, self.trainer.config.training.batch_events, stop):
+            watch.lap("read")
+            self._learn(batch, Positions(), watch)
+            past.tell(progress, self.trainer.prequential.last)
+            self._settle(watch)
+            watch = Stopwatch()
+        past.tell(progress, self.trainer.prequential.last, last=True)
+        if not progress.complete:
+            return False
+        self.replica.want_full()
+        self.publisher.publish(self.trainer.status(), {})
+        self.publisher.settle()
+        self._save()
+        self._past = None
+        self._begin_topic()
+        return True
+
+    def _begin_topic(self) -> None:
+        """Begin to read the topic at the positions of the snapshot, or behind a recording."""
+        overlap = self._overlap
+        if overlap is not None and not self._positions.offsets and self._offsets_after:
+            offsets = self._offsets_after(overlap.end_us)
+            self._positions = Positions(offsets=dict(offsets))
+        self.batcher.resume(self._positions, overlap)
+
+    @property
+    def _overlap(self) -> Overlap | None:
+        """What the topic has of a recording that is learned."""
+        return None if self._progress is None else self._progress.overlap
 
     def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
         waiting = self.batcher.waiting if polled else 0
@@ -175,9 +276,15 @@ class Pipeline:
             return
         positions = self.batcher.positions  # behind the dead letters, too
         save_snapshot(  # 2
-            self._snapshot, self.trainer, self.replica, self._topic, positions, self.version
+            self._snapshot,
+            self.trainer,
+            self.replica,
+            self._topic,
+            positions,
+            self.version,
+            None if self._progress is None else self._progress.state,
         )
-        if self._committer:
+        if self._committer and positions.offsets:
             self._committer.commit(positions.offsets)  # 3
         self.telemetry.saved(time.time())
 
@@ -189,6 +296,8 @@ class Pipeline:
         if time.monotonic() < self._pause_after_s:
             return
         self._pause_after_s = time.monotonic() + _PAUSE_EVERY_S
+        if self._overlap is not None:
+            self._overlap.tell()
         lag_events = self.batcher.lag()
         for observer in self.observers:
             observer.paused(lag_events)

@@ -47,12 +47,20 @@ class Publisher:
         """The last version published in full."""
         self._trusted = False
         """True while the store has taken the last version."""
+        self._told = False
+        """True once the log says that a version is published."""
         self._retry_s = _RETRY_S
         self._not_before_s = 0.0
 
     def resume(self, version: int) -> None:
         """Go on after `version`, and after whatever is published."""
         pointer = self._store.head()
+        if pointer and not version:
+            log.warning(
+                "version %d is published as %s, and is not this trainer's: it goes on from its own"
+                " snapshot, or from nothing, and replaces it",
+                *(pointer.version, self._store.name),
+            )
         self.version = max(version, pointer.version if pointer else 0)
 
     def publish_if_due(self, move: Move, status: TrainingStatus, offsets: dict[int, int]) -> bool:
@@ -112,7 +120,9 @@ class Publisher:
             self._not_before_s = time.monotonic() + self._retry_s
             log.warning("version %d was not published: %s", version, error)
             return False
-        self._trusted = True
+        if not self._told:
+            log.info("version %d is published as %s", version, self._store.name)
+        self._trusted = self._told = True
         self.version = version
         self._base = header.base or version
         telemetry.published(

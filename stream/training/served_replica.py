@@ -21,6 +21,7 @@ import torch
 
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.features.encoder import HashedEvents
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.mixture import Mixture
 from niwaki.model.published import tensors as names
@@ -84,7 +85,7 @@ class ServedReplica:
         self._dirty_rows = learner.track_dirty_rows()
         self._follower = _Follower(learner, window_events, table_precision)
         self._prepared: Prepared | None = None
-        self._waiting: list[tuple[HashedEvents, np.ndarray]] = []
+        self._waiting: list[tuple[HashedEvents, Outcomes]] = []
         self._waiting_events = 0
         self._thread = ThreadPoolExecutor(1, "niwaki-served")
         self._jobs: deque[Future[Any]] = deque()
@@ -130,14 +131,20 @@ class ServedReplica:
         change."""
         self._full_in = 0
 
-    def score(self, hashed: HashedEvents, labels_B: np.ndarray) -> None:
+    def score(self, hashed: HashedEvents, outcomes: Outcomes) -> None:
         """Predict a batch with what is published, and evaluate it. Before the first publication: an
         even chance."""
-        self._waiting.append((hashed, labels_B))
-        self._waiting_events += len(labels_B)
-        self._multiply_adds_sum += len(labels_B) * self._multiply_adds
+        events = len(outcomes.labels_B)
+        self._waiting.append((hashed, outcomes))
+        self._waiting_events += events
+        self._multiply_adds_sum += events * self._multiply_adds
         if self._waiting_events >= _HANDED_OVER_EVENTS:
             self._hand_over()
+
+    def observe(self, on_logits: Callable[[np.ndarray], object]) -> None:
+        """From now on, call `on_logits` with the served logits of each batch, in order: from the
+        thread, once the batch is scored; `settle` waits for the last one."""
+        self._settled().on_logits = on_logits
 
     def due(self, move: Move) -> bool:
         """True where a publication is due after a step that ended with `move`: the interval has
@@ -308,28 +315,30 @@ class _Follower:
         self._precision = table_precision
         self._published = {name: np.zeros(len(table), bool) for name, table in self._tables.items()}
         """By table and row: True once a publication has named the row."""
-        self._scored: list[tuple[np.ndarray, np.ndarray]] = []
+        self._scored: list[tuple[np.ndarray, Outcomes]] = []
+        self.on_logits: Callable[[np.ndarray], object] = lambda logits_B: None
 
-    def score(self, batches: list[tuple[HashedEvents, np.ndarray]]) -> None:
+    def score(self, batches: list[tuple[HashedEvents, Outcomes]]) -> None:
         """Predict batches that are about to be learned, all at once: which events come together
         depends on events alone, and so do the bits of the predictions."""
-        hashed, labels = zip(*batches, strict=True)
-        labels_B = np.concatenate(labels)
-        logits_B = np.zeros(len(labels_B), np.float32)
+        hashed, parts = zip(*batches, strict=True)
+        outcomes = Outcomes.concat(parts)
+        logits_B = np.zeros(len(outcomes.labels_B), np.float32)
         if self.model:
             experts_BE = self.model.experts(HashedEvents.concat(hashed))
             logits_B = self.model.logits(experts_BE)
-            self._scored.append((experts_BE, labels_B))
-        ends = np.cumsum([len(part) for part in labels])[:-1]
-        for part, clicks in zip(np.split(logits_B, ends), labels, strict=True):
-            self.evaluation.update(part, clicks)
+            self._scored.append((experts_BE, outcomes))
+        ends = np.cumsum([len(part.labels_B) for part in parts])[:-1]
+        for logits, part in zip(np.split(logits_B, ends), parts, strict=True):
+            self.evaluation.update(logits, part)
+            self.on_logits(logits)
 
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.
         `complete`: publish all rows that have been published before, too."""
         if self._scored:
-            experts, labels = zip(*self._scored, strict=True)
-            self.mixture.update(np.concatenate(experts), np.concatenate(labels))
+            experts, outcomes = zip(*self._scored, strict=True)
+            self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
             self._scored = []
         changes = ascending(export.tensors)
         changes |= {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}

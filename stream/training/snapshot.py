@@ -19,6 +19,7 @@ from niwaki.model.published.checkpoint import pack_as, unpack_as
 from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.reader import Positions
+from niwaki.stream.training.past import PastState
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer, TrainerState
 
@@ -49,6 +50,13 @@ class SnapshotHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     positions: Positions
     version: int
     """The last version that had been published."""
+    past: PastState | None = None
+    """The recording that was learned before the topic, or is being learned; None: none."""
+
+
+def snapshot_path(config: SnapshotConfig) -> Path:
+    """The snapshot's file, which may be there or not."""
+    return Path(config.directory) / "snapshot.niwaki"
 
 
 def save_snapshot(
@@ -58,6 +66,7 @@ def save_snapshot(
     topic: str,
     positions: Positions,
     version: int,
+    past: PastState | None = None,
 ) -> Path:
     """Write the snapshot; returns its path. Either it is there in full, or the one before is."""
     state, tensors = trainer.state()
@@ -72,10 +81,11 @@ def save_snapshot(
         topic=topic,
         positions=positions,
         version=version,
+        past=past,
     )
     directory = Path(config.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path, unfinished = directory / "snapshot.niwaki", directory / "snapshot.unfinished"
+    path, unfinished = snapshot_path(config), directory / "snapshot.unfinished"
     with open(unfinished, "wb") as file:
         file.write(pack_as(header, tensors))
         file.flush()
@@ -96,7 +106,7 @@ def load_snapshot(
     Raises `ConfigError` if it belongs to another schema, model or topic or to other further
     experts, or is damaged: going on without it would forget or repeat events, so a person must
     decide."""
-    path = Path(config.directory) / "snapshot.niwaki"
+    path = snapshot_path(config)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -15,6 +15,7 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import TrainingStatus
@@ -91,6 +92,8 @@ class Step(NamedTuple):
     events: int
     losses_B: np.ndarray
     """Log loss of each event before it was learned."""
+    logits_B: np.ndarray
+    """Logit that the learner predicted of each event before it was learned."""
     drifts: list[Drift]
     """Drifts noticed in this step, in its events or in some before them."""
     move: Move
@@ -186,29 +189,21 @@ class Trainer:
         watch.restart()
         policy, learner = self.policy, self.learner
         first_event = self.events
-        hashed = learner.encoder.encode(batch)
+        hashed, outcomes = learner.encoder.encode(batch), Outcomes.of(batch)
         watch.lap("encode")
         for replica in self.replicas:
-            replica.score(hashed, batch.labels_B)
+            replica.score(hashed, outcomes)
         watch.lap("predict")
         ratios = policy.target_ratio(self.events), policy.table_ratio(self.events)
-        learned = learner.learn(hashed, batch.labels_B, *ratios)
+        learned = learner.learn(hashed, outcomes, *ratios)
         watch.lap("learn_rest")
-        losses_B = self.prequential.update(learned.logits_B, batch.labels_B)
+        losses_B = self.prequential.update(learned.logits_B, outcomes)
         watch.lap("score")
         columns: tuple[np.ndarray, ...] = ()
         if self.signals.reads_columns:
             columns = hashed.rows_BF.numpy(), hashed.raw_numerics_BN.numpy()
-        self._unchecked.append(
-            Observations(
-                batch.labels_B,
-                batch.times_s_B,
-                learned.experts_BE,
-                learned.logits_B,
-                losses_B,
-                *columns,
-            )
-        )
+        predicted = learned.experts_BE, learned.logits_B, losses_B
+        self._unchecked.append(Observations.of(batch, outcomes, *predicted, *columns))
         due = self.events // _DETECTION_EVENTS > first_event // _DETECTION_EVENTS
         drifts = self.detect() if due else []
         watch.lap("watch")
@@ -221,11 +216,14 @@ class Trainer:
                 config.doubt_events, config.evidence_ratio, config.remembered_ratio
             )
         if move is Move.REWIRE:
-            learner.rewire(hashed, batch.labels_B, policy.exchange_ratio(self.events))
+            learner.rewire(hashed, outcomes, policy.exchange_ratio(self.events))
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
         watch.lap("decide")
-        return Step(len(batch), losses_B, drifts, move, policy.phase, watch.seconds, forced)
+        logits_B = learned.logits_B
+        return Step(
+            len(batch), losses_B, logits_B, drifts, move, policy.phase, watch.seconds, forced
+        )
 
     def detect(self) -> list[Drift]:
         """Look for drift in all events in which it has not been looked for; `step` does so at

@@ -1,6 +1,7 @@
 """The frame of the benchmarks: one JSON object as promised, no claim hidden, fair pairs; and one
 benchmark."""
 
+import importlib
 import json
 import math
 import os
@@ -42,6 +43,29 @@ def test_json_is_one_object_and_nothing_else(capsys):
     assert result["setting"] == {"quick": True}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", result["date"])
     assert re.fullmatch(r"[0-9a-f]{7,}\+?|unknown", result["commit"])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("drift", "--traces"),
+        ("growth", "--threads"),
+        ("ingest", "--recording"),
+        ("learner", "--streams"),
+        ("quality", "--budgets"),
+        ("scoring", "--only"),
+        ("severity", "--seeds"),
+        ("training", "--batches"),
+    ],
+)
+def test_the_help_of_a_benchmark_names_its_own_options_and_keeps_its_lines(name, option, capsys):
+    program = importlib.import_module(f"benchmarks.{name}.__main__")
+    with pytest.raises(SystemExit) as end:
+        program.run_main(["--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"\n  {option} " in text and "\n  --quick " in text
+    assert program.__doc__.strip() in text
 
 
 def test_what_is_not_a_number_is_null_in_json(capsys):

@@ -26,6 +26,7 @@ from benchmarks.quality.runs import (
     trainer_for,
 )
 from benchmarks.quality.tables import tables
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.pruning.policy import Move
 from niwaki.stream.synthetic.columns import SCHEMA
 
@@ -116,17 +117,16 @@ def test_a_learner_whose_units_come_back_otherwise_predicts_as_before_and_learns
     for batch in batches.batches[:20]:
         trainer.step(batch)
     learner.branches.prune()
-    features, labels = (
-        trainer.learner.encoder.encode(batches.batches[20]),
-        batches.batches[20].labels_B,
-    )
-    learner.learn(features, labels, 0.1)
+    features = trainer.learner.encoder.encode(batches.batches[20])
+    outcomes = Outcomes.of(batches.batches[20])
+    learner.learn(features, outcomes, 0.1)
     learner.branches.cut()
     before = learner.predict(features)
     learner.branches.regrow()
     np.testing.assert_array_equal(learner.predict(features), before)
     assert (
-        np.isfinite(learner.learn(features, labels).logits_B).all() and learner.branches.dense_live
+        np.isfinite(learner.learn(features, outcomes).logits_B).all()
+        and learner.branches.dense_live
     )
 
 

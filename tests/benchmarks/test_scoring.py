@@ -12,7 +12,7 @@ from benchmarks.scoring import rivals
 from benchmarks.scoring.__main__ import parts, run_main
 from benchmarks.scoring.compute import _measured, in_turns, request
 from benchmarks.scoring.latency import _servable
-from benchmarks.scoring.publication import precision
+from benchmarks.scoring.publication import precision, time_taken
 from niwaki.model.learner import Learner
 from niwaki.serving import wire
 from niwaki.stream.synthetic.columns import SCHEMA
@@ -90,6 +90,14 @@ def test_less_exact_tables_are_smaller_and_cost_little():
         assert by_kind[smaller]["delta_bytes"] < by_kind[larger]["delta_bytes"]
     assert all(abs(row["ne_cost"]) < 0.001 for row in rows)
     assert len(claims) == 9
+
+
+def test_publishing_is_timed_beside_not_publishing():
+    found = time_taken(True, None)
+    assert found.rows and len(found.claims) == len(found.rows)
+    for row in found.rows:
+        assert min(row["events_per_s_publishing"], row["events_per_s_without"]) > 0
+        assert row["loop_ms_a_publication"] > 0
 
 
 def test_an_unknown_part_is_named(capsys):

@@ -11,6 +11,7 @@ from safetensors.numpy import load
 from niwaki.model import experts as registry
 from niwaki.model.errors import CheckpointError
 from niwaki.model.features.encoder import Features
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.mixture import LOGIT_RANGE
@@ -54,10 +55,10 @@ class LatestClicks:
         rate_B = (same_BW @ self._labels_W + 4 * rate) / (same_BW.sum(1) + 4)
         return np.log(rate_B / (1 - rate_B)).astype(np.float32)
 
-    def learn(self, features, labels_B):
+    def learn(self, features, outcomes):
         rows_X = np.concatenate([self._rows_W, features.rows_BF[:, 0].numpy()])
         self._rows_W = rows_X[-WINDOW_EVENTS:]
-        self._labels_W = np.concatenate([self._labels_W, labels_B])[-WINDOW_EVENTS:]
+        self._labels_W = np.concatenate([self._labels_W, outcomes.labels_B])[-WINDOW_EVENTS:]
 
     def state(self):
         arrays = {"window.first": self._rows_W, "window.labels": self._labels_W}
@@ -98,7 +99,7 @@ def test_the_mixture_has_one_weight_more_for_each_further_expert(register):
         register(*kinds)
         learner = Learner(SCHEMA, SMALL)
         weights.append(len(learner.mixture.weights))
-        learned = learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        learned = learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
         columns.append(learned.experts_BE.shape[1])
     assert columns == [SCALES + 1, SCALES + 2, SCALES + 3]
     assert weights == [1 + count for count in columns]
@@ -114,11 +115,11 @@ def test_its_column_is_before_the_deep_one_and_holds_what_it_said_before_it_lear
         batch = click_events(events, seed=seed)
         hashed = learner.encoder.encode(batch)
         features = learner.ages.complete(hashed)
-        said_B = learner.learn(hashed, batch.labels_B).experts_BE[:, SCALES]
+        said_B = learner.learn(hashed, Outcomes.of(batch)).experts_BE[:, SCALES]
         for place in np.array_split(np.arange(events), steps):
-            part = Features(*(tensor[place] for tensor in features))
+            part = Features(*(tensor[place] for tensor in features[:-1]))
             assert said_B[place].tolist() == twin.contribute(part).tolist()
-            twin.learn(part, batch.labels_B[place])
+            twin.learn(part, Outcomes.plain(batch.labels_B[place]))
     assert len(np.unique(said_B)) > 10
     assert differing(twin.state(), learner.further[0].state()) == []
 

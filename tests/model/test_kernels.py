@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import niwaki.model
-from niwaki.model.deep.embeddings import EmbeddingTables
+from niwaki.model.deep.embeddings import Embedded, EmbeddingTables
+from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.linear.expert import BayesianLinear, contributions
 from niwaki.model.linear.kernels import compiled_logits
 from niwaki.model.rows import DirtyRows, gather, scatter
@@ -92,7 +94,8 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
         rows_BS = group_S * rows + rng.integers(0, rows, (events, slots))
         values_BS = rng.normal(size=(events, slots)).astype(np.float32)
         labels_B = rng.integers(0, 2, events).astype(np.float32)
-        learned, _ = linear.learn(rows_BS, values_BS, labels_B)
+        lists = ListSlots.of([], events, slots)
+        learned, _ = linear.learn(rows_BS, values_BS, lists, Outcomes.plain(labels_B))
         plain.learn(rows_BS, values_BS, labels_B)
         assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
         np.testing.assert_allclose(linear.evidence_R2K, plain.evidence_R2K, rtol=1e-4, atol=1e-5)
@@ -100,7 +103,10 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
     assert np.array_equal(linear.learned_R, plain.learned_R)
     assert linear.touched_rows == len(linear.touched()) == np.count_nonzero(plain.learned_R)
     each = contributions(
-        linear.evidence_R2K, linear.prior_SK(), *map(torch.from_numpy, (rows_BS, values_BS))
+        linear.evidence_R2K,
+        linear.prior_SK(),
+        *map(torch.from_numpy, (rows_BS, values_BS)),
+        lists,
     )
     b_BSK, q_BSK = plain.evidence_R2K[rows_BS].transpose(2, 0, 1, 3)
     expected = b_BSK / (np.exp(-plain.log_s_GK)[group_S] + q_BSK) * values_BS[:, :, None]
@@ -123,7 +129,7 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
     seed, fields, events, width
 ):
     rng = np.random.default_rng(seed)
-    tables = EmbeddingTables(fields, 20, width, rate=0.05)
+    tables = EmbeddingTables(range(fields), 20, width, rate=0.05)
     rows = 20 * fields
     weight_RD, squares_R = np.zeros((rows, width)), np.zeros(rows)
     for _ in range(4):
@@ -132,7 +138,7 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
             np.float32
         )  # one vector is no field's
         halves = [np.split(whole, [events // 2]) for whole in (rows_BF, gradient_BVD)]
-        tables.update(*zip(*halves, strict=True))
+        tables.update(*zip(map(Embedded, halves[0]), halves[1], strict=True))
         sums_RD, gradient_BFD = np.zeros((rows, width)), gradient_BVD[:, :fields].astype(np.float64)
         np.add.at(sums_RD, rows_BF, gradient_BFD)
         np.add.at(squares_R, rows_BF, np.square(gradient_BFD).mean(2))
@@ -143,7 +149,7 @@ def test_a_step_of_embeddings_sums_gradients_of_an_id_and_squares_of_each_event(
     assert tables.touched_F.tolist() == np.count_nonzero(squares_R.reshape(fields, 20), 1).tolist()
     norms_X = np.sqrt(np.square(weight_RD).reshape(fields, 20, width).sum(1)).flatten()
     np.testing.assert_allclose(tables.column_norms(), norms_X, rtol=1e-4, atol=1e-5)
-    restored = EmbeddingTables(fields, 20, width, rate=0.05)
+    restored = EmbeddingTables(range(fields), 20, width, rate=0.05)
     restored.restore(tables.state())
     assert restored.touched_F.tolist() == tables.touched_F.tolist()
 
@@ -160,7 +166,12 @@ def test_changes_are_the_rows_learned_since_they_were_last_cleared_each_once(bat
             changes.clear(linear.events)
             expected = {}
         rows_B1, ones_B = np.array(rows)[:, None], np.ones(len(rows), np.float32)
-        changes.mark_dirty("linear", *linear.learn(rows_B1, ones_B[:, None], ones_B))
+        changes.mark_dirty(
+            "linear",
+            *linear.learn(
+                rows_B1, ones_B[:, None], ListSlots.of([], len(rows), 1), Outcomes.plain(ones_B)
+            ),
+        )
         expected |= dict.fromkeys(rows)
         assert changes.rows()["linear"].tolist() == list(expected)
     changes.mark_dirty("linear", linear.touched())

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from niwaki.model.config import LearnerConfig
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.errors import LearnError
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.numerics import KNOTS, Numerics, prepare
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner
 from niwaki.stream.offline.backtest import rebatch
@@ -109,7 +111,7 @@ def test_quickened_tables_take_larger_steps_and_forget_no_row():
         features = learner.encoder.encode(click_events(2000).slice(0, 64))
         rows_BF = features.rows_BF.numpy()
         learner.tables.update(
-            (rows_BF, np.full((*rows_BF.shape, SMALL.embedding_dim), 0.01, np.float32))
+            (Embedded(rows_BF), np.full((*rows_BF.shape, SMALL.embedding_dim), 0.01, np.float32))
         )
         steps.append(float((learner.tables.weight_RD - before).abs().sum()))
     assert steps[1] > 2 * steps[0]
@@ -159,9 +161,10 @@ def test_rewiring_keeps_the_widths_and_changes_no_prediction_but_by_what_was_dro
     before, kept = learner.branches.sparse.network.shape, learner.branches.kept
     features = learner.encoder.encode(batch.slice(0, 64))
     predicted = learner.predict(features)
-    learner.rewire(features, batch.labels_B[:64], 0.0)
+    outcomes = Outcomes.of(batch.slice(0, 64))
+    learner.rewire(features, outcomes, 0.0)
     np.testing.assert_allclose(learner.predict(features), predicted, atol=1e-6)
-    learner.rewire(features, batch.labels_B[:64], 0.3)
+    learner.rewire(features, outcomes, 0.3)
     assert learner.branches.sparse.network.shape == before and not learner.branches.dense_live
     assert any(not torch.equal(kept[name], learner.branches.kept[name]) for name in kept)
 
@@ -173,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_learner_before_anything_changes():
     labels = batch.labels_B.copy()
     labels[3] = np.nan
     with pytest.raises(LearnError, match="not finite"):
-        learner.learn(learner.encoder.encode(batch), labels)
+        learner.learn(learner.encoder.encode(batch), Outcomes.plain(labels))
     assert differing(before, learner.state()[1]) == []
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from niwaki.model.errors import CheckpointError
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, pack, unpack, unpack_as
@@ -28,7 +29,7 @@ ABOUT = {"version": 1, "parent": 0, "offsets": {}, "created_s": 1.0}
 
 def learn(learner: Learner, events: EventBatch, *ratios: float) -> None:
     for batch in rebatch([events], 64):
-        learner.learn(learner.encoder.encode(batch), batch.labels_B, *ratios)
+        learner.learn(learner.encoder.encode(batch), Outcomes.of(batch), *ratios)
 
 
 def cut_learner(stays_dense: bool = False) -> Learner:

@@ -6,6 +6,7 @@ import torch.nn.functional as fn
 from hypothesis import strategies as st
 
 from niwaki.model.deep.branch import Branch
+from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.deep.network import COLUMNS, Network, NetworkShape, Parameters
 from niwaki.model.deep.passes import Passes
@@ -47,8 +48,8 @@ def forward(
 ) -> torch.Tensor:
     vectors_BFD, *rest = inputs
     table_RD = vectors_BFD.detach().flatten(0, 1).contiguous().numpy()
-    rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
-    return passes.forward(table_RD, rows_BF, *rest, masks).clone()
+    embedded = Embedded(np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2]))
+    return passes.forward(table_RD, embedded, *rest, masks).clone()
 
 
 def predict(network: Network, parameters: Parameters, inputs: list[torch.Tensor]) -> torch.Tensor:
@@ -57,11 +58,11 @@ def predict(network: Network, parameters: Parameters, inputs: list[torch.Tensor]
     if network.column_mask_FD is not None:
         vectors_BFD = vectors_BFD * network.column_mask_FD
     table_RD = vectors_BFD.detach().flatten(0, 1).contiguous().numpy()
-    rows_BF = np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2])
+    embedded = Embedded(np.arange(len(table_RD)).reshape(vectors_BFD.shape[:2]))
     deep, places = DeepInference(network, parameters), network.top_inputs
-    x_BI = deep.inputs(len(rows_BF))
+    x_BI = deep.inputs(len(vectors_BFD))
     x_BI[:, places.numerics], x_BI[:, places.contributions] = numerics_BM, contributions_BS
-    return torch.from_numpy(deep.corrections(x_BI, table_RD, rows_BF))
+    return torch.from_numpy(deep.corrections(x_BI, table_RD, embedded))
 
 
 def correction(

@@ -1,6 +1,7 @@
 """One trainer's loop over a real Kafka and a real Redis, and what a trainer becomes that got all
 events at once."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
 from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.encoders import encode_json
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.kafka.sink import DeadLetters, EventSink
+from niwaki.stream.kafka.times import offsets_after
 from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.served_replica import ServedReplica
@@ -70,9 +73,10 @@ def json_messages(events: EventBatch) -> list[bytes]:
 
 class Running:
     """The parts of one trainer over the session's servers; each instance is a process that may
-    die."""
+    die. `past`: what it learns before the topic."""
 
     def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
+        self.past = options.pop("past", None)
         self.reader, self.dead_letters = new_reader(kafka, SCHEMA), DeadLetters(kafka)
         self.store, self.telemetry = CheckpointStore(store), Telemetry()
         self.pipeline = Pipeline(
@@ -81,14 +85,17 @@ class Running:
             trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
             store=self.store,
             telemetry=self.telemetry,
-            snapshot=SnapshotConfig(directory=str(directory), every_s=NEVER_S),
+            snapshot=SnapshotConfig(
+                directory=str(directory), every_s=options.pop("every_s", NEVER_S)
+            ),
+            offsets_after=partial(offsets_after, kafka, SCHEMA, EventsConfig()),
             **options,
         )
         self.trainer = self.pipeline.trainer
 
     def __enter__(self) -> "Running":
         try:
-            self.pipeline.resume()
+            self.pipeline.resume(self.past)
         except BaseException:
             self.__exit__()
             raise

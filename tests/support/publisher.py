@@ -5,6 +5,7 @@ import time
 
 import msgspec
 
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
@@ -30,7 +31,7 @@ class Publisher:
         `changes`: fields of its header that are not as they should be."""
         learner = self.learner
         batch = click_events(64, seed=version)
-        learner.learn(learner.encoder.encode(batch), batch.labels_B)
+        learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
         full = learner.export(learner.mixture.weights)
         changed = learner.export(learner.mixture.weights, self._changes.rows())
         tensors = ascending(changed.tensors) if base else full.tensors
@@ -55,9 +56,7 @@ class Publisher:
         learner.branches.prune()
         for step in range(20):
             batch = click_events(64, seed=1000 + step)
-            learner.learn(
-                learner.encoder.encode(batch), batch.labels_B, target_ratio=0.3, table_ratio=0.5
-            )
+            learner.learn(learner.encoder.encode(batch), Outcomes.of(batch), 0.3, table_ratio=0.5)
         learner.branches.cut()
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import torch
 
 from niwaki.model.config import LearnerConfig
-from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.features.schema import LIST, EventBatch, Schema
 
 SCHEMA = Schema(categorical=("user", "item", "noise"), numeric=("age", "price"))
 SMALL = LearnerConfig(
@@ -67,3 +67,40 @@ def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -
             first[name].numpy(), second[name].numpy(), equal_nan=first[name].is_floating_point()
         )
     ]
+
+
+LISTS = Schema(
+    categorical=("user", "item", "last"),
+    numeric=("age",),
+    lists=("history", "tags"),
+    shares={"history": "item", "last": "item"},
+)
+"""Events with lists: `history` has items, and so has the column `last`; `tags` has weights."""
+
+
+def list_events(count: int, *, seed: int = 0, longest: int = 6) -> EventBatch:
+    """`count` events; clicks follow the tastes that a history shows. Some lists are missing, and
+    some are empty."""
+    rng, taste = np.random.default_rng(seed), np.random.default_rng(7)
+    vectors, likes = taste.normal(size=(30, 3)), taste.normal(size=12)
+    item = rng.integers(0, 30, count)
+    histories, tags, score = [], [], np.zeros(count)
+    for b in range(count):
+        seen = rng.integers(0, 30, rng.integers(0, longest + 1)).tolist()
+        marks = [(int(tag), float(rng.integers(0, 4))) for tag in rng.integers(0, 12, 2)]
+        if seen:
+            score[b] += 3 * float(vectors[seen].mean(0) @ vectors[item[b]])
+        total = sum(weight for _, weight in marks)
+        if total:
+            score[b] += sum(weight * likes[tag] for tag, weight in marks) / total
+        histories.append(None if rng.random() < 0.05 else [(f"i{one}", 1.0) for one in seen])
+        tags.append(None if rng.random() < 0.05 else [(f"t{one}", w) for one, w in marks])
+    last = [None if not one else one[-1][0] for one in histories]
+    columns = [f"u{one}" for one in rng.integers(0, 40, count)], [f"i{one}" for one in item], last
+    return EventBatch(
+        (rng.random(count) < 1 / (1 + np.exp(-score))).astype(np.float32),
+        1_700_000_000 + np.arange(count) * 0.5,
+        tuple(pa.array(column, pa.string()) for column in columns),
+        rng.normal(size=(count, 1)).astype(np.float32),
+        (pa.array(histories, LIST), pa.array(tags, LIST)),
+    )

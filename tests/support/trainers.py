@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.published.served import ModelFrame, ServedModel
@@ -22,7 +23,7 @@ def learn_all(
     for start in range(0, len(batch), batch_events):
         part = batch.slice(start, start + batch_events)
         evaluation.update(
-            learner.learn(learner.encoder.encode(part), part.labels_B, target_ratio).logits_B,
+            learner.learn(learner.encoder.encode(part), Outcomes.of(part), target_ratio).logits_B,
             part.labels_B,
         )
     return evaluation

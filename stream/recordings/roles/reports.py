@@ -114,11 +114,16 @@ def _list_warnings(lists: ListFacts) -> list[str]:
     if lists.distinct == 1:
         warnings.append("its lists have one value only")
     if lists.distinct > max(NEW_RATIO * values, _LEAST_NEW):
-        warnings.append("nearly every value is new, so there is little to learn from it")
+        warnings.append(_new(values))
     if longer := lists.longer(_MOST_VALUES):
         of = f"{longer:,} of {len(lists.lengths):,} lists have more than {_MOST_VALUES} values"
         warnings.append(f"{of}; the last {_MOST_VALUES} are read (schema.max_list_values)")
     return warnings
+
+
+def _new(values: int) -> str:
+    first = f"nearly every one of the first {values:,} values is new"
+    return f"{first}: there is little to learn from it unless they come again"
 
 
 def _warnings(facts: Facts, role: Role, decimal: str) -> list[str]:
@@ -131,7 +136,7 @@ def _warnings(facts: Facts, role: Role, decimal: str) -> list[str]:
     numbers = sum(facts.numbers.values()) / max(facts.total, 1)
     if role.role == "categorical":
         if facts.distinct > max(NEW_RATIO * facts.known, _LEAST_NEW):
-            warnings.append("nearly every value is new, so there is little to learn from it")
+            warnings.append(_new(facts.known))
         named = facts.leading_zeros or says_id(facts.name)
         if facts.kind == "strings" and numbers >= _MOSTLY_NUMBERS and not named:
             odd = shorten(facts.odd[1], TEXT_CHARACTERS)

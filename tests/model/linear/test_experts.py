@@ -10,7 +10,9 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.lists import ListSlots
 from niwaki.model.features.numerics import Numerics, prepare
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.linear.expert import BayesianLinear, contributions
 from niwaki.model.mixture import Mixture, mix
@@ -19,6 +21,8 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 from tests.support.trainers import served_by
+
+plain = Outcomes.plain
 
 WITHOUT = {
     "embeddings": {"embedding_dim": 0},
@@ -70,17 +74,23 @@ def test_without_the_deep_expert_its_logit_is_that_of_the_first_linear_one():
         msgspec.structs.replace(SMALL, network_rate=0.0, mixture_half_life_events=0, debt_rate=0),
     )
     batch = click_events(512)
-    learner.learn(learner.encoder.encode(batch), batch.labels_B)
+    learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
     assert not learner.tables.touched().numel()
     inputs = learner._assemble(learner.ages.complete(learner.encoder.encode(batch)))
     predicted = learner.predict(learner.encoder.encode(batch))
     np.testing.assert_allclose(predicted, inputs.linear_BK[:, 0].numpy(), atol=1e-5)
 
 
+def learn_rows(linear: BayesianLinear, rows_BS: np.ndarray, labels_B: np.ndarray) -> None:
+    ones_BS = np.ones(rows_BS.shape, np.float32)
+    linear.learn(rows_BS, ones_BS, ListSlots.of([], len(rows_BS), 1), plain(labels_B))
+
+
 def weights_of(linear: BayesianLinear, rows: int) -> torch.Tensor:
     slots = torch.arange(rows)[:, None]
     prior = linear.prior_SK()[:1]
-    return contributions(linear.evidence_R2K, prior, slots, torch.ones(rows, 1))[:, 0]
+    lists = ListSlots.of([], rows, 1)
+    return contributions(linear.evidence_R2K, prior, slots, torch.ones(rows, 1), lists)[:, 0]
 
 
 def test_evidence_of_a_row_that_is_in_every_batch_fades_as_fast_as_it_should():
@@ -90,7 +100,7 @@ def test_evidence_of_a_row_that_is_in_every_batch_fades_as_fast_as_it_should():
     def learn(rate: float, events: int) -> None:
         for _ in range(events // 50):
             labels = (rng.random(50) < rate).astype(np.float32)
-            linear.learn(np.zeros((50, 1), np.int64), np.ones((50, 1), np.float32), labels)
+            learn_rows(linear, np.zeros((50, 1), np.int64), labels)
 
     learn(0.8, 20_000)
     learn(0.2, 3_000)
@@ -103,7 +113,7 @@ def test_evidence_of_a_row_that_is_in_every_batch_fades_as_fast_as_it_should():
 
 def test_a_row_never_learned_says_nothing_and_one_seen_once_little():
     linear = BayesianLinear(3, [0], [0.03], [1_000.0], shrinkage_rate=0.2)
-    linear.learn(np.array([[1]]), np.ones((1, 1), np.float32), np.ones(1, np.float32))
+    learn_rows(linear, np.array([[1]]), np.ones(1, np.float32))
     never, once = weights_of(linear, 2)[:, 0].tolist()
     assert never == 0 and 0 < once < 0.03
 
@@ -115,7 +125,7 @@ def test_the_mixture_finds_the_expert_that_knows():
     experts = np.stack([rng.normal(size=8_000), truth], 1)
     mixture = Mixture(np.array([0.0, 0.5, 0.5]), half_life_events=50_000, debt_rate=0.0)
     for start in range(0, 8_000, 1_000):
-        mixture.update(experts[start : start + 1_000], labels[start : start + 1_000])
+        mixture.update(experts[start : start + 1_000], plain(labels[start : start + 1_000]))
     bias, noise, knows = mixture.weights
     assert abs(bias) < 0.1 and abs(noise) < 0.15 and knows > 0.75
 
@@ -128,7 +138,7 @@ def test_the_debt_holds_the_mean_prediction_to_a_rate_that_experts_miss(debt_rat
     for block in range(40):
         labels = (rng.random(1_000) < (0.3 if block < 20 else 0.2)).astype(np.float32)
         served.update(mix(mixture.weights, experts), labels)
-        mixture.update(experts, labels)
+        mixture.update(experts, plain(labels))
     assert (abs(served.calibration - 1) < 0.05) is holds
 
 
@@ -138,8 +148,8 @@ def test_the_debt_is_bounded_and_nearly_off_where_publications_are_rare():
         Mixture(np.array([0.0, 1.0]), half_life_events=math.inf, debt_rate=0.002) for _ in range(2)
     )
     for start in range(0, 5_000, 500):
-        often.update(experts[start : start + 500], labels[start : start + 500])
-    rare.update(experts, labels)
+        often.update(experts[start : start + 500], plain(labels[start : start + 500]))
+    rare.update(experts, plain(labels))
     assert 1 < often.integral <= 2 and 0 < rare.integral < 0.1
 
 
@@ -164,7 +174,7 @@ def test_where_no_expert_knows_anything_the_click_rate_is_predicted():
         labels = (rng.random(1_000) < 0.007).astype(np.float32)
         if block >= 20:
             served.update(mix(mixture.weights, experts), labels)
-        mixture.update(experts, labels)
+        mixture.update(experts, plain(labels))
     assert served.normalized_entropy < 1.005
 
 
@@ -175,8 +185,8 @@ def test_one_burst_that_the_experts_missed_hardly_moves_their_weights():
     experts = np.stack([truth, rng.normal(-2, 1, size=40_000)], 1)
     mixture = Mixture.initial(1, half_life_events=50_000, debt_rate=0.0)
     for start in range(0, 40_000, 5_000):
-        mixture.update(experts[start : start + 5_000], labels[start : start + 5_000])
-    mixture.update(experts[:5_000], (rng.random(5_000) < 0.6).astype(np.float32))
+        mixture.update(experts[start : start + 5_000], plain(labels[start : start + 5_000]))
+    mixture.update(experts[:5_000], plain((rng.random(5_000) < 0.6).astype(np.float32)))
     bias, knows, _ = mixture.weights
     assert abs(bias) < 0.05 and knows > 0.85
 
@@ -188,10 +198,10 @@ def test_a_restored_mixture_goes_on_as_the_first_would_have():
         for _ in range(2)
     )
     experts, labels = rng.normal(size=(600, 2)), rng.integers(0, 2, 600).astype(np.float32)
-    first.update(experts[:300], labels[:300])
+    first.update(experts[:300], plain(labels[:300]))
     second.restore(first.state())
     for mixture in (first, second):
-        mixture.update(experts[300:], labels[300:])
+        mixture.update(experts[300:], plain(labels[300:]))
     assert np.array_equal(first.weights, second.weights)
 
 

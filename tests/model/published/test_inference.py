@@ -6,6 +6,7 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import Network
+from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
 from niwaki.model.published.served import ServedModel
@@ -50,7 +51,7 @@ def served(schema: Schema, changes: dict) -> ServedModel:
             )
         learner.learn(
             learner.encoder.encode(batch),
-            batch.labels_B,
+            Outcomes.of(batch),
             *((0.5, 0.5) if learner.branches.masks else ()),
         )
     if cut:

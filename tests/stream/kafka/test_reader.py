@@ -14,6 +14,7 @@ import pytest
 from niwaki.model.features.schema import Schema
 from niwaki.model.features.values import Odd
 from niwaki.stream.errors import BrokerError
+from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.events.decoder import EventDecoder
 from niwaki.stream.events.encoders import encode_json
 from niwaki.stream.events.rejects import Reject
@@ -24,13 +25,13 @@ from niwaki.stream.kafka.reader_process import ReaderProcess
 from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.kafka.source import EventSource, KafkaConfig, Record
 from niwaki.stream.recordings.writing import batch_to_table
+from tests.support.messages import same as same_batch
 from tests.support.streams import SCHEMA, click_events
 
 START = """
 import sys, msgspec
 from niwaki.stream.kafka.connection import KafkaConfig
 from niwaki.stream.kafka.reader_process import ReaderProcess
-from niwaki.model.features.values import Odd
 from niwaki.model.features.schema import Schema
 config = msgspec.json.decode(sys.argv[1], type=KafkaConfig)
 reader = ReaderProcess(config, Schema(categorical=("user",)))
@@ -92,12 +93,30 @@ def test_a_reading_comes_out_of_its_frame_as_it_went_in(schema, count):
         99,
     )
     head, body = reader_process._pack_batch(reading, {3: 11})
-    strings = reader_process._strings_schema(schema)
-    again = reader_process._unpack_batch(
-        head, bytearray(b"".join(body)), strings, len(schema.numeric)
-    )
+    again = reader_process._unpack_batch(head, bytearray(b"".join(body)), schema)
     assert same(reading, again)
     assert head.ends == {3: 11}
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+@pytest.mark.parametrize("columns", [{}, {"weight": "w", "sampling_ratio": "kept"}])
+def test_lists_and_weights_come_out_of_their_frame_as_they_went_in(columns, count):
+    schema = Schema(lists=("seen", "tags"), numeric=("n",), timestamp=None, **columns)
+    lists = (None, [], ["a", "b"], {"c": 0.5})
+    rows = [
+        {"label": 1, "n": at, "w": at, "kept": 0.5, "seen": lists[at % 4], "tags": lists[at % 3]}
+        for at in range(count)
+    ]
+    messages = [json.dumps(row).encode() for row in rows]
+    config = EventsConfig(unknown_columns="ignore")
+    batch, message_B = EventDecoder(schema, config).decode(messages)[:2]
+    after_B4 = np.stack([message_B] * 4, axis=1)
+    polled = PolledBatch(batch, after_B4, [], [], {}, count, 9)
+    head, body = reader_process._pack_batch(polled, {})
+    again = reader_process._unpack_batch(head, bytearray(b"".join(body)), schema)
+    assert len(again.batch) == count
+    assert same_batch(again.batch, batch)
+    assert (batch.weights_B is None) == (not columns)
 
 
 def test_a_process_reads_what_the_caller_would_have_read(filled, caplog):
@@ -225,9 +244,7 @@ def test_a_slow_learner_pauses_the_partitions_and_still_gets_every_message_in_or
             head = reader_process._unpack(frames.read(head_bytes))
             body = bytearray(frames.read(body_bytes))
             if isinstance(head, reader_process._Columns):
-                reading = reader_process._unpack_batch(
-                    head, body, reader_process._strings_schema(schema), 0
-                )
+                reading = reader_process._unpack_batch(head, body, schema)
                 times_s += reading.batch.times_s_B.tolist()
             elif not head.ends:
                 break

@@ -222,7 +222,7 @@ def test_a_column_that_gives_the_label_away_is_a_warning():
     [
         (["a"] * ROWS, "it has one value only"),
         (cycle("a", "b", None, None, None), "60% of the values are missing"),
-        ([f"v{at}" for at in range(ROWS)], "nearly every value is new"),
+        ([f"v{at}" for at in range(ROWS)], f"nearly every one of the first {ROWS:,} values is new"),
         (cycle("$1.5", "2.5", "7"), "its numbers are decorated: '$1.5' is read"),
         (cycle(1, 2, 3, "b", "c"), "60% of the values are numbers, others are text like 'b'"),
     ],

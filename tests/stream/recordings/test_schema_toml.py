@@ -170,6 +170,17 @@ def test_the_commented_configuration_of_the_project_keeps_all_its_comments(tmp_p
     assert load_config(path, {}).schema == SCHEMA
 
 
+def test_what_is_new_in_a_section_stands_before_the_comment_of_the_next_one(tmp_path):
+    path = tmp_path / "niwaki.toml"
+    before = (Path(niwaki.__file__).parents[1] / "config" / "niwaki.toml").read_text("utf-8")
+    schema = msgspec.structs.replace(SCHEMA, timestamp_format="iso")
+    into(path, before, schema, EventsConfig(separator=";"))
+    config, lines = load_config(path, {}), path.read_text("utf-8").splitlines()
+    assert (config.schema, config.events.separator) == (schema, ";")
+    assert lines[lines.index("[events]") - 1].startswith("# The way that events are read")
+    assert lines[lines.index("[kafka]") - 1].startswith("# The Kafka topic")
+
+
 def test_crosses_and_time_features_stay_where_their_columns_are_still_there(tmp_path):
     path = tmp_path / "niwaki.toml"
     notes = into(

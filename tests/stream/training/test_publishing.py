@@ -63,6 +63,24 @@ def test_a_published_network_is_as_small_as_it_says(setting):
     )
 
 
+def test_the_first_publication_is_logged_and_a_trainer_that_begins_anew_warns_what_it_replaces(
+    setting, tmp_path, caplog
+):
+    kafka, store, _ = setting
+    caplog.set_level("INFO")
+    produce(kafka, json_messages(click_events(1024)))
+    anew = tmp_path / "another"
+    for directory, limit in ((tmp_path, 512), (tmp_path, 1024), (anew, 512)):
+        with Running(kafka, store, directory) as running:
+            running.pipeline.run(never, limit_events=limit)
+    lines = [record for record in caplog.records if "is published as" in record.message]
+    assert [line.levelname for line in lines] == ["INFO", "INFO", "WARNING", "INFO"]
+    assert lines[0].message == f"version 1 is published as {store.name}"
+    last = int(lines[2].message.split()[1])
+    assert "is not this trainer's" in lines[2].message
+    assert lines[3].message == f"version {last + 1} is published as {store.name}"
+
+
 def test_while_redis_is_away_learning_goes_on_and_the_next_version_is_published_later(setting):
     from niwaki.serving.errors import StoreUnavailable
 
