@@ -100,9 +100,9 @@ def labels_of(label: Label, column: Facts) -> np.ndarray:
 def _column(facts: Mapping[str, Facts], asked: Wanted) -> tuple[str, list[str]]:
     if asked.label is not None:
         return asked.label, []
-    ranked = [
-        (LABELS.index(plain_name(name)), name) for name in facts if plain_name(name) in LABELS
-    ]
+    named = [name for name in facts if plain_name(name) in LABELS]
+    plain = [name for name in named if facts[name].unread is None]  # "liked" may be a list
+    ranked = [(LABELS.index(plain_name(name)), name) for name in plain or named]
     if ranked:
         _, name = min(ranked)
         others = [f"{other!r}" for _, other in sorted(ranked) if other != name]

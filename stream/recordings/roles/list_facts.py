@@ -8,20 +8,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.list_text import LIST_RULE, list_of_text
-from niwaki.model.features.list_values import read_list
+from niwaki.model.features.list_values import FlatLists, flat_lists
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.errors import shorten
 from niwaki.stream.recordings.samples import Unread
 
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\d*\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+")
-_EXAMPLES = 3
+_EXAMPLES = 2
 _SHOWN_CHARACTERS = 40
 
 
@@ -35,44 +36,51 @@ def is_written_list(text: str) -> bool:
         return True
 
 
+def _rows(lists: FlatLists) -> list[tuple[str, ...] | None]:
+    """The names in each list; None for a missing list."""
+    kept_V = lists.names_V.is_valid().to_numpy(False)
+    if lists.weights_V is not None:
+        kept_V = kept_V & (lists.weights_V > 0)
+    lists = lists.keep(kept_V)
+    names = iter(lists.names_V.to_pylist())
+    counts = zip(lists.counts_B.tolist(), lists.missing_B.tolist(), strict=True)
+    return [None if missing else tuple(islice(names, count)) for count, missing in counts]
+
+
 class ListFacts:
     """Facts about the lists of a column."""
 
     def __init__(self, name: str, values: Sequence[Any], separator: str, *, pairs: bool = False):
         """`pairs`: lists of objects of two members each are maps from values to weights."""
         self.name = name
-        self._pairs = pairs
-        self._schema = Schema(
+        schema = Schema(
             label=f"{name}_", timestamp=None, lists=(name or "_",), list_separator=separator
         )
-        self.broken: list[Any] = []
-        """Values that are no lists of plain values."""
         self._maps = False
-        self.rows: list[tuple[str, ...] | None] = []
-        """The names in the list of each row; None where there is no list."""
-        known: dict[str, tuple[str, ...] | None] = {}
-        for value in values:
-            names = None
+        failed: dict[int, FeatureError] = {}
+        found = []
+        for at, value in enumerate(values):
             try:
-                if isinstance(value, str):
-                    names = known[value] if value in known else self._read(value)
-                    known[value] = names
-                else:
-                    names = self._read(value)
-            except FeatureError:
-                self.broken.append(value)
-            self.rows.append(names)
+                found.append(self._parsed(value, separator, pairs))
+            except FeatureError as error:
+                failed[at] = error
+                found.append(None)
+        lists = flat_lists(found, name, schema, failed)
+        self.broken = [values[at] for at in sorted(failed)]
+        """Values that are no lists of plain values."""
+        self.rows = _rows(lists)
+        """The names in the list of each row; None where there is no list."""
 
-    def _read(self, value: Any) -> tuple[str, ...] | None:
+    def _parsed(self, value: Any, separator: str, pairs: bool) -> Any:
+        """A list, a map or a plain value."""
         if isinstance(value, str):
-            value = list_of_text(value, self.name, self._schema.list_separator)
+            value = list_of_text(value, self.name, separator)
+        objects = isinstance(value, list) and any(isinstance(one, dict) for one in value)
         # Pairs of a value and its weight are not told from other objects of two members.
-        pairs = isinstance(value, list) and any(isinstance(one, dict) for one in value)
-        if isinstance(value, Unread) or (pairs and not self._pairs):
+        if isinstance(value, Unread) or (objects and not pairs):
             raise FeatureError(self.name, LIST_RULE, value)
-        names = read_list(value, self.name, self._schema)
-        self._maps |= pairs or isinstance(value, dict)
-        return None if names is None else tuple(names.names)
+        self._maps |= objects or isinstance(value, dict)
+        return value
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -138,7 +146,7 @@ class ListFacts:
 
     @property
     def examples(self) -> list[str]:
-        """Up to three different lists, the first ones that are not empty."""
+        """Up to two different lists, the first ones that are not empty."""
         different = dict.fromkeys(row for row in self.rows if row)
         return [_shown(row) for row, _ in zip(different, range(_EXAMPLES), strict=False)]
 

@@ -41,7 +41,6 @@ class FoundLists(NamedTuple):
     """Columns of lists that are not read, and the reason with the way on."""
     remarks: dict[str, str]
     """Columns that are something else, and what is to be said of lists in them."""
-    notes: list[str]
 
 
 def with_maps(sample: Sample, asked: Asked) -> Sample:
@@ -62,7 +61,7 @@ def find_lists(
 ) -> FoundLists:
     """The lists of columns with these facts. `free`: columns without a role yet; `named`: those
     whose name says that they are lists."""
-    found = FoundLists("", {}, {}, {}, {}, [])
+    found = FoundLists("", {}, {}, {}, {})
     texts: dict[str, list[str]] = {}
     """For each column of text with separators, those at which it may be split."""
     names = [*asked.lists, *free]
@@ -79,7 +78,7 @@ def find_lists(
         may = _separators(one, others, name in named, asked)
         if may or name in asked.lists:
             texts[name] = may
-    separator = _separator(texts, asked, found.notes)
+    separator = _separator(texts, asked)
     found = found._replace(separator=separator)
     for name in names:
         if name in texts:
@@ -116,7 +115,8 @@ def _separators(
         return []
     if facts.kind not in ("strings", "numbers"):
         return []
-    candidates = SEPARATORS if asked.list_separator is None else (asked.list_separator,)
+    asked_for = () if asked.list_separator is None else (asked.list_separator,)
+    candidates = dict.fromkeys((*asked_for, *SEPARATORS))
     pieces = [Pieces(facts, one) for one in candidates if _occurs(one, facts)]
     if facts.name in asked.lists:
         found = [one for one in pieces if one.several]
@@ -130,7 +130,7 @@ def _occurs(separator: str, facts: Facts) -> bool:
     return any(separator in text for text in facts.solid)
 
 
-def _separator(texts: Mapping[str, list[str]], asked: Asked, notes: list[str]) -> str:
+def _separator(texts: Mapping[str, list[str]], asked: Asked) -> str:
     """The separator that most columns have, those before others that a user asks for."""
     if asked.list_separator is not None:
         return asked.list_separator

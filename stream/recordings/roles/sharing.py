@@ -14,7 +14,9 @@ from niwaki.stream.recordings.roles.asked import Asked
 
 Counts = Mapping[str, int]
 """Number of times that each value of a column occurs."""
-_LEAST_RATIO = 0.5
+_LEAST_RATIO, _LEAST_RATIO_NAMED = 0.5, 0.4
+"""Share of a column's different values that the other one must have; where their names agree, if it
+has half of all values, too."""
 _LEAST_COMMON, _LEAST_COMMON_NAMED = 20, 10
 _SMALL_INTEGER = 100
 _DENSE = 0.2
@@ -73,8 +75,9 @@ def _best(
         common = values.keys() & owned.keys()
         named = _names_agree(name, owner)
         # Rare values of a long tail are often missing in a sample.
-        often = sum(values[one] for one in common) / max(sum(values.values()), 1)
-        ratio = often if named else len(common) / max(len(values), 1)
+        ratio = len(common) / max(len(values), 1)
+        if named and ratio >= _LEAST_RATIO_NAMED:
+            ratio = sum(values[one] for one in common) / sum(values.values())
         least = _LEAST_COMMON_NAMED if named and not integers else _LEAST_COMMON
         enough = len(common) >= least and ratio >= _LEAST_RATIO
         if enough and (named or not _are_codes(integers)):

@@ -18,6 +18,13 @@ def test_of_several_labels_the_surest_is_taken_and_the_others_are_named():
     assert noted(found, "'click' is the label, not 'target', 'purchase'; --label decides otherwise")
 
 
+def test_a_list_with_the_name_of_a_label_is_no_label_beside_one():
+    found = proposal(label=None, liked=[["a"]] * ROWS, rating=cycle(0, 1))
+    assert (found.schema.label, found.schema.lists) == ("rating", ("liked",))
+    with pytest.raises(ConfigError, match="liked: the label is a column of lists"):
+        proposal(label=None, liked=[["a"]] * ROWS)
+
+
 def test_without_a_label_the_columns_are_listed_those_with_two_values_first():
     with pytest.raises(ConfigError) as caught:
         proposal(label="bought_it", city=cycle("a", "b", "c"))

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niwaki.stream.errors import ConfigError
+from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.recordings.proposal import Asked, Proposal, Sample, propose
 from tests.support.proposals import LABELS, NOTHING, ROWS, USERS, column, cycle, noted, proposal
 
@@ -168,6 +169,7 @@ def test_one_separator_is_taken_and_a_column_with_another_stays_as_it_is_and_is_
     assert noted(found, "a: categorical, text; its values look like lists split at '|', but those")
     found = proposal(a=joined("|"), b=joined(";"), asked=Asked(list_separator="|"))
     assert (found.schema.lists, found.schema.list_separator) == (("a",), "|")
+    assert noted(found, "b: categorical, text; its values look like lists split at ';'")
 
 
 def test_a_list_that_is_asked_for_decides_the_separator():
@@ -203,6 +205,20 @@ def test_lists_are_the_same_lists_in_arrow_in_json_and_in_text(values, data):
     assert found[0].schema == found[1].schema == found[2].schema == found[3].schema
     reports = [column(one, "tags") for one in found]
     assert len({(one.distinct, one.missing, one.lists) for one in reports}) == 1
+
+
+PIECE = st.sampled_from(["a", "b", "12", "N7", "", " ", "[a", "{", '["x"]', "[['y']]", "nan"])
+TEXT = st.lists(PIECE, min_size=1, max_size=4)
+
+
+@given(
+    st.lists(TEXT, min_size=2, max_size=60), st.sampled_from("|;, "), st.sampled_from(["x", "tags"])
+)
+def test_a_list_that_is_seen_unasked_costs_no_event(texts, separator, name):
+    columns = {"label": [at % 2 for at in range(len(texts))], "user": ["u"] * len(texts)}
+    table = pa.table(columns | {name: [separator.join(one) for one in texts]})
+    events = table_to_batch(table, propose(Sample.of_table(table), NOTHING).schema)
+    assert (len(events.batch), events.rejects) == (len(texts), [])
 
 
 def test_pairs_are_maps_where_a_user_says_so():
