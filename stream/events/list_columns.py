@@ -38,13 +38,8 @@ from niwaki.stream.events.arrow_columns import (
 from niwaki.stream.events.rejects import Reject
 
 _is = pa.types
-_LIST_TYPES = (
-    _is.is_list,
-    _is.is_large_list,
-    _is.is_fixed_size_list,
-    _is.is_list_view,
-    _is.is_large_list_view,
-)
+_VIEW_TYPES = (_is.is_list_view, _is.is_large_list_view)
+_LIST_TYPES = (_is.is_list, _is.is_large_list, _is.is_fixed_size_list, *_VIEW_TYPES)
 
 
 def read_list_column(
@@ -84,6 +79,9 @@ class _Column(NamedTuple):
         if not is_one(array.type, _LIST_TYPES):
             return self._single(array)
         counts_B = pc.list_value_length(array).fill_null(0).to_numpy(False).astype(np.int64)
+        if is_one(kind, _VIEW_TYPES) and counts_B.sum() > len(array.values):
+            # A short message could hold more values than memory does.
+            raise EventError("list", self.name, "must not have lists that share their values")
         values = array.flatten()
         if _is.is_struct(values.type) and values.type.num_fields == 2:
             return self._pairs(values, counts_B, missing_B)

@@ -149,11 +149,25 @@ def test_a_row_with_a_wrong_list_is_left_out_and_named(kind):
         pa.array([[{"a": 1}]]),
         pa.array([[{"a": "x", "b": "y"}]]),
         pa.array([{"a": "x"}]),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([["a"]])),
+        pa.RunEndEncodedArray.from_arrays([2], ["a"]),
     ],
 )
 def test_a_column_that_holds_no_lists_is_refused(column):
     with pytest.raises(EventError, match=r"^seen: must (be a list of strings|have weights)"):
         events_of(column)
+    (message,) = encode_arrow(table_of(column), len(column))
+    batch, _, rejects = decode(message, b'{"label": 1, "seen": ["a"]}', schema=SCHEMA)
+    assert (len(batch), [one.kind for one in rejects]) == (1, ["list"])
+    with pytest.raises(EventError, match="must be"):
+        table_to_batch(table_of(column), Schema(categorical=("seen",), timestamp=None))
+
+
+def test_lists_that_share_their_values_are_refused_since_they_may_be_endless():
+    offsets, sizes = np.zeros(1000, np.int32), np.full(1000, 1000, np.int32)
+    views = pa.ListViewArray.from_arrays(offsets, sizes, pa.array(["a"] * 1000))
+    with pytest.raises(EventError, match="seen: must not have lists that share their values"):
+        events_of(views)
 
 
 BAD = {
