@@ -135,7 +135,7 @@ class _Column(NamedTuple):
                 rule = f"{VALUE_WEIGHT_RULE}, got {field.type} in the field {field.name!r}"
                 raise EventError("list", self.name, rule)
         known = structs.filter(pa.array(~missing_B))
-        columns = [pc.struct_field(known, [at]).cast(pa.float64()) for at in range(len(fields))]
+        columns = [_floats(pc.struct_field(known, [at])) for at in range(len(fields))]
         places = np.arange(len(known) * len(fields)).reshape(len(fields), len(known)).T.ravel()
         empty = pa.array([], pa.float64())
         weights = pa.concat_arrays([empty, *columns]).take(pa.array(places))
@@ -195,6 +195,10 @@ def _take(lists: FlatLists, codes_B: np.ndarray) -> FlatLists:
     weights_V = None if lists.weights_V is None else lists.weights_V[places_V]
     names_V = lists.names_V.take(pa.array(places_V))
     return FlatLists(names_V, weights_V, counts_B, lists.missing_B[codes_B])
+
+
+def _floats(values: pa.Array) -> pa.Array:
+    return values.cast(pa.float64(), safe=False)  # an integer may lose its last digits
 
 
 def _row(counts_B: np.ndarray, place: int) -> int:
