@@ -19,7 +19,7 @@ import torch
 from niwaki.model.branches import Branches, BranchesState
 from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.branch import Branch
-from niwaki.model.deep.embeddings import EmbeddingTables, of_owners
+from niwaki.model.deep.embeddings import EmbeddingTables
 from niwaki.model.deep.inference import DeepInference
 from niwaki.model.errors import LearnError
 from niwaki.model.experts import (
@@ -191,13 +191,8 @@ class Learner:
             return self._step(hashed, outcomes, target_ratio, table_ratio)
         bounds = [events * i // steps for i in range(steps + 1)]
         parts = [
-            self._step(
-                hashed.part(start, stop),
-                outcomes.part(start, stop),
-                target_ratio,
-                table_ratio,
-            )
-            for start, stop in itertools.pairwise(bounds)
+            self._step(hashed.part(*span), outcomes.part(*span), target_ratio, table_ratio)
+            for span in itertools.pairwise(bounds)
         ]
         losses = [part.loss * len(part.logits_B) for part in parts]
         return Learned(
@@ -253,10 +248,7 @@ class Learner:
     @property
     def table_ratio(self) -> float:
         """Share of the bytes of all rows of the embedding tables that is published, 0..1."""
-        rows_F = self.tables.touched_F
-        mask_FD = of_owners(self.branches.network.shape.alive_FD().float(), self.schema.owners)
-        alive_FD = mask_FD.numpy()
-        return int(rows_F @ alive_FD.sum(1)) / max(int(rows_F.sum()) * int(alive_FD.shape[1]), 1)
+        return self.tables.alive_ratio(self.branches.network.shape.alive_FD().float())
 
     @property
     def dense_bytes(self) -> int:

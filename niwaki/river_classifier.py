@@ -1,6 +1,7 @@
 """niwaki's learner as a classifier of River, for River's pipelines, evaluations and checks.
 
-In: dictionaries of features, or a DataFrame or an Arrow table of them. Out: probabilities of False
+In: dictionaries of features, or a DataFrame or an Arrow table of them; a feature may be a list, a
+tuple, a set, or a dictionary from values to weights. Out: probabilities of False
 and True. Without a schema, the classifier makes one of the columns in the first events, sorted by
 name, and learns those events again whenever a new column appears; so it equals a classifier that
 knew the schema from the start. It neither prunes nor looks for drift, as
@@ -20,13 +21,16 @@ from river.base.typing import ClfTarget
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import FeatureError
 from niwaki.model.features.event_rows import rows_to_batch
+from niwaki.model.features.list_values import read_list
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import pack_as, unpack_as
 
-Row = dict[str, str | int | float | None]
+Row = dict[str, str | int | float | list[str] | dict[str, float] | None]
 _UNKNOWN = 0.5
+_ROLES = ("categorical", "numeric", "lists")
+_LISTS = Schema(lists=("list",), timestamp=None)
 
 
 class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -197,48 +201,80 @@ class RiverClassifier(base.MiniBatchClassifier):
 
 def _rows(X: Any) -> list[dict[Any, Any]]:
     """The rows of an Arrow table or a DataFrame."""
-    rows: list[dict[Any, Any]] = X.to_pylist() if isinstance(X, pa.Table) else X.to_dict("records")
+    rows: list[dict[Any, Any]]
+    if not isinstance(X, pa.Table):
+        rows = X.to_dict("records")
+        return rows
+    rows = X.to_pylist()
+    for name in (field.name for field in X.schema if pa.types.is_map(field.type)):
+        for row in rows:
+            row[name] = None if row[name] is None else dict(row[name])
     return rows
 
 
 def _plain(x: Mapping[Any, Any]) -> Row:
-    """The features with strings for names and plain values."""
-    return {str(name): _value(value) for name, value in x.items()}
+    """The features with strings for names and plain values, lists by the names of their values."""
+    return {str(name): _feature(str(name), value) for name, value in x.items()}
+
+
+def _feature(column: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        value = {_scalar(one): _scalar(weight) for one, weight in value.items()}
+    elif isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        items = value.tolist() if isinstance(value, np.ndarray) else map(_scalar, value)
+        value = set(items) if isinstance(value, set | frozenset) else list(items)
+    else:
+        return _value(value)
+    found = read_list(value, column, _LISTS)
+    if found is None or found.weights is None:
+        return found and found.names
+    return dict(zip(found.names, found.weights, strict=True))
+
+
+def _scalar(value: Any) -> Any:
+    """One of numpy's scalars as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _value(value: Any) -> Any:
     """The value as an event has it: numpy's scalars as Python's, booleans as numbers, NaN as
     None."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = _scalar(value)
     if isinstance(value, bool):
         return int(value)
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _grown(columns: Schema | None, rows: Sequence[Row]) -> Schema | None:
-    """The schema with the columns of `rows` added: strings are categorical, numbers numeric. The
-    columns are sorted, so their order in the rows does not matter.
+    """The schema with the columns of `rows` added: strings are categorical, numbers numeric, and
+    lists are lists, whatever else their column has. The columns are sorted, so their order in the
+    rows does not matter.
 
     Raises `FeatureError` for a value of another type.
     """
-    categorical = set(columns.categorical) if columns else set()
-    numeric = set(columns.numeric) if columns else set()
+    roles = {role: set(getattr(columns, role) if columns else ()) for role in _ROLES}
     for row in rows:
         for name, value in row.items():
-            if value is None or name in categorical or name in numeric:
+            if isinstance(value, list | dict):
+                roles["lists"].add(name)
+            elif value is None or any(name in names for names in roles.values()):
                 continue
-            if not isinstance(value, str | int | float):
-                raise FeatureError(name, "must be a string or a number", value)
-            (categorical if isinstance(value, str) else numeric).add(name)
-    if not categorical and not numeric:
+            elif not isinstance(value, str | int | float):
+                raise FeatureError(name, "must be a string, a number or a list", value)
+            else:
+                roles["categorical" if isinstance(value, str) else "numeric"].add(name)
+    roles["categorical"] -= roles["lists"]
+    roles["numeric"] -= roles["lists"]
+    names: set[str] = set().union(*roles.values())
+    if not names:
         return None
     label = "label"
-    while label in categorical or label in numeric:
+    while label in names:
         label = f"_{label}"
     return Schema(
         label=label,
         timestamp=None,
-        categorical=tuple(sorted(categorical)),
-        numeric=tuple(sorted(numeric)),
+        categorical=tuple(sorted(roles["categorical"])),
+        numeric=tuple(sorted(roles["numeric"])),
+        lists=tuple(sorted(roles["lists"])),
     )

@@ -8,7 +8,7 @@ Out: one JSON object.
 from typing import Any
 
 from niwaki.model.features.schema import Schema
-from niwaki.model.features.values import SAMPLING_RATIO, UNITS_PER_S, WEIGHT, time_rule
+from niwaki.model.features.values import UNITS_PER_S, time_rule
 from niwaki.model.published.checkpoint import Header
 from niwaki.serving.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
@@ -219,11 +219,8 @@ def _event(schema: Schema) -> tuple[Json, Json]:
         }
     nested = {name.split(".")[0] for name in properties if "." in name}
     properties |= {name: {"type": ["object", "null"]} for name in nested if name not in properties}
-    for name, bounds in ((schema.weight, WEIGHT), (schema.sampling_ratio, SAMPLING_RATIO)):
-        if name:
-            rule = f"Not needed; if there, it {bounds.rule}."
-            properties[name] = {"type": ["number", "boolean", "string"], "description": rule}
-    properties |= {name: {"description": "Not read."} for name in (schema.label, *schema.ignore)}
+    others = (schema.label, schema.weight, schema.sampling_ratio, *schema.ignore)
+    properties |= {name: {"description": "Not read."} for name in others if name}
     return {"type": "object", "properties": properties, "additionalProperties": False}, example
 
 

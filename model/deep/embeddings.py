@@ -108,6 +108,13 @@ class EmbeddingTables:
         are zero in them."""
         return vectors_of(self.weight_RD, embedded, mask_FD)
 
+    def alive_ratio(self, mask_FD: torch.Tensor) -> float:
+        """Share of the numbers in all updated rows that are in a column whose mask is 1, for a
+        field that reads the rows, 0..1."""
+        alive_F = of_owners(mask_FD, self._owners_F).sum(1).numpy()
+        every = self.touched_rows * mask_FD.shape[1]
+        return int(self.touched_F @ alive_F) / max(every, 1)
+
     def clear_columns(self, mask_FD: torch.Tensor | None) -> None:
         """Set the columns whose mask is 0 to zero. None: no column is masked."""
         if mask_FD is not None:

@@ -51,7 +51,8 @@ def rows_to_batch(
 ) -> EventBatch:
     """Columns from dictionaries, one for each event.
 
-    `labelled`: a label must be present; otherwise an absent one becomes NaN. `timed`: so must a
+    `labelled`: a label must be present, and so must a weight and a sampling ratio, where the schema
+    has them; otherwise an absent label becomes NaN, and weights are not read. `timed`: so must a
     time, where the schema has one; otherwise an absent one becomes 0. `shared`: columns that all
     events have in common and that no row has. `unknown_columns`: "ignore" takes rows with columns
     that the schema does not know. `decimal`: see `as_number`. `odd`: takes what was no number, and
@@ -105,8 +106,8 @@ def rows_to_batch(
         )
 
     def bounded(name: str | None, bounds: Bounds) -> np.ndarray | None:
-        """A column that must be there in events to learn from."""
-        if name is None or not (labelled or name in given or name in shared):
+        """A column that must be there in events to learn from, and is not read in others."""
+        if name is None or not labelled:
             return None
         values = [read_bounded(value, name, bounds, decimal) for value in column(name)]
         return np.full(count, values, np.float32)

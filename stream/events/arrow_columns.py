@@ -29,8 +29,8 @@ NAME_TYPES = (*NUMBER_TYPES, *TEXT_TYPES, _is.is_date, _is.is_timestamp)
 
 
 def find_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
-    """The column called `name`, or the leaf of nested columns at the path `name`, with the values
-    of a dictionary in place of their codes; None if it is not there."""
+    """The column called `name`, or the leaf of nested columns at the path `name`, with the plain
+    values of a dictionary in place of their codes; None if it is not there."""
     column, path = None, ""
     if name in table.column_names:
         column = table.column(name)
@@ -48,7 +48,8 @@ def find_column(table: pa.Table, name: str) -> pa.ChunkedArray | None:
             return None
         column, path = pc.struct_field(column, step), path[len(step) + 1 :]
     if column is not None and _is.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+        plain = column.type.value_type
+        column = column if _is.is_nested(plain) else column.cast(plain)
     return column
 
 

@@ -274,8 +274,13 @@ class EventDecoder:
             events = table_to_batch(
                 table, self.schema, unknown_columns=self._unknown_columns, decimal=self._decimal
             )
-        except EventError as error:
-            rejects += [Reject.of(index, error, len(table)) for index, table in tables]
+        except (EventError, UnicodeDecodeError) as error:
+            refused = (
+                error
+                if isinstance(error, EventError)
+                else EventError("arrow", "value", f"must have names in UTF-8 ({error})")
+            )
+            rejects += [Reject.of(index, refused, len(table)) for index, table in tables]
             return self._rows_to_batch([], [], rejects, odd)
         odd += events.odd
         first_row = dict(

@@ -38,13 +38,8 @@ from niwaki.stream.events.arrow_columns import (
 from niwaki.stream.events.rejects import Reject
 
 _is = pa.types
-_LIST_TYPES = (
-    _is.is_list,
-    _is.is_large_list,
-    _is.is_fixed_size_list,
-    _is.is_list_view,
-    _is.is_large_list_view,
-)
+_VIEW_TYPES = (_is.is_list_view, _is.is_large_list_view)
+_LIST_TYPES = (_is.is_list, _is.is_large_list, _is.is_fixed_size_list, *_VIEW_TYPES)
 
 
 def read_list_column(
@@ -84,6 +79,9 @@ class _Column(NamedTuple):
         if not is_one(array.type, _LIST_TYPES):
             return self._single(array)
         counts_B = pc.list_value_length(array).fill_null(0).to_numpy(False).astype(np.int64)
+        if is_one(kind, _VIEW_TYPES) and counts_B.sum() > len(array.values):
+            # A short message could hold more values than memory does.
+            raise EventError("list", self.name, "must not have lists that share their values")
         values = array.flatten()
         if _is.is_struct(values.type) and values.type.num_fields == 2:
             return self._pairs(values, counts_B, missing_B)
@@ -137,7 +135,7 @@ class _Column(NamedTuple):
                 rule = f"{VALUE_WEIGHT_RULE}, got {field.type} in the field {field.name!r}"
                 raise EventError("list", self.name, rule)
         known = structs.filter(pa.array(~missing_B))
-        columns = [pc.struct_field(known, [at]).cast(pa.float64()) for at in range(len(fields))]
+        columns = [_floats(pc.struct_field(known, [at])) for at in range(len(fields))]
         places = np.arange(len(known) * len(fields)).reshape(len(fields), len(known)).T.ravel()
         empty = pa.array([], pa.float64())
         weights = pa.concat_arrays([empty, *columns]).take(pa.array(places))
@@ -197,6 +195,10 @@ def _take(lists: FlatLists, codes_B: np.ndarray) -> FlatLists:
     weights_V = None if lists.weights_V is None else lists.weights_V[places_V]
     names_V = lists.names_V.take(pa.array(places_V))
     return FlatLists(names_V, weights_V, counts_B, lists.missing_B[codes_B])
+
+
+def _floats(values: pa.Array) -> pa.Array:
+    return values.cast(pa.float64(), safe=False)  # an integer may lose its last digits
 
 
 def _row(counts_B: np.ndarray, place: int) -> int:

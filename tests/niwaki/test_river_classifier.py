@@ -12,7 +12,7 @@ from river import checks, compose, datasets, evaluate, metrics
 from niwaki import RiverClassifier
 from niwaki.model.errors import CheckpointError, FeatureError
 from niwaki.model.evaluation import binary_entropy
-from niwaki.model.features.schema import Schema
+from niwaki.model.features.schema import LIST, Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events.rejects import Tally
@@ -217,6 +217,43 @@ def test_values_of_numpy_and_booleans_are_read_as_numbers_and_nan_as_missing():
     assert first.to_bytes() == second.to_bytes()
 
 
+def test_lists_and_maps_are_read_however_python_holds_them():
+    first, second = RiverClassifier(model=SMALL), RiverClassifier(model=SMALL)
+    known = {"b": ["1", "2"], "m": {"x": 0.5, "y": 1.0}}
+    forms = [
+        {"b": [1, np.int64(2), None], "m": {"x": np.float32(0.5), "y": True}},
+        {"b": (1.0, "2"), "m": {"x": 0.5, "y": 1}},
+        {"b": {2, 1}, "m": known["m"]},
+        {"b": np.array([1, 2]), "m": known["m"]},
+    ]
+    for form in forms:
+        first.learn_one(form, True)
+        second.learn_one(known, True)
+    assert first.to_bytes() == second.to_bytes()
+    assert first.predict_proba_one(forms[0]) == second.predict_proba_one(known)
+    again = RiverClassifier.from_bytes(first.to_bytes())
+    assert again.predict_proba_one(known) == first.predict_proba_one(known)
+    table = pa.table({"b": [known["b"]], "m": pa.array([list(known["m"].items())], LIST)})
+    probability = again.predict_proba_many(table)["True"][0].as_py()
+    assert probability == pytest.approx(again.predict_proba_one(known)[True])
+
+
+def test_a_column_is_one_of_lists_from_its_first_list_on():
+    first, second = RiverClassifier(model=SMALL), RiverClassifier(model=SMALL)
+    rows = [({"a": "x"}, True), ({"a": 3}, False), ({"a": ["x", "y"]}, True)]
+    learned(first, rows)
+    learned(second, [({"a": ["x"]}, True), ({"a": ["3"]}, False), rows[2]])
+    assert first.predict_proba_one({"a": ["y"]}) == second.predict_proba_one({"a": ["y"]})
+
+
+def test_clicks_that_follow_from_lists_are_learned():
+    rng = np.random.default_rng(0)
+    rows = [({"tags": rng.choice(list("abcdefgh"), 3).tolist()}, False) for _ in range(600)]
+    rows = [(x, "a" in x["tags"]) for x, _ in rows]
+    score = evaluate.progressive_val_score(rows, RiverClassifier(model=SMALL), metrics.ROCAUC())
+    assert score.get() > 0.9
+
+
 def test_a_column_may_be_called_label():
     first = learned(RiverClassifier(model=SMALL), [({"label": "x", "_label": 1.0}, True)] * 20)
     assert first.predict_proba_one({"label": "x", "_label": 1.0})[True] > 0.5
@@ -226,7 +263,9 @@ def test_a_column_may_be_called_label():
     "x, y, text",
     [
         ({"a": "text"}, True, "a: must be a number, got 'text'"),
-        ({"a": 1.0, "b": [1]}, True, r"b: must be a string or a number, got \[1\]"),
+        ({"a": 1.0, "b": object()}, True, "b: must be a string, a number or a list, got <object"),
+        ({"a": 1.0, "b": [[1]]}, True, r"b: must be a list of strings or numbers, .* got \[1\]"),
+        ({"a": 1.0, "b": {"x": -1}}, True, "b: must have weights that are numbers >= 0, .* got"),
         ({"a": 1.0}, "maybe", r"label: must be a number in \[0, 1\], got 'maybe'"),
     ],
 )

@@ -186,7 +186,7 @@ def test_weights_and_sampling_ratios_must_be_there_in_events_to_learn_from_only(
     assert batch.weights_B.tolist() == [2.5, 0]
     assert batch.sampling_B.tolist() == [0.25, 0.25]
     assert batch.weights_B.dtype == batch.sampling_B.dtype == np.float32
-    request = rows_to_batch([{"item": 1}], schema)
+    request = rows_to_batch([{"item": 1}, {"w": 2, "kept": 7}], schema)
     assert request.weights_B is request.sampling_B is None
     for column, value in [
         *(("w", value) for value in (None, -1, math.inf, 1e39, "much", [1])),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from niwaki.model.features.event_rows import rows_to_batch
@@ -115,6 +115,7 @@ def test_columns_of_single_values_structs_and_nothing_are_lists_too():
     ]
     structs = pa.array([{"a": 1, "b": None}, None, {"a": 0.0, "b": 2}])
     assert lists_of(structs) == [[("a", 1.0)], None, [("b", 2.0)]]
+    assert lists_of(pa.array([{"a": 2**60 + 1}])) == [[("a", 2.0**60)]]
     assert lists_of(structs[1:]) == [None, [("b", 2.0)]]
     assert lists_of(pa.nulls(2)) == [None, None]
     absent = table_to_batch(pa.table({"label": [1, 0]}), SCHEMA).batch
@@ -149,11 +150,25 @@ def test_a_row_with_a_wrong_list_is_left_out_and_named(kind):
         pa.array([[{"a": 1}]]),
         pa.array([[{"a": "x", "b": "y"}]]),
         pa.array([{"a": "x"}]),
+        pa.DictionaryArray.from_arrays(pa.array([0, 0]), pa.array([["a"]])),
+        pa.RunEndEncodedArray.from_arrays([2], ["a"]),
     ],
 )
 def test_a_column_that_holds_no_lists_is_refused(column):
     with pytest.raises(EventError, match=r"^seen: must (be a list of strings|have weights)"):
         events_of(column)
+    (message,) = encode_arrow(table_of(column), len(column))
+    batch, _, rejects = decode(message, b'{"label": 1, "seen": ["a"]}', schema=SCHEMA)
+    assert (len(batch), [one.kind for one in rejects]) == (1, ["list"])
+    with pytest.raises(EventError, match="must be"):
+        table_to_batch(table_of(column), Schema(categorical=("seen",), timestamp=None))
+
+
+def test_lists_that_share_their_values_are_refused_since_they_may_be_endless():
+    offsets, sizes = np.zeros(1000, np.int32), np.full(1000, 1000, np.int32)
+    views = pa.ListViewArray.from_arrays(offsets, sizes, pa.array(["a"] * 1000))
+    with pytest.raises(EventError, match="seen: must not have lists that share their values"):
+        events_of(views)
 
 
 BAD = {
@@ -178,6 +193,35 @@ def test_a_message_with_a_wrong_list_is_rejected_and_costs_no_other(kind, schema
     assert batch.lists[0].to_pylist() == [[("a", 1.0)], [("b", 1.0), ("c", 1.0)], None]
     assert [(one.position, one.kind) for one in rejects] == [(1, "list")]
     assert rejects[0].reason.startswith(reason)
+
+
+LISTS = Schema(lists=("codes", "map", "views", "struct"), timestamp=None, weight="w")
+WHOLE = encode_arrow(
+    pa.table(
+        {
+            "label": [0, 1, 1],
+            "w": [1.0, 2.0, 3.0],
+            "codes": pa.array([["a", "b"], None, []], pa.list_(pa.dictionary(pa.int8(), "str"))),
+            "map": pa.array([[("a", 1.0)], [], None], MAP),
+            "views": pa.array([["x"], ["yy"], None], pa.list_view(pa.string())),
+            "struct": pa.array([{"eins": 1}, None, {"eins": 2}]),
+        }
+    ),
+    3,
+)[0]
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=3))
+@example([(WHOLE.index(b"eins"), 255)])
+@settings(max_examples=300)
+def test_a_damaged_message_with_lists_costs_no_other(damage):
+    message = bytearray(WHOLE)
+    for place, byte in damage:
+        message[place] = byte
+    good = b'{"label": 1, "w": 1, "codes": ["good"]}'
+    batch, places, _ = decode(bytes(message), good, schema=LISTS)
+    assert len(batch) == len(places)
+    assert batch.lists[0].to_pylist()[-1] == [("good", 1.0)]
 
 
 def test_how_many_lists_were_too_long_is_told():
