@@ -191,9 +191,11 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[HashedEvents, n
     )
     pairs_BP = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
     times_s_B = torch.zeros(BATCH_EVENTS, dtype=torch.float64)
-    return HashedEvents(
-        torch.from_numpy(rows_BF), pairs_BP, torch.from_numpy(numerics_BN), times_s_B
-    ), labels_B
+    rows = torch.from_numpy(rows_BF)
+    numerics = torch.from_numpy(numerics_BN)
+    nothing = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
+    hashed = HashedEvents(rows, rows, pairs_BP, numerics, times_s_B, nothing, nothing.int())
+    return hashed, labels_B
 
 
 def run_main(arguments: list[str] | None = None) -> None:

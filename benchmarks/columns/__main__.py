@@ -1,0 +1,223 @@
+"""Columns of further kinds: what lists, histories and rates are worth, what a list costs, and what
+is lost where a producer leaves out negatives.
+
+    python -m benchmarks.columns --recordings DIR [--rows FILE] [--events N] [--seeds A-B]
+
+Worth: each recording with the schema that is proposed for it, learned and published every 128
+events; its lists left out, read, and read beside histories and rates by default settings. Sampling:
+the whole stream learned, or a tenth of the negatives, both measured on the whole stream. Cost: a
+learner with a list of 20 values beside one with a single column more, in turns.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of, spread
+from niwaki.model.config import LearnerConfig
+from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.outcomes import Outcomes
+from niwaki.model.features.schema import LIST, EventBatch, History, Schema
+from niwaki.model.learner import Learner
+from niwaki.pruning.config import PruningConfig
+from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.training.trainer import Trainer, TrainerConfig
+
+BATCH_EVENTS = 128
+PAIRS = {
+    "hackernews": ("c_user", "c_domain"),
+    "movielens_lists": ("c_user", "c_movie"),
+    "retail_lists": ("c_customer", "c_item"),
+    "grocery": ("c_household", "c_product"),
+}
+"""By recording, the column that histories are kept by, and that of which they have values."""
+RATIO = 0.1
+LIST_VALUES = 20
+
+
+def variants(name: str, schema: Schema) -> dict[str, Schema]:
+    """The schemas to compare, by name."""
+    columns = {key: of for key, of in schema.shares.items() if key not in schema.lists}
+    ignore = (*schema.ignore, *schema.lists)
+    plain = msgspec.structs.replace(schema, lists=(), shares=columns, ignore=ignore)
+    by, of = PAIRS[name]
+    made = {
+        "histories": (History(name="liked", of=of, by=by),),
+        "rates": (by, of, (by, of)),
+    }
+    replace = msgspec.structs.replace
+    return {
+        "plain": plain,
+        "lists": schema,
+        "histories": replace(plain, histories=made["histories"]),
+        "rates": replace(plain, rates=made["rates"]),
+        "all": replace(schema, **made),
+    }
+
+
+def batches(path: Path, schema: Schema, events: int) -> Iterator[EventBatch]:
+    """The first `events` events, in batches of 128."""
+    for chunk in read_recording(path, schema, limit_events=events):
+        for start in range(0, len(chunk.batch), BATCH_EVENTS):
+            yield chunk.batch.slice(start, start + BATCH_EVENTS)
+
+
+def worth(path: Path, schema: Schema, events: int, seed: int) -> dict[str, float]:
+    """Entropies of one variant."""
+    config = TrainerConfig(
+        schema=schema, model=LearnerConfig(seed=seed), pruning=PruningConfig(policy="dense")
+    )
+    trainer = Trainer(config)
+    served = trainer.add_replica(BATCH_EVENTS)
+    for batch in batches(path, schema, events):
+        trainer.step(batch)
+        served.refresh()
+    total = served.evaluation.total
+    return {
+        "events": total.events,
+        "served_ne": total.normalized_entropy,
+        "prequential_ne": trainer.prequential.total.normalized_entropy,
+        "calibration": total.calibration,
+    }
+
+
+def sampled(path: Path, schema: Schema, events: int, seed: int, ratio: float) -> dict[str, float]:
+    """Entropy and calibration on the whole stream of a learner that has all events with a click,
+    and `ratio` of the others."""
+    learner, measured = Learner(schema, LearnerConfig(seed=seed)), Evaluation()
+    rng = np.random.default_rng(seed)
+    for batch in batches(path, schema, events):
+        measured.update(learner.predict(learner.encoder.encode(batch)), batch.labels_B)
+        kept_B = (batch.labels_B >= 0.5) | (rng.random(len(batch)) < ratio)
+        if kept_B.any():
+            part = batch.take(np.flatnonzero(kept_B))
+            offsets_B = np.full(len(part), -np.log(ratio), np.float32)
+            outcomes = Outcomes.plain(part.labels_B)._replace(offsets_B=offsets_B)
+            learner.learn(learner.encoder.encode(part), outcomes)
+    return {
+        "events": measured.events,
+        "served_ne": measured.normalized_entropy,
+        "prequential_ne": measured.normalized_entropy,
+        "calibration": measured.calibration,
+    }
+
+
+def cost(rounds: int) -> dict[str, Any]:
+    """Seconds that a list adds to a step, over those that a single column adds, in turns."""
+    columns = tuple(f"c{at}" for at in range(8))
+    schemas = {
+        "base": Schema(categorical=columns, timestamp=None),
+        "single": Schema(categorical=(*columns, "more"), timestamp=None),
+        "list": Schema(categorical=columns, lists=("more",), timestamp=None),
+    }
+    config = LearnerConfig(pair_rows=0)
+    learners = {name: Learner(schema, config) for name, schema in schemas.items()}
+    rng = np.random.default_rng(0)
+
+    def names(count: int) -> list[str]:
+        return [f"v{one}" for one in (50_000 * rng.random(count) ** 3).astype(int)]
+
+    taken: dict[str, list[float]] = {name: [] for name in schemas}
+    for place in range(rounds + 10):
+        events = 256
+        shared = [pa.array(names(events)) for _ in columns]
+        lists = [[(value, 1.0) for value in names(LIST_VALUES)] for _ in range(events)]
+        more = {"base": ([], ()), "single": ([pa.array(names(events))], ())}
+        more["list"] = ([], (pa.array(lists, LIST),))
+        labels_B = (rng.random(events) < 0.3).astype(np.float32)
+        order = list(schemas)
+        for name in order if place % 2 else reversed(order):
+            single, of_lists = more[name]
+            nothing = np.empty((events, 0), np.float32)
+            batch = EventBatch(
+                labels_B, np.zeros(events), (*shared, *single), nothing, tuple(of_lists)
+            )
+            started_s = time.perf_counter()
+            learner = learners[name]
+            learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
+            taken[name].append(time.perf_counter() - started_s)
+    base, single, listed = (np.array(taken[name][10:]) for name in ("base", "single", "list"))
+    added = median(listed - base) / median(single - base)
+    steps = {name: spread(list(values[10:])) for name, values in taken.items()}
+    return {"ratio": added, "step_ms": {name: 1e3 * one.median for name, one in steps.items()}}
+
+
+def measure(quick: bool, options: argparse.Namespace) -> Findings:
+    events = 5_000 if quick else options.events
+    seeds = options.seeds[:1] if quick else options.seeds
+    rows = Rows(options.rows, ("recording", "variant", "seed", "events_asked"))
+    for name in PAIRS:
+        path = Path(options.recordings) / f"{name}.parquet"
+        if not path.exists():
+            continue
+        schema = propose_schema(path)
+        runs = {
+            one: (lambda seed, s=s, path=path: worth(path, s, events, seed))
+            for one, s in variants(name, schema).items()
+        }
+        for one, ratio in (("whole", 1.0), ("sampled", RATIO)):
+            runs[one] = lambda seed, ratio=ratio, s=schema, path=path: sampled(
+                path, s, events, seed, ratio
+            )
+        for seed in seeds:
+            for one, run in runs.items():
+                if rows.get(name, one, seed, events) is None:
+                    about = {"recording": name, "variant": one, "seed": seed}
+                    found = {"events_asked": events, "commit": commit()} | run(seed)
+                    rows.add(about | found)
+    measured = [row for row in rows if row["events_asked"] == events]
+    costs = cost(20 if quick else 200)
+    claims = [at_most(f"added time: list of {LIST_VALUES} over a column", costs["ratio"], 8)]
+    claims += [claim for name in PAIRS for claim in losses(measured, name)]
+    steps = ", ".join(f"{name} {ms:.2f}" for name, ms in costs["step_ms"].items())
+    text = f"{table(measured)}\n\nA step of 256 events takes, ms: {steps}."
+    setting = {"events": events, "seeds": list(seeds), "batch_events": BATCH_EVENTS}
+    return Findings(measured, claims, setting | costs, text)
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    """The medians over seeds, with their spread, as Markdown."""
+    lines = ["| recording | variant | NE | low | high | calibration |", "|---|---|--:|--:|--:|--:|"]
+    for name, variant in dict.fromkeys((row["recording"], row["variant"]) for row in measured):
+        own = [row for row in measured if (row["recording"], row["variant"]) == (name, variant)]
+        ne = spread([row["served_ne"] for row in own])
+        calibration = median(row["calibration"] for row in own)
+        values = f"{ne.median:.4f} | {ne.low:.4f} | {ne.high:.4f} | {calibration:.4f}"
+        lines.append(f"| {name} | {variant} | {values} |")
+    return "\n".join(lines)
+
+
+def losses(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The claims of what sampling loses on one recording."""
+    by_run = {(r["variant"], r["seed"]): r for r in measured if r["recording"] == name}
+    pairs = [(by_run["sampled", seed], one) for (v, seed), one in by_run.items() if v == "whole"]
+    if not pairs:
+        return []
+    rate = median(abs(one["calibration"] / whole["calibration"] - 1) for one, whole in pairs)
+    lost = median(one["served_ne"] / whole["served_ne"] - 1 for one, whole in pairs)
+    return [
+        at_most(f"{name}: click rate off, sampled at a tenth", rate, 0.01),
+        at_most(f"{name}: NE lost, sampled at a tenth", lost, 0.005),
+    ]
+
+
+def run_main(arguments: list[str] | None = None) -> None:
+    """The program: the frame's options, and those of this benchmark."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--recordings", required=True, help="folder of recordings")
+    parser.add_argument("--rows", type=Path, help="file that keeps measured rows")
+    parser.add_argument("--events", type=int, default=50_000, help="first events of each")
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="seeds A-B")
+    options, rest = parser.parse_known_args(arguments)
+    main("columns", lambda quick: measure(quick, options), rest, parser)
+
+
+if __name__ == "__main__":
+    run_main()
