@@ -154,8 +154,8 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     seeds = options.seeds[:1] if quick else options.seeds
     rows = Rows(options.rows, ("recording", "variant", "seed", "events_asked"))
     for name in PAIRS:
-        path = Path(options.recordings) / f"{name}.parquet"
-        if not path.exists():
+        path = (options.recordings or Path()) / f"{name}.parquet"
+        if options.recordings is None or not path.exists():
             continue
         schema = propose_schema(path)
         runs = {
@@ -211,7 +211,9 @@ def losses(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def run_main(arguments: list[str] | None = None) -> None:
     """The program: the frame's options, and those of this benchmark."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--recordings", required=True, help="folder of recordings")
+    parser.add_argument(
+        "--recordings", type=Path, help="folder of recordings; without it only costs are measured"
+    )
     parser.add_argument("--rows", type=Path, help="file that keeps measured rows")
     parser.add_argument("--events", type=int, default=50_000, help="first events of each")
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="seeds A-B")
