@@ -33,13 +33,13 @@ from niwaki.model.experts import (
     write_contributions,
 )
 from niwaki.model.features.encoder import Features, HashedEvents
+from niwaki.model.features.memory.memory import Memory
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
 from niwaki.model.linear.evidence_check import EvidenceCheck, EvidenceCheckState
 from niwaki.model.linear.expert import BayesianLinear
 from niwaki.model.linear.slots import Slots
-from niwaki.model.memory.memory import Memory
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import ModelDescription

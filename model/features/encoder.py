@@ -1,7 +1,7 @@
 """From columns of events to table rows: each value of a categorical field is hashed to a row.
 
 The first stop of a batch. In: an `EventBatch`. Out: `HashedEvents`, flat row numbers and raw
-numerics as tensors, which `niwaki.model.memory` completes to the `Features` that the model
+numerics as tensors, which `niwaki.model.features.memory` completes to the `Features` that the model
 reads. Hashes are seeded by field name; they are equal on every machine and for every version of
 this file with the same `HASH_VERSION`. Labels are not read.
 
@@ -73,7 +73,7 @@ class HashedEvents(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The inputs of the model for B events, complete; made by `niwaki.model.memory`."""
+    """The inputs of the model for B events, complete; made by `niwaki.model.features.memory`."""
 
     rows_BF: torch.Tensor
     """int64, as in `HashedEvents`."""

@@ -144,7 +144,7 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 if all_names.count(name) > 1:
                     raise RuleError(role, f"column {name!r} has more than one role")
         if not self.categorical and not self.numeric and not self.lists:
-            raise RuleError("categorical", "needs at least one column, or numeric or lists does")
+            raise RuleError("categorical", "needs at least one column, or numeric does, or lists")
 
     def _check_lists(self) -> None:
         """Raise `RuleError` unless the settings of lists and of shared embeddings can be used."""

@@ -27,12 +27,12 @@ from niwaki.model.experts import (
     write_contributions,
 )
 from niwaki.model.features.encoder import Encoder, Features, HashedEvents
+from niwaki.model.features.memory.memory import Memory
 from niwaki.model.features.numerics import KNOTS, Scale
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.linear.expert import contributions
 from niwaki.model.linear.kernels import compiled_contributions
 from niwaki.model.linear.slots import Slots
-from niwaki.model.memory.memory import Memory
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header

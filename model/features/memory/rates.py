@@ -14,9 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from niwaki.model.features.outcomes import Outcomes
-from niwaki.model.jit import inlined, kernel, types
-from niwaki.model.memory.keyed import (
+from niwaki.model.features.memory.keyed import (
     FIRST,
     ORDER,
     TIME,
@@ -27,6 +25,8 @@ from niwaki.model.memory.keyed import (
     claim,
     find,
 )
+from niwaki.model.features.outcomes import Outcomes
+from niwaki.model.jit import inlined, kernel, types
 
 COLUMNS = 2
 """Numbers for each event: the rate in log odds, and log1p of the events that it was counted of."""

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niwaki.model.features.memory.histories import Histories
+from niwaki.model.features.memory.keyed import KeyedRows
+from niwaki.model.features.memory.rates import Rates
 from niwaki.model.features.outcomes import Outcomes
-from niwaki.model.memory.histories import Histories
-from niwaki.model.memory.keyed import KeyedRows
-from niwaki.model.memory.rates import Rates
 
 EVENT = st.tuples(
     st.integers(0, 6),  # key; 0 is missing

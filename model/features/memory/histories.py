@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from niwaki.model.jit import inlined, kernel, types
-from niwaki.model.memory.keyed import (
+from niwaki.model.features.memory.keyed import (
     FIRST,
     ORDER,
     TIME,
@@ -26,6 +25,7 @@ from niwaki.model.memory.keyed import (
     claim,
     find,
 )
+from niwaki.model.jit import inlined, kernel, types
 
 _I1, _I2 = types.int64[::1], types.int64[:, ::1]
 _N1, _D1, _B1 = types.int32[::1], types.float64[::1], types.boolean[::1]

@@ -15,11 +15,11 @@ import torch
 from niwaki.model.features.ages import Ages
 from niwaki.model.features.encoder import Encoder, Features, HashedEvents
 from niwaki.model.features.lists import ListRows
+from niwaki.model.features.memory.histories import Histories
+from niwaki.model.features.memory.keyed import KeyedRows
+from niwaki.model.features.memory.rates import COLUMNS, Rates
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
-from niwaki.model.memory.histories import Histories
-from niwaki.model.memory.keyed import KeyedRows
-from niwaki.model.memory.rates import COLUMNS, Rates
 
 Tables = Mapping[str, torch.Tensor]
 
