@@ -52,6 +52,9 @@ class Slots:
         lists = len(schema.list_fields)
         pairs = len(encoder.pairs)
         numerics = len(schema.numerics)
+        pair_names = [
+            f"{schema.single_fields[a]}*{schema.single_fields[b]}" for a, b in encoder.pairs
+        ]
         first_pair = (fields + lists) * encoder.rows
         first_score = first_pair + encoder.pair_rows
         first_code = first_score + 2 * numerics
@@ -66,6 +69,18 @@ class Slots:
             + ["constant"]
             + ["list"] * lists
         )
+        names = [*schema.single_fields, *pair_names, *schema.numerics * 2, *schema.numerics]
+        names += ["", *schema.list_fields]
+        marks = ["score"] * numerics + ["mark"] * numerics
+        roles = (
+            ["field"] * fields + ["pair"] * pairs + marks + kinds[fields + pairs + 2 * numerics :]
+        )
+        self.names_G = [
+            ("field" if role == "list" else role, name)
+            for role, name in zip(roles, names, strict=True)
+        ]
+        """A name of each group, that it has in any schema with the same columns; a column that was
+        made a list keeps its own."""
         self.variance_G = [_VARIANCES[kind] for kind in kinds]
         """Initial prior variance of each group."""
         others = fields + pairs + 2 * numerics

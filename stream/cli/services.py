@@ -33,13 +33,17 @@ def train(
     history: Annotated[
         list[Path] | None, typer.Option(help=f"{RECORDING} Learned before the topic.")
     ] = None,
+    strict_schema: Annotated[
+        bool, typer.Option("--strict-schema", help="Stop at a snapshot of another schema.")
+    ] = False,
 ) -> None:
     """Learn from the Kafka topic until stopped. SIGTERM or Ctrl-C finishes the batch, saves, and
     leaves cleanly.
 
     With --history, recorded events are learned first; then the topic goes on at the time at which
     they end, and no event is learned twice. A restart goes on from its snapshot, so the option can
-    stay.
+    stay. Where columns were added, removed or made lists since, the model goes on with what both
+    schemas know, unless --strict-schema forbids it.
 
     Examples:
 
@@ -53,6 +57,9 @@ def train(
     from niwaki.stream.training.snapshot import snapshot_path
 
     settings = load(config)
+    if strict_schema:
+        snapshot = msgspec.structs.replace(settings.snapshot, strict_schema=True)
+        settings = msgspec.structs.replace(settings, snapshot=snapshot)
     past = Past(history, settings.events_schema(), settings.events) if history else None
     if past is not None and not snapshot_path(settings.snapshot).exists():
         past.check()  # before any server is asked

@@ -5,6 +5,7 @@ continues from, event for event. The file is written beside its name, synced and
 crash at any moment leaves the one before. It holds no pickle.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from niwaki.model.published.checkpoint import pack_as, unpack_as
 from niwaki.pruning.errors import RuleError
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.reader import Positions
+from niwaki.stream.training.changed_schema import adapted, check_change, describe_change
 from niwaki.stream.training.past import PastState
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.trainer import Trainer, TrainerState
 
+log = logging.getLogger("niwaki")
+Tensors = dict[str, torch.Tensor]
 _LEARNER, _REPLICA = "learner.", "replica."
 
 
@@ -34,6 +38,9 @@ class SnapshotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     every_s: float = 60.0
     """Seconds from one snapshot to the next, > 0; it is taken after a publication. One is also
     taken after that of a newly cut network, and at the end."""
+    strict_schema: bool = False
+    """True: a snapshot of another schema stops the trainer. False: the model goes on with what both
+    schemas know."""
 
     def __post_init__(self) -> None:
         if not self.every_s > 0:
@@ -103,8 +110,9 @@ def load_snapshot(
     config: SnapshotConfig, trainer: Trainer, replica: ServedReplica, topic: str
 ) -> SnapshotHeader | None:
     """Bring `trainer` and its `replica` to where the snapshot was taken; None if there is none.
-    Raises `ConfigError` if it belongs to another schema, model or topic or to other further
-    experts, or is damaged: going on without it would forget or repeat events, so a person must
+    One of another schema is taken over as `changed_schema` says, unless the config is strict.
+    Raises `ConfigError` if it belongs to another model or topic or to other further experts, or is
+    damaged: going on without it would forget or repeat events, so a person must
     decide."""
     path = snapshot_path(config)
     try:
@@ -120,9 +128,13 @@ def load_snapshot(
     learner = trainer.learner
     block = learner.branches.dense.network.shape.block
     experts = names_of_experts(name.removeprefix(_LEARNER) for name in tensors)
+    changed = header.schema != learner.schema
+    settings = learner.config
+    if changed:  # more columns may need more pairs
+        settings = msgspec.structs.replace(settings, max_pairs=header.model.max_pairs)
     agrees = {
-        "schema": header.schema == learner.schema,
-        "model": header.model == learner.config,
+        "schema": not (changed and config.strict_schema),
+        "model": header.model == settings,
         "pruning.unit": header.trainer.learner.branches.block == block,
         "kafka.topic": header.topic == topic,
         "EXPERTS": experts == names_of_experts(tensors_of_experts(learner.further)),
@@ -132,9 +144,31 @@ def load_snapshot(
             raise ConfigError(
                 section, f"differs from that of the snapshot {path}; move it away to start anew"
             )
+    if changed:
+        tensors = _for_other_schema(tensors, header, trainer)
     trainer.restore(header.trainer, tensors)
     published = {
         name: tensor.numpy() for name, tensor in tensors.items() if name.startswith(_REPLICA)
     }
     replica.restore({name.removeprefix(_REPLICA): array for name, array in published.items()})
     return header
+
+
+def _for_other_schema(tensors: Tensors, header: SnapshotHeader, trainer: Trainer) -> Tensors:
+    """The tensors of a snapshot for a trainer of another schema. Events that were not yet looked at
+    for drift are left out of that."""
+    learner, old = trainer.learner, header.schema
+    check_change(old, learner.schema, learner.branches.dense.network.shape.block)
+    own = {
+        name.removeprefix(_LEARNER): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_LEARNER)
+    }
+    others = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith((_LEARNER, "unchecked."))
+    }
+    moved = adapted(own, old, learner, header.model)
+    log.info("the schema has changed (%s): the model goes on", describe_change(old, learner.schema))
+    return others | {f"{_LEARNER}{name}": tensor for name, tensor in moved.items()}
