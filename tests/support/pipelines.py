@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from niwaki.model.features.schema import EventBatch
+from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
@@ -32,7 +32,7 @@ ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta":
 DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
 
 
-def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
+def new_trainer(max_batch_age_s: float = NEVER_S, schema: Schema = SCHEMA) -> Trainer:
     training = TrainingConfig(
         batch_events=64,
         window_events=512,
@@ -40,16 +40,16 @@ def new_trainer(max_batch_age_s: float = NEVER_S) -> Trainer:
         max_batch_age_s=max_batch_age_s,
     )
     return Trainer(
-        TrainerConfig(schema=SCHEMA, model=SMALL, pruning=PRUNING, drift=DRIFT, training=training)
+        TrainerConfig(schema=schema, model=SMALL, pruning=PRUNING, drift=DRIFT, training=training)
     )
 
 
 def uninterrupted(
-    events: EventBatch, replica: ServedReplica | None = None
+    events: EventBatch, replica: ServedReplica | None = None, schema: Schema = SCHEMA
 ) -> dict[str, torch.Tensor]:
     """What a trainer that got all events at once has become. If `replica` is given, it must be
     as this trainer's, published as often, has become."""
-    trainer = new_trainer()
+    trainer = new_trainer(schema=schema)
     followed = trainer.add_replica(trainer.config.training.publish_every_events)
     for start in range(0, len(events), 64):
         if followed.due(trainer.step(events.slice(start, start + 64)).move):
@@ -67,8 +67,8 @@ def assert_same(trainer: Trainer, tensors: dict[str, torch.Tensor]) -> None:
     assert differing(trainer.state()[1], tensors) == []
 
 
-def json_messages(events: EventBatch) -> list[bytes]:
-    return encode_json(batch_to_table(events, SCHEMA))
+def json_messages(events: EventBatch, schema: Schema = SCHEMA) -> list[bytes]:
+    return encode_json(batch_to_table(events, schema))
 
 
 class Running:
@@ -77,18 +77,19 @@ class Running:
 
     def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
         self.past = options.pop("past", None)
-        self.reader, self.dead_letters = new_reader(kafka, SCHEMA), DeadLetters(kafka)
+        schema = options.pop("schema", SCHEMA)
+        self.reader, self.dead_letters = new_reader(kafka, schema), DeadLetters(kafka)
         self.store, self.telemetry = CheckpointStore(store), Telemetry()
         self.pipeline = Pipeline(
             reader=self.reader,
             dead_letters=self.dead_letters,
-            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S)),
+            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S), schema),
             store=self.store,
             telemetry=self.telemetry,
             snapshot=SnapshotConfig(
                 directory=str(directory), every_s=options.pop("every_s", NEVER_S)
             ),
-            offsets_after=partial(offsets_after, kafka, SCHEMA, EventsConfig()),
+            offsets_after=partial(offsets_after, kafka, schema, EventsConfig()),
             **options,
         )
         self.trainer = self.pipeline.trainer

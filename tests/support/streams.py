@@ -87,7 +87,10 @@ def list_events(count: int, *, seed: int = 0, longest: int = 6) -> EventBatch:
     histories, tags, score = [], [], np.zeros(count)
     for b in range(count):
         seen = rng.integers(0, 30, rng.integers(0, longest + 1)).tolist()
-        marks = [(int(tag), float(rng.integers(0, 4))) for tag in rng.integers(0, 12, 2)]
+        marks = [
+            (int(tag), float(rng.integers(1, 4)))
+            for tag in rng.choice(12, rng.integers(0, 3), replace=False)
+        ]
         if seen:
             score[b] += 3 * float(vectors[seen].mean(0) @ vectors[item[b]])
         total = sum(weight for _, weight in marks)
