@@ -4,12 +4,15 @@ is lost where a producer leaves out negatives.
     python -m benchmarks.columns --recordings DIR [--rows FILE] [--events N] [--seeds A-B]
 
 Worth: each recording with the schema that is proposed for it, learned and published every 128
-events; its lists left out, read, and read beside histories and rates by default settings. Sampling:
+events; its lists left out, read, and read beside histories and rates by default settings. Seam: a
+column that comes into the schema after a third of the events, beside one that was missing till
+then. Sampling:
 the whole stream learned, or a tenth of the negatives, both measured on the whole stream. Cost: a
 learner with a list of 20 values beside one with a single column more, in turns.
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,7 @@ from niwaki.model.features.schema import LIST, EventBatch, History, Schema
 from niwaki.model.learner import Learner
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.recordings.recording import propose_schema, read_recording
+from niwaki.stream.training.changed_schema import adapted
 from niwaki.stream.training.trainer import Trainer, TrainerConfig
 
 BATCH_EVENTS = 128
@@ -38,6 +42,8 @@ PAIRS = {
     "grocery": ("c_household", "c_product"),
 }
 """By recording, the column that histories are kept by, and that of which they have values."""
+SEAMS = {"hackernews": "c_domain", "retail_lists": "c_item"}
+"""By recording, a column that is added in mid-stream."""
 RATIO = 0.1
 LIST_VALUES = 20
 
@@ -109,6 +115,34 @@ def sampled(path: Path, schema: Schema, events: int, seed: int, ratio: float) ->
     }
 
 
+def seam(path: Path, schema: Schema, column: str, events: int, seed: int, added: bool) -> float:
+    """Entropy of the last two thirds of the events, where a column is there from then on. `added`:
+    it comes into the schema then; else it was in the schema before, and missing in each event."""
+    old = msgspec.structs.replace(
+        schema,
+        categorical=tuple(name for name in schema.categorical if name != column),
+        shares={name: of for name, of in schema.shares.items() if column not in (name, of)},
+    )
+    schema = msgspec.structs.replace(schema, shares=old.shares)
+    config, place = LearnerConfig(seed=seed), schema.categorical.index(column)
+    learner, measured, done = Learner(old if added else schema, config), Evaluation(), 0
+    for batch in batches(path, schema, events):
+        if 3 * done >= events and learner.schema is not schema:
+            state, tensors = learner.state()
+            before, learner = learner.schema, Learner(schema, config)
+            learner.restore(state, adapted(tensors, before, learner))
+        if 3 * done < events:
+            rest = [one for at, one in enumerate(batch.categorical) if at != place]
+            if not added:
+                rest.insert(place, pa.nulls(len(batch), pa.string()))
+            batch = dataclasses.replace(batch, categorical=tuple(rest))
+        found = learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
+        if 3 * done >= events:
+            measured.update(found.logits_B, batch.labels_B)
+        done += len(batch)
+    return measured.normalized_entropy
+
+
 def cost(rounds: int) -> dict[str, Any]:
     """Seconds that a list adds to a step, over those that a single column adds, in turns."""
     columns = tuple(f"c{at}" for at in range(8))
@@ -153,7 +187,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     events = 5_000 if quick else options.events
     seeds = options.seeds[:1] if quick else options.seeds
     rows = Rows(options.rows, ("recording", "variant", "seed", "events_asked"))
-    for name in PAIRS:
+    for name in () if options.seam else PAIRS:
         path = (options.recordings or Path()) / f"{name}.parquet"
         if options.recordings is None or not path.exists():
             continue
@@ -172,10 +206,22 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
                     about = {"recording": name, "variant": one, "seed": seed}
                     found = {"events_asked": events, "commit": commit()} | run(seed)
                     rows.add(about | found)
+    for name, column in SEAMS.items() if options.seam else ():
+        path = options.recordings / f"{name}.parquet"
+        for seed in seeds:
+            for added in (True, False):
+                variant = "column added" if added else "column from then on"
+                if rows.get(name, variant, seed, events) is None:
+                    ne = seam(path, propose_schema(path), column, events, seed, added)
+                    about = {"recording": name, "variant": variant, "seed": seed}
+                    figures = {"events": events, "served_ne": ne, "prequential_ne": ne}
+                    rest = {"calibration": 1.0, "events_asked": events, "commit": commit()}
+                    rows.add(about | figures | rest)
     measured = [row for row in rows if row["events_asked"] == events]
     costs = cost(20 if quick else 200)
     claims = [at_most(f"added time: list of {LIST_VALUES} over a column", costs["ratio"], 8)]
     claims += [claim for name in PAIRS for claim in losses(measured, name)]
+    claims += [claim for name in SEAMS for claim in seam_claims(measured, name)]
     steps = ", ".join(f"{name} {ms:.2f}" for name, ms in costs["step_ms"].items())
     text = f"{table(measured)}\n\nA step of 256 events takes, ms: {steps}."
     setting = {"events": events, "seeds": list(seeds), "batch_events": BATCH_EVENTS}
@@ -192,6 +238,19 @@ def table(measured: list[dict[str, Any]]) -> str:
         values = f"{ne.median:.4f} | {ne.low:.4f} | {ne.high:.4f} | {calibration:.4f}"
         lines.append(f"| {name} | {variant} | {values} |")
     return "\n".join(lines)
+
+
+def seam_claims(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The claim of what is lost where a column is added in mid-stream."""
+    by_run = {(r["variant"], r["seed"]): r["served_ne"] for r in measured if r["recording"] == name}
+    ratios = [
+        ne / by_run["column from then on", seed] - 1
+        for (variant, seed), ne in by_run.items()
+        if variant == "column added"
+    ]
+    if not ratios:
+        return []
+    return [at_most(f"{name}: NE lost, a column added in mid-stream", median(ratios), 0.001)]
 
 
 def losses(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -216,6 +275,9 @@ def run_main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--rows", type=Path, help="file that keeps measured rows")
     parser.add_argument("--events", type=int, default=50_000, help="first events of each")
+    parser.add_argument(
+        "--seam", action="store_true", help="measure columns that are added in mid-stream instead"
+    )
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="seeds A-B")
     options, rest = parser.parse_known_args(arguments)
     main("columns", lambda quick: measure(quick, options), rest, parser)
