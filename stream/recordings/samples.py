@@ -5,6 +5,7 @@ Python has them, nested objects as paths. What can never be read is marked as `U
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.decoder import ARROW_START
 from niwaki.stream.files.pieces import Piece
 
+_MOST_OTHERS = 0.05
+"""Share of objects that may be no maps to weights where all others of their path are."""
 _DEEPEST = 8
 _SHOWN_CHARACTERS = 40
 _EXAMPLES = 3
@@ -278,22 +281,24 @@ def _leaves(
 
 
 def _maps(objects: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The objects in `objects`, by their path, wherever all of a path are maps to weights."""
+    """The objects in `objects`, by their path, wherever nearly all of a path are maps to
+    weights."""
     found: dict[str, list[Any]] = {}
-    others: set[str] = set()
+    known, others = Counter[str](), Counter[str]()
     for at, row in enumerate(objects):
         for path, value in _inner(row):
-            if path in others:
-                continue
-            if not all(map(_is_weight, value.values())):
-                others.add(path)
-                continue
+            known[path] += 1
+            others[path] += not all(map(_is_weight, value.values()))
             column = found.setdefault(path, [])
             column += [None] * (at - len(column))
             column[at:] = [value]
     for column in found.values():
         column += [None] * (len(objects) - len(column))
-    return {path: column for path, column in found.items() if path not in others and any(column)}
+    return {
+        path: column
+        for path, column in found.items()
+        if any(column) and others[path] <= _MOST_OTHERS * known[path]
+    }
 
 
 def _inner(row: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

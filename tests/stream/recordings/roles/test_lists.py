@@ -76,6 +76,15 @@ def test_lists_of_arrow_are_lists_of_their_values(kind, values, of):
     assert report.examples == [f"[{values[0]}]"]
 
 
+@pytest.mark.parametrize(("broken", "kept"), [(1, True), (ROWS // 2, False)])
+def test_some_objects_that_are_no_maps_leave_the_others_maps(broken, kept):
+    maps = [dict.fromkeys(one, 2) for one in SETS]
+    for at in range(broken):
+        maps[7 * at % ROWS] = {"Drama": -1}
+    found = of_rows(tags=maps)
+    assert ("tags" in found.schema.lists) == kept
+
+
 def test_maps_of_arrow_are_maps():
     array = pa.array([[("a", 1)], None] * 30, pa.map_(pa.string(), pa.float32()))
     found = propose(Sample.of_table(pa.table({"label": [0, 1] * 30, "x": array})), Asked())
