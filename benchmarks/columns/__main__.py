@@ -39,7 +39,6 @@ PAIRS = {
     "hackernews": ("c_user", "c_domain"),
     "movielens_lists": ("c_user", "c_movie"),
     "retail_lists": ("c_customer", "c_item"),
-    "grocery": ("c_household", "c_product"),
 }
 """By recording, the column that histories are kept by, and that of which they have values."""
 SEAMS = {"hackernews": "c_domain", "retail_lists": "c_item"}

@@ -129,6 +129,7 @@ class Encoder:
         owners_F = np.array(schema.owners, np.int64)
         self._shifts_F = (owners_F - np.arange(len(owners_F))) * rows
         """For each field and list: from its own rows to those that it reads embeddings from."""
+        self._shares = bool(self._shifts_F[: len(names)].any())
         pair_seeds = [_seed(f"{prefix}:{names[i]}:{names[j]}") for i, j in self.pairs]
         times = [
             TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES
@@ -179,15 +180,18 @@ class Encoder:
         if made := len(self.schema.numerics) - len(self.schema.numeric):
             empty_BA = np.full((events, made), np.nan, np.float32)
             numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
-        keys_BM = np.zeros((events, len(self._keys_MX)), np.int64)
+        keys_BM = np.empty((events, len(self._keys_MX)), np.int64)
+        values_BH = np.empty((events, len(self._values_H)), np.int32)
         if keys_BM.size:
             _write_keys(hashes_BF, self._keys_MX, keys_BM.view(np.uint64))
-        values_BH = (rows_BF[:, self._values_H] - self._values_H * self.rows).astype(np.int32)
-        shifts_F = self._shifts_F[: rows_BF.shape[1]]
-        embedded_BF = rows_BF + shifts_F if shifts_F.any() else rows_BF
+            values_BH[:] = rows_BF[:, self._values_H] - self._values_H * self.rows
+        embedded_BF = rows_BF
+        if self._shares:
+            embedded_BF = rows_BF + self._shifts_F[: rows_BF.shape[1]]
+        rows = torch.from_numpy(rows_BF)
         return HashedEvents(
-            rows_BF=torch.from_numpy(rows_BF),
-            embedded_BF=torch.from_numpy(embedded_BF),
+            rows_BF=rows,
+            embedded_BF=torch.from_numpy(embedded_BF) if self._shares else rows,
             pairs_BP=torch.from_numpy(pairs_BP),
             raw_numerics_BN=torch.from_numpy(numerics_BN),
             times_s_B=torch.from_numpy(np.array(batch.times_s_B)),

@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from niwaki.model.jit import kernel
 
+_NONE = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+
 
 class ListRows(NamedTuple):
     """The values of one list column for B events."""
@@ -65,6 +67,8 @@ class ListSlots(NamedTuple):
     @classmethod
     def of(cls, lists: Sequence[ListRows], events: int, first_slot: int) -> "ListSlots":
         """The slots of `lists`, the first of which has the slot `first_slot`."""
+        if not lists:
+            return cls(*_NONE, np.zeros(events + 1, np.int64))
         counts_B = np.zeros(events, np.int64)
         for rows in lists:
             counts_B += np.diff(rows.offsets)
