@@ -110,12 +110,13 @@ class Mixture:
         experts_BE = np.ascontiguousarray(experts_BE, np.float32)
         labels_B = np.ascontiguousarray(outcomes.labels_B, np.float32)
         weights_B = np.ascontiguousarray(outcomes.effective_B, np.float32)
-        missed = _outcome(self.weights, experts_BE, labels_B, weights_B)[0]
+        whole_B = np.ascontiguousarray(outcomes.whole_B, np.float32)
+        missed = _outcome(self.weights, experts_BE, labels_B, whole_B)[0]
         if np.isfinite(self._half_life_events):
             fade = 0.5 ** (events / self._half_life_events)
             self._learn(experts_BE, labels_B, weights_B, fade)
         gain = self._integral_rate * min(1.0, _INTEGRAL_DELAY_EVENTS / events) ** 3
-        fade = 0.5 ** (events / _INTEGRAL_HALF_LIFE_EVENTS)
+        fade = 0.5 ** (float(whole_B.sum(dtype=np.float64)) / _INTEGRAL_HALF_LIFE_EVENTS)
         integral = self.integral * fade + gain * missed
         self.integral = min(max(integral, -_LARGEST_INTEGRAL), _LARGEST_INTEGRAL)
 

@@ -62,6 +62,15 @@ class Outcomes(NamedTuple):
         return importance_B
 
     @property
+    def whole_B(self) -> np.ndarray:
+        """float32: `importance_B` in events of the stream before sampling: without sampling, the
+        mean is 1."""
+        importance_B = self.importance_B
+        mean = float(self.weights_B.mean(dtype=np.float64))
+        whole_B: np.ndarray = importance_B * np.float32(1 / mean if mean else 0.0)
+        return whole_B
+
+    @property
     def effective_B(self) -> np.ndarray:
         """float32: `importance_B`, scaled so that the sum is the number of events of weight 1 that
         would say as much (Kish, Survey Sampling, 1965)."""
