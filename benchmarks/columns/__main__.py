@@ -150,43 +150,44 @@ def seam(path: Path, schema: Schema, column: str, events: int, seed: int, added:
 
 
 def cost(rounds: int) -> dict[str, Any]:
-    """Seconds that a list adds to a step, over those that a single column adds, in turns."""
-    columns = tuple(f"c{at}" for at in range(8))
+    """Processor seconds that a list adds to a step, over those that a single column adds, in
+    turns: of eight columns more, and of two lists more."""
+    columns = tuple(f"c{at}" for at in range(4))
+    more, lists = tuple(f"more{at}" for at in range(8)), ("list0", "list1")
     schemas = {
         "base": Schema(categorical=columns, timestamp=None),
-        "single": Schema(categorical=(*columns, "more"), timestamp=None),
-        "list": Schema(categorical=columns, lists=("more",), timestamp=None),
+        "columns": Schema(categorical=(*columns, *more), timestamp=None),
+        "lists": Schema(categorical=columns, lists=lists, timestamp=None),
     }
     config = LearnerConfig(pair_rows=0)
     learners = {name: Learner(schema, config) for name, schema in schemas.items()}
-    rng = np.random.default_rng(0)
+    rng, events = np.random.default_rng(0), 256
 
     def names(count: int) -> list[str]:
         return [f"v{one}" for one in (50_000 * rng.random(count) ** 3).astype(int)]
 
     taken: dict[str, list[float]] = {name: [] for name in schemas}
     for place in range(rounds + 10):
-        events = 256
-        shared = [pa.array(names(events)) for _ in columns]
-        lists = [[(value, 1.0) for value in names(LIST_VALUES)] for _ in range(events)]
-        more = {"base": ([], ()), "single": ([pa.array(names(events))], ())}
-        more["list"] = ([], (pa.array(lists, LIST),))
-        labels_B = (rng.random(events) < 0.3).astype(np.float32)
-        order = list(schemas)
-        for name in order if place % 2 else reversed(order):
-            single, of_lists = more[name]
+        columns_B = {name: pa.array(names(events)) for name in (*columns, *more)}
+        lists_B = tuple(
+            pa.array([[(one, 1.0) for one in names(LIST_VALUES)] for _ in range(events)], LIST)
+            for _ in lists
+        )
+        labels_B, zeros_B = (rng.random(events) < 0.3).astype(np.float32), np.zeros(events)
+        for name in schemas if place % 2 else reversed(schemas):
+            schema, learner = schemas[name], learners[name]
+            single = tuple(columns_B[one] for one in schema.categorical)
             nothing = np.empty((events, 0), np.float32)
-            batch = EventBatch(
-                labels_B, np.zeros(events), (*shared, *single), nothing, tuple(of_lists)
-            )
-            started_s = time.perf_counter()
-            learner = learners[name]
+            of_lists = lists_B if schema.lists else ()
+            batch = EventBatch(labels_B, zeros_B, single, nothing, of_lists)
+            started_s = time.process_time()
             learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
-            taken[name].append(time.perf_counter() - started_s)
-    base, single, listed = (np.array(taken[name][10:]) for name in ("base", "single", "list"))
-    added = median(listed - base) / median(single - base)
-    steps = {name: spread(list(values[10:])) for name, values in taken.items()}
-    return {"ratio": added, "step_ms": {name: 1e3 * one.median for name, one in steps.items()}}
+            taken[name].append(time.process_time() - started_s)
+    times = {name: np.array(values[10:]) for name, values in taken.items()}
+    column_s = median(times["columns"] - times["base"]) / len(more)
+    list_s = median(times["lists"] - times["base"]) / len(lists)
+    milliseconds = {name: 1e3 * median(values) for name, values in times.items()}
+    return {"ratio": list_s / column_s, "step_ms": milliseconds}
 
 
 def measure(quick: bool, options: argparse.Namespace) -> Findings:

@@ -36,6 +36,8 @@ from niwaki.model.linear.learning import (
 from niwaki.model.rows import CACHE_LINE_BYTES, lazy_zeros
 
 _LOG_S_RANGE = (-12.0, math.log(2.0))
+WITHHELD = -30.0
+"""Logarithm of a prior variance of a group that begins with the next step."""
 _LINE_FLOATS = CACHE_LINE_BYTES // 4
 _FIRST_EVENTS = 2_000
 """Events before the first step of shrinkage: there is nothing to judge it by earlier."""
@@ -68,7 +70,11 @@ class BayesianLinear:
         Adagrad on the logarithms of the prior variances, >= 0."""
         scales = len(half_lives)
         self._group_S = np.array(group_S, np.int64)
-        self.log_s_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
+        self._initial_GK = torch.tensor(variance_G).log()[:, None].repeat(1, scales)
+        self.log_s_GK = self._initial_GK.clone()
+        """Logarithms of the prior variances. One of `WITHHELD` lets a group contribute nothing
+        until the next step, which begins at the initial variance."""
+        self._withheld = False
         self.squares_GK = torch.zeros_like(self.log_s_GK)
         # All that a step reads of a row lies side by side, so that a row costs one trip to memory.
         records_RX = lazy_zeros(rows, 2 * scales + 2)
@@ -96,6 +102,10 @@ class BayesianLinear:
         """Take one step on a batch; returns the rows that were learned. `rows_BS`, `values_BS`: of
         the slots that do not read lists."""
         self.events += len(rows_BS)
+        if self._withheld:
+            begins_GK = self.log_s_GK == WITHHELD
+            self.log_s_GK = torch.where(begins_GK, self._initial_GK, self.log_s_GK)
+            self._withheld = False
         prior_SK = self.prior_SK().numpy()
         shrinkage_SK = np.zeros_like(prior_SK)
         scratch, values = self._scratch, int(lists.offsets[-1])
@@ -157,6 +167,7 @@ class BayesianLinear:
         self.evidence_R2K[rows_U] = tensors["evidence"]
         self.learned_R[rows_U] = tensors["learned"]
         self.log_s_GK = tensors["log_s"].clone()
+        self._withheld = bool((self.log_s_GK == WITHHELD).any())
         self.squares_GK = tensors["squares"].clone()
         self.touched_rows = len(rows_U)
         self.events = events

@@ -20,6 +20,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import COLUMNS, Network
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
+from niwaki.model.linear.expert import WITHHELD
 from niwaki.model.linear.slots import Slots
 from niwaki.stream.errors import ConfigError
 
@@ -27,9 +28,6 @@ Tensors = dict[str, torch.Tensor]
 Names = Sequence[Hashable]
 _KEPT = ("label", "label_threshold", "label_positive", "timestamp")
 """Settings by which a model would be one of something else."""
-_SHRUNK = -20.0
-"""Logarithm of the prior variance with which a new pair of fields begins, since rows of the table
-of pairs may hold evidence of other pairs. It grows again within some hundred steps."""
 
 
 def check_change(old: Schema, new: Schema, block: object) -> None:
@@ -203,7 +201,7 @@ class _Adapter:
             for group, name in enumerate(after.slots.names_G)
             if name[0] == "pair" and name not in before.slots.names_G
         ]
-        log_s_GK[new_pairs] = _SHRUNK
+        log_s_GK[new_pairs] = WITHHELD  # their rows may hold evidence of other pairs
         return {
             "linear.rows": torch.from_numpy(place_U)[kept_U],
             "linear.evidence": tensors["linear.evidence"][kept_U],
