@@ -26,6 +26,7 @@ import pyarrow as pa
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of, spread
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.features.memory.histories import Histories
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import LIST, EventBatch, History, Schema
 from niwaki.model.learner import Learner
@@ -235,9 +236,18 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     claims += [claim for name in PAIRS for claim in losses(measured, name)]
     claims += [claim for name in SEAMS for claim in seam_claims(measured, name)]
     steps = ", ".join(f"{name} {ms:.2f}" for name, ms in costs["step_ms"].items())
+    memory_mb = history_mb()
+    claims.append(at_most("a million histories of 20 values, MB", memory_mb, 300))
     text = f"{table(measured)}\n\nA step of 256 events takes, ms: {steps}."
     setting = {"events": events, "seeds": list(seeds), "batch_events": BATCH_EVENTS}
     return Findings(measured, claims, setting | costs, text)
+
+
+def history_mb() -> float:
+    """Size of the tables and the order of a million histories of 20 values."""
+    keyed = Histories("liked", 20, 1_000_000).keyed
+    tables = sum(table.numel() * table.element_size() for table in keyed.tables.values())
+    return (tables + sum(array.nbytes for array in keyed.order)) / 1e6
 
 
 def table(measured: list[dict[str, Any]]) -> str:
