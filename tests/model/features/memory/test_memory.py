@@ -173,3 +173,27 @@ def test_numbers_of_values_beyond_what_a_row_holds_are_not_believed():
     histories.keyed.tables["h"].view(torch.int32)[:, 6:8] = 2**30
     values_V, offsets = histories.read(keys, np.full(8, 9.0))
     assert len(values_V) == offsets[-1] <= 24
+
+
+@given(STREAM, st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=100)
+def test_partitions_by_key_may_come_in_any_order_beside_one_another(stream, random):
+    """Each key's events keep their order, as within a partition; those of different keys mix."""
+    keys, values, times_s, counts = columns(stream)
+    keys[keys > 0] += 100
+    queues = {key: [b for b in range(len(keys)) if keys[b] == key] for key in set(keys.tolist())}
+    order = []
+    while any(queues.values()):
+        order.append(queues[random.choice([key for key, queue in queues.items() if queue])].pop(0))
+    found = []
+    for places in (np.arange(len(keys)), np.array(order)):
+        histories, rates = Histories("h", 3, 100), Rates("r", HALF_LIFE_S, EVIDENCE, 100)
+        events = keys[places], values[places], times_s[places], counts[places]
+        seen_V, offsets, _ = histories.learn(*events)
+        outcomes = Outcomes.plain(counts[places].astype(np.float32))
+        counted, _ = rates.learn(keys[places], times_s[places], outcomes)
+        lists = [seen_V[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+        found.append({b: (one, e) for b, one, e in zip(places, lists, counted[:, 1], strict=True)})
+    for b, (history, evidence) in found[0].items():
+        assert history == found[1][b][0]
+        np.testing.assert_array_equal(evidence, found[1][b][1])
