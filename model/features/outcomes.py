@@ -1,4 +1,4 @@
-"""What became of events, as all that learns and measures reads it.
+"""The outcomes of events, as all that learns and measures reads them.
 
 In: a batch with labels, and weights and sampling ratios where the schema has them. Out: `Outcomes`.
 
@@ -46,6 +46,11 @@ class Outcomes(NamedTuple):
         return bool((self.weights_B != 1).any())
 
     @property
+    def is_plain(self) -> bool:
+        """True if all events weigh 1, and none was left out by sampling."""
+        return not (self.weighted or self.offsets_B.any())
+
+    @property
     def unweighted(self) -> "Outcomes":
         """The same events, all of weight 1."""
         return self._replace(weights_B=np.ones_like(self.labels_B))
@@ -65,6 +70,8 @@ class Outcomes(NamedTuple):
     def whole_B(self) -> np.ndarray:
         """float32: `importance_B` in events of the stream before sampling: without sampling, the
         mean is 1."""
+        if self.is_plain:
+            return self.weights_B
         importance_B = self.importance_B
         mean = float(self.weights_B.mean(dtype=np.float64))
         whole_B: np.ndarray = importance_B * np.float32(1 / mean if mean else 0.0)
@@ -74,6 +81,8 @@ class Outcomes(NamedTuple):
     def effective_B(self) -> np.ndarray:
         """float32: `importance_B`, scaled so that the sum is the number of events of weight 1 that
         would say as much (Kish, Survey Sampling, 1965)."""
+        if self.is_plain:
+            return self.weights_B
         importance_B = self.importance_B
         total = float(importance_B.sum(dtype=np.float64))
         squares = float(np.square(importance_B, dtype=np.float64).sum())

@@ -47,7 +47,7 @@ class Piece(NamedTuple):
     rejects: list[Reject]
     """Rows that can't be read; `Reject.position` is a line or row, too."""
     unit: Literal["line", "row"]
-    """What places and positions count."""
+    """The unit of places and positions."""
 
     def placed(self, reject: Reject) -> Reject:
         """A reject, whose position is a line or row, with its place."""

@@ -52,7 +52,7 @@ class Records(NamedTuple):
     used: int
     """How many bytes of the lines these are: all but for an unfinished record at the end."""
     lines: int
-    """How many lines end in these bytes."""
+    """Number of lines that end in these bytes."""
     rejects: list[Reject]
     """Rejects of lines that are left out."""
     sound_R: np.ndarray | None = None

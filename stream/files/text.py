@@ -75,7 +75,7 @@ def is_utf8(data: bytes, end: int) -> bool:
 
 
 class LineEnds(NamedTuple):
-    """How often lines end in each way."""
+    """Numbers of line ends of each kind."""
 
     feeds: int
     """With a line feed, alone or after a return."""
@@ -102,7 +102,7 @@ class LineEnds(NamedTuple):
 
     @property
     def lines(self) -> int:
-        """How many lines end."""
+        """Number of lines that end."""
         return self.feeds + self.returns - self.pairs
 
 

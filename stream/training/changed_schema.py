@@ -44,7 +44,7 @@ def check_change(old: Schema, new: Schema, block: object) -> None:
 
 
 def describe_change(old: Schema, new: Schema) -> str:
-    """What a log says of the change."""
+    """The change in words, for a log."""
     before, after = set(_inputs(old)), set(_inputs(new))
     parts = [
         f"{verb} {', '.join(sorted(names))}"
