@@ -203,7 +203,7 @@ class Branches:
         corrections_B = self.dense.passes.forward(
             embedding_RD, inputs.embedded, inputs.numerics_BM, inputs.contributions_BS
         )
-        labels_B, weights_B, offsets_B = map(torch.from_numpy, outcomes)
+        labels_B, weights_B, offsets_B = map(torch.from_numpy, outcomes.arrays)
         logits_B = inputs.linear_BK[:, 0] + corrections_B + offsets_B
         self.dense.passes.backward(weights_B * (logits_B.sigmoid() - labels_B))
         weights, gradients = self.dense.parameters, self.dense.gradients

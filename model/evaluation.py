@@ -170,8 +170,8 @@ class WindowedEvaluation:
         self.window_events = window_events
         self.total, self.window = Evaluation(), Evaluation()
         self.unweighted = Evaluation()
-        """Of the whole stream, in which all events weigh the same; without events where none has
-        another weight than 1."""
+        """Of the whole stream, in which all events weigh the same; empty where they have no
+        weights."""
         self.last: dict[str, float] = {}
         """Summary of the last complete window; of the current one until there is one."""
         self.completed = 0

@@ -369,7 +369,7 @@ class Learner:
         self._lap("learn_network")
         if misled:
             self.tables.decay_accumulators(self._discount.gradients_ratio)
-        if learning and self.schema.fields and self.config.embedding_dim:
+        if learning and self.tables.weight_RD.numel():
             self.tables.update(*batches.gradients)
         self._lap("learn_embeddings")
         self.numerics.update(batches.features.numerics_BN)

@@ -63,6 +63,10 @@ class _Outcome(NamedTuple):
     """The predicted variance of `missed`."""
     loss: float
     """Log loss, nats."""
+    events: float
+    """The weights."""
+    clicks: float
+    """The weights of clicks."""
 
 
 class Mixture:
@@ -73,7 +77,8 @@ class Mixture:
         infinite: weights stay. `debt_rate`: gain of the integral calibration, logit for each click
         too many or too few, >= 0; 0: none."""
         self.learned = np.array(weights, np.float64)
-        self.precision = np.eye(len(weights)) * _PRIOR_PRECISION
+        self._prior_precision = np.eye(len(weights)) * _PRIOR_PRECISION
+        self.precision = self._prior_precision.copy()
         self.integral = 0.0
         """Integral calibration: the logit that is added to all predictions."""
         self.clicks = 0.0
@@ -111,23 +116,22 @@ class Mixture:
         labels_B = np.ascontiguousarray(outcomes.labels_B, np.float32)
         weights_B = np.ascontiguousarray(outcomes.effective_B, np.float32)
         whole_B = np.ascontiguousarray(outcomes.whole_B, np.float32)
-        missed = _outcome(self.weights, experts_BE, labels_B, whole_B)[0]
+        whole = _Outcome(*_outcome(self.weights, experts_BE, labels_B, whole_B))
         if np.isfinite(self._half_life_events):
             fade = 0.5 ** (events / self._half_life_events)
             self._learn(experts_BE, labels_B, weights_B, fade)
         gain = self._integral_rate * min(1.0, _INTEGRAL_DELAY_EVENTS / events) ** 3
-        fade = 0.5 ** (float(whole_B.sum(dtype=np.float64)) / _INTEGRAL_HALF_LIFE_EVENTS)
-        integral = self.integral * fade + gain * missed
+        fade = 0.5 ** (whole.events / _INTEGRAL_HALF_LIFE_EVENTS)
+        integral = self.integral * fade + gain * whole.missed
         self.integral = min(max(integral, -_LARGEST_INTEGRAL), _LARGEST_INTEGRAL)
 
     def _learn(
         self, experts_BE: np.ndarray, labels_B: np.ndarray, weights_B: np.ndarray, fade: float
     ) -> None:
-        events = float(weights_B.sum(dtype=np.float64))
-        clicks = float((weights_B * labels_B).sum(dtype=np.float64))
         mixed = self.learned.copy()
         mixed[0] += self.integral
         outcome = _Outcome(*_outcome(mixed, experts_BE, labels_B, weights_B))
+        events, clicks = outcome.events, outcome.clicks
         dispersion = outcome.missed**2 / max(outcome.variance, _LEAST_CURVATURE**2)
         self.updates = min(self.updates + 1, _OVERDISPERSION_UPDATES)
         self.overdispersion += (dispersion - self.overdispersion) / self.updates
@@ -138,7 +142,7 @@ class Mixture:
             self.log_ratio = self.log_ratio * fade + share * (rate_loss - outcome.loss)
         self.clicks = self.clicks * fade + clicks
         self.events = self.events * fade + events
-        evidence = self.precision * fade + np.eye(len(mixed)) * _PRIOR_PRECISION * (1 - fade)
+        evidence = self.precision * fade + self._prior_precision * (1 - fade)
         events_seen = experts_BE, labels_B, weights_B
         self.learned, self.precision = _newton(self.learned, evidence, *events_seen, share)
 
@@ -192,12 +196,12 @@ def _mix(weights: np.ndarray, experts_BE: np.ndarray) -> np.ndarray:
     return logits_B
 
 
-@kernel("UniTuple(float64, 3)(float64[::1], float32[:,::1], float32[::1], float32[::1])")
+@kernel("UniTuple(float64, 5)(float64[::1], float32[:,::1], float32[::1], float32[::1])")
 def _outcome(
     weights: np.ndarray, experts_BE: np.ndarray, labels_B: np.ndarray, weights_B: np.ndarray
-) -> tuple[float, float, float]:
-    """The three sums of an `_Outcome`."""
-    missed = variance = loss = 0.0
+) -> tuple[float, float, float, float, float]:
+    """The sums of an `_Outcome`."""
+    missed = variance = loss = total = clicks = 0.0
     for b in range(len(experts_BE)):
         label, weight = labels_B[b], weights_B[b]
         logit = weights[0]
@@ -207,7 +211,9 @@ def _outcome(
         missed += weight * (label - prediction)
         variance += weight * weight * max(prediction * (1 - prediction), _LEAST_CURVATURE)
         loss += weight * (max(logit, 0.0) + math.log1p(math.exp(-abs(logit))) - label * logit)
-    return missed, variance, loss
+        total += weight
+        clicks += weight * label
+    return missed, variance, loss, total, clicks
 
 
 @kernel("float64[::1](float64[:,::1], float64[::1])")

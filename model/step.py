@@ -22,7 +22,8 @@ from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.mlp import Masks
 from niwaki.model.experts import Assembled
 from niwaki.model.features.encoder import Features
-from niwaki.model.features.outcomes import Outcomes
+from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.outcomes import OutcomeArrays, Outcomes
 from niwaki.model.linear.slots import Slots
 
 WHOLE_EVENTS = 128
@@ -61,6 +62,31 @@ class ModelView(NamedTuple):
     """The branch whose gradients in the embeddings do not count."""
 
 
+class _Part(NamedTuple):
+    """A micro-batch: its inputs, and its share of the buffers."""
+
+    rows_BF: np.ndarray
+    pairs_BP: np.ndarray
+    numerics_BN: np.ndarray
+    embedded: Embedded
+    lists: ListSlots
+    outcomes: OutcomeArrays
+    found: Assembled
+
+    def part(self, start: int, stop: int) -> "_Part":
+        """Events `start` to `stop` (exclusive), as views."""
+        span = slice(start, stop)
+        return _Part(
+            self.rows_BF[span],
+            self.pairs_BP[span],
+            self.numerics_BN[span],
+            self.embedded.part(start, stop),
+            self.lists.part(start, stop),
+            OutcomeArrays(*(array[span] for array in self.outcomes)),
+            self.found.part(span),
+        )
+
+
 class MicroBatches:
     """A batch on its way through the experts."""
 
@@ -78,28 +104,32 @@ class MicroBatches:
         self.events = first, events - first
         """Events of each micro-batch."""
         self._slots = slots
-        self._slices = slice(0, first), slice(first, events)
-        self._rows_BF = features.rows_BF.numpy()
-        self._embedded = Embedded.of(features)
-        self._pairs_BP = features.pairs_BP.numpy()
-        self._numerics_BN = features.numerics_BN.numpy()
+        whole = _Part(
+            features.rows_BF.numpy(),
+            features.pairs_BP.numpy(),
+            features.numerics_BN.numpy(),
+            Embedded.of(features),
+            self.lists,
+            outcomes.arrays,
+            self.found,
+        )
+        spans = ((0, first), (first, events)) if first < events else ()
+        self._parts = [whole.part(*span) for span in spans] or [whole]
         self._losses: tuple[list[float], list[float]] = ([], [])
         self._gradients_BVD: list[torch.Tensor | None] = [None, None]
 
     def compute(self, place: int, view: ModelView, lap: Lap) -> None:
         """Forward and backward passes of micro-batch 0 or 1."""
-        part = self._slices[place]
-        found = self.found.part(part)
-        outcomes = self.outcomes.part(part.start, part.stop)
-        embedded = self._embedded.part(part.start, part.stop)
+        part = self._parts[place]
+        found, outcomes = part.found, part.outcomes
         losses = self._losses[place]
         experts_BE = found.experts_BE
         found.fill(
             self._slots,
-            self._rows_BF[part],
-            self._pairs_BP[part],
-            self._numerics_BN[part],
-            self.lists.part(part.start, part.stop),
+            part.rows_BF,
+            part.pairs_BP,
+            part.numerics_BN,
+            part.lists,
             view.scale,
             view.evidence_R2K,
             view.prior_SK,
@@ -116,7 +146,7 @@ class MicroBatches:
         contributions_BS = torch.from_numpy(found.contributions_BS)
         for branch, masks in view.masks_by_branch.items():
             passes = branch.passes_by_micro_batch[place]
-            inputs = view.embedding_RD, embedded, numerics_BM, contributions_BS
+            inputs = view.embedding_RD, part.embedded, numerics_BM, contributions_BS
             correction_B = passes.forward(*inputs, masks).numpy()
             loss = kernels.corrected_loss(experts_BE, correction_B, *outcomes, logits_B, errors_B)
             losses.append(loss)
@@ -143,7 +173,7 @@ class MicroBatches:
         """For each micro-batch that has events, rows of embeddings, and the gradient of the summed
         loss in the vectors of the interaction (B, V, D), those of the fields first."""
         return [
-            (self._embedded.part(part.start, part.stop), gradient_BVD.numpy())
-            for part, gradient_BVD in zip(self._slices, self._gradients_BVD, strict=True)
+            (part.embedded, gradient_BVD.numpy())
+            for part, gradient_BVD in zip(self._parts, self._gradients_BVD, strict=False)
             if gradient_BVD is not None
         ]

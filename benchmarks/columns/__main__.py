@@ -111,8 +111,8 @@ def sampled(
         kept_B = (batch.labels_B >= 0.5) | (rng.random(len(batch)) < ratio)
         if kept_B.any():
             part = batch.take(np.flatnonzero(kept_B))
-            offsets_B = np.full(len(part), -np.log(ratio), np.float32)
-            outcomes = Outcomes.plain(part.labels_B)._replace(offsets_B=offsets_B)
+            ratios_B = np.full(len(part), ratio, np.float32)
+            outcomes = Outcomes.made(part.labels_B, sampling_B=ratios_B)
             learner.learn(learner.encoder.encode(part), outcomes)
     return {
         "events": measured.events,

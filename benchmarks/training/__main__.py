@@ -161,7 +161,7 @@ def _warm(
         pruned.branches.prune()
         for i, (features, labels_B) in enumerate(batches):
             done = min(1.0, (i + 1) / (0.75 * len(batches)))
-            pruned.learn(features, Outcomes.plain(labels_B), 1 - sparsity * (1 - (1 - done) ** 3))
+            pruned.learn(features, Outcomes.made(labels_B), 1 - sparsity * (1 - (1 - done) ** 3))
         pruned.branches.cut()
     return found
 

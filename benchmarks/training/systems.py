@@ -77,7 +77,7 @@ def copy_of(learner: Learner, run_parallel: ParallelCall = run_in_turn) -> Learn
 
 def learn_all(learner: Learner, batches: Sequence[Batch]) -> list[np.ndarray]:
     return [
-        learner.learn(features, Outcomes.plain(labels_B)).logits_B for features, labels_B in batches
+        learner.learn(features, Outcomes.made(labels_B)).logits_B for features, labels_B in batches
     ]
 
 

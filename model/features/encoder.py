@@ -125,6 +125,8 @@ class Encoder:
         # A field that shares another's embeddings hashes as that one does.
         field_seeds = [_seed(f"{prefix}:{schema.fields[owner]}") for owner in schema.owners]
         seeds, list_seeds = field_seeds[: len(names)], field_seeds[len(names) :]
+        self._made_numerics = len(schema.numerics) - len(schema.numeric)
+        self._first_list = len(names)
         self._list_seeds_L = np.array(list_seeds, np.uint64)
         owners_F = np.array(schema.owners, np.int64)
         self._shifts_F = (owners_F - np.arange(len(owners_F))) * rows
@@ -177,8 +179,8 @@ class Encoder:
             _hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
         _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF, pairs_BP)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
-        if made := len(self.schema.numerics) - len(self.schema.numeric):
-            empty_BA = np.full((events, made), np.nan, np.float32)
+        if self._made_numerics:
+            empty_BA = np.full((events, self._made_numerics), np.nan, np.float32)
             numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
         keys_BM = np.empty((events, len(self._keys_MX)), np.int64)
         values_BH = np.empty((events, len(self._values_H)), np.int32)
@@ -202,7 +204,7 @@ class Encoder:
 
     def _encode_list(self, column: pa.Array, place: int) -> ListRows:
         """The rows of the list column at `place`."""
-        field = len(self.schema.single_fields) + place
+        field = self._first_list + place
         seeds_1 = self._list_seeds_L[place : place + 1]
         values, weights_V, offsets, known_B = flat_list(column)
         hashes_V1 = np.empty((len(values), 1), np.uint64)

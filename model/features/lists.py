@@ -9,6 +9,7 @@ Shapes: B events, L lists of each event, V values of one list column, X values o
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ class ListSlots(NamedTuple):
     def of(cls, lists: Sequence[ListRows], events: int, first_slot: int) -> "ListSlots":
         """The slots of `lists`, the first of which has the slot `first_slot`."""
         if not lists:
-            return cls(*_NONE, np.zeros(events + 1, np.int64))
+            return _no_lists(events)
         counts_B = np.zeros(events, np.int64)
         for rows in lists:
             counts_B += np.diff(rows.offsets)
@@ -86,6 +87,12 @@ class ListSlots(NamedTuple):
     def part(self, start: int, stop: int) -> "ListSlots":
         """Events `start` to `stop` (exclusive), as views."""
         return self._replace(offsets=self.offsets[start : stop + 1])
+
+
+@lru_cache
+def _no_lists(events: int) -> ListSlots:
+    """The slots of events without lists, read only."""
+    return ListSlots(*_NONE, np.zeros(events + 1, np.int64))
 
 
 def flat_list(column: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:

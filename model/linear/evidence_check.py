@@ -55,7 +55,7 @@ class EvidenceCheck:
         state = self.state
         if state.events_left <= 0 or logits_BK.shape[1] < 2:
             return False
-        labels_B, weights_B, offsets_B = outcomes
+        labels_B, weights_B, offsets_B = outcomes.arrays
         logits_B2 = logits_BK[:, :2] + offsets_B[:, None]
         losses = (log_losses(logits_B2[:, scale], labels_B) for scale in range(2))
         gain_B = weights_B * (next(losses) - next(losses))

@@ -121,7 +121,7 @@ class BayesianLinear:
             rows_BS,
             values_BS,
             lists,
-            outcomes,
+            outcomes.arrays,
             shrinkage_SK,
             scratch,
         )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from niwaki.model.features.lists import ListSlots
-from niwaki.model.features.outcomes import OUTCOMES, Outcomes
+from niwaki.model.features.outcomes import OUTCOMES, OutcomeArrays
 from niwaki.model.jit import inlined, kernel, types
 from niwaki.model.linear.kernels import Kernel
 from niwaki.model.rows import AHEAD_EVENTS, AHEAD_ROWS, prefetch
@@ -102,7 +102,7 @@ def compiled_learn(scales: int) -> Kernel:
         rows_BS: np.ndarray,
         values_BS: np.ndarray,
         lists: ListSlots,
-        outcomes: Outcomes,
+        outcomes: OutcomeArrays,
         shrinkage_SK: np.ndarray,
         scratch: Scratch,
     ) -> tuple[int, int]:

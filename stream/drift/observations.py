@@ -48,8 +48,8 @@ class Observations(NamedTuple):
     ) -> "Observations":
         """The record of a batch, from predictions for the stream before sampling. `columns`:
         `rows_BF` and `numerics_BN`, or none."""
-        offsets_B = outcomes.offsets_B
-        if offsets_B.any():
+        if outcomes.sampled:
+            offsets_B = outcomes.offsets_B
             experts_BE, logits_B = experts_BE + offsets_B[:, None], logits_B + offsets_B
             losses_B = log_losses(logits_B, outcomes.labels_B)
         seen = outcomes.labels_B, batch.times_s_B

@@ -47,7 +47,7 @@ def test_however_a_stretch_is_cut_its_measures_are_the_same():
     whole, cut = Evaluation(), WindowedEvaluation(700)
     whole.update(logits, labels)
     for start in range(0, 5000, 64):
-        cut.update(logits[start : start + 64], Outcomes.plain(labels[start : start + 64]))
+        cut.update(logits[start : start + 64], Outcomes.made(labels[start : start + 64]))
     for name, value in whole.summary().items():
         assert cut.total.summary()[name] == pytest.approx(value, rel=1e-9)
     assert cut.completed == 7 and cut.last["events"] == 704
@@ -66,7 +66,7 @@ def test_deciles_hold_a_tenth_each_and_are_calibrated_when_the_predictions_are()
 def test_a_windowed_evaluation_continues_exactly_from_its_state():
     logits, labels = events(3000, 3)
     first, second = WindowedEvaluation(500), WindowedEvaluation(500)
-    outcomes = Outcomes.plain(labels.astype(np.float32))
+    outcomes = Outcomes.made(labels.astype(np.float32))
     first.update(logits[:800], outcomes.part(0, 800))
     second.restore(first.state())
     for evaluation in (first, second):
@@ -88,11 +88,11 @@ def test_an_event_of_weight_three_counts_as_three_events():
 
 def test_both_figures_are_kept_where_events_have_weights():
     logits, labels = events(2000, 5)
-    outcomes = Outcomes.plain(labels.astype(np.float32))
+    labels_B = labels.astype(np.float32)
     plain, weighted = WindowedEvaluation(500), WindowedEvaluation(500)
-    plain.update(logits, outcomes)
+    plain.update(logits, Outcomes.made(labels_B))
     weights_B = np.where(labels > 0, 5, 1).astype(np.float32)
-    weighted.update(logits, outcomes._replace(weights_B=weights_B))
+    weighted.update(logits, Outcomes.made(labels_B, weights_B))
     assert weighted.unweighted.summary() == plain.total.summary()
     assert weighted.total.base_rate > plain.total.base_rate and not plain.unweighted.events
 
@@ -104,7 +104,7 @@ def test_figures_of_a_sampled_stream_are_those_of_the_stream_before():
     kept = (labels > 0) | (rng.random(400_000) < ratios)
     whole, sampled = Evaluation(), WindowedEvaluation(10**6)
     whole.update(logits, labels)
-    outcomes = Outcomes.plain(labels[kept].astype(np.float32))
-    sampled.update(logits[kept], outcomes._replace(offsets_B=-np.log(ratios[kept])))
+    labels_B = labels[kept].astype(np.float32)
+    sampled.update(logits[kept], Outcomes.made(labels_B, sampling_B=ratios[kept]))
     for name in ("log_loss", "normalized_entropy", "auc", "calibration", "base_rate"):
         assert sampled.total.summary()[name] == pytest.approx(whole.summary()[name], rel=0.01)

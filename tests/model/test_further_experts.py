@@ -119,7 +119,7 @@ def test_its_column_is_before_the_deep_one_and_holds_what_it_said_before_it_lear
         for place in np.array_split(np.arange(events), steps):
             part = Features(*(tensor[place] for tensor in features[:-1]))
             assert said_B[place].tolist() == twin.contribute(part).tolist()
-            twin.learn(part, Outcomes.plain(batch.labels_B[place]))
+            twin.learn(part, Outcomes.made(batch.labels_B[place]))
     assert len(np.unique(said_B)) > 10
     assert differing(twin.state(), learner.further[0].state()) == []
 

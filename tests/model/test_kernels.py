@@ -95,7 +95,7 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
         values_BS = rng.normal(size=(events, slots)).astype(np.float32)
         labels_B = rng.integers(0, 2, events).astype(np.float32)
         lists = ListSlots.of([], events, slots)
-        learned, _ = linear.learn(rows_BS, values_BS, lists, Outcomes.plain(labels_B))
+        learned, _ = linear.learn(rows_BS, values_BS, lists, Outcomes.made(labels_B))
         plain.learn(rows_BS, values_BS, labels_B)
         assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
         np.testing.assert_allclose(linear.evidence_R2K, plain.evidence_R2K, rtol=1e-4, atol=1e-5)
@@ -169,7 +169,7 @@ def test_changes_are_the_rows_learned_since_they_were_last_cleared_each_once(bat
         changes.mark_dirty(
             "linear",
             *linear.learn(
-                rows_B1, ones_B[:, None], ListSlots.of([], len(rows), 1), Outcomes.plain(ones_B)
+                rows_B1, ones_B[:, None], ListSlots.of([], len(rows), 1), Outcomes.made(ones_B)
             ),
         )
         expected |= dict.fromkeys(rows)

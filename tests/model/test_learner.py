@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_learner_before_anything_changes():
     labels = batch.labels_B.copy()
     labels[3] = np.nan
     with pytest.raises(LearnError, match="not finite"):
-        learner.learn(learner.encoder.encode(batch), Outcomes.plain(labels))
+        learner.learn(learner.encoder.encode(batch), Outcomes.made(labels))
     assert differing(before, learner.state()[1]) == []
 
 

@@ -38,7 +38,7 @@ def test_an_event_of_weight_zero_teaches_nothing():
     batch, blank = click_events(640), click_events(640, flipped=True)
     first, second = Learner(SCHEMA, SMALL), Learner(SCHEMA, SMALL)
     for learner, part in ((first, batch), (second, blank)):
-        outcomes = Outcomes.plain(part.labels_B)._replace(weights_B=np.zeros(640, np.float32))
+        outcomes = Outcomes.made(part.labels_B, np.zeros(640, np.float32))
         for start in range(0, 640, 64):
             hashed = learner.encoder.encode(batch.slice(start, start + 64))
             learner.learn(hashed, outcomes.part(start, start + 64))
@@ -93,8 +93,8 @@ def test_the_mixture_is_calibrated_for_the_stream_before_sampling():
     kept = labels | (rng.random(200_000) < 0.1)
     experts = np.stack([truth, rng.normal(size=200_000)], 1).astype(np.float32)
     mixture = Mixture.initial(1, half_life_events=50_000, debt_rate=0.002)
-    part = Outcomes.plain(labels[kept].astype(np.float32))
-    part = part._replace(offsets_B=np.full(kept.sum(), -math.log(0.1), np.float32))
+    ratios_B = np.full(kept.sum(), 0.1, np.float32)
+    part = Outcomes.made(labels[kept].astype(np.float32), sampling_B=ratios_B)
     for start in range(0, int(kept.sum()), 500):
         stop = min(start + 500, int(kept.sum()))
         mixture.update(experts[kept][start:stop], part.part(start, stop))

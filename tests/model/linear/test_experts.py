@@ -22,7 +22,7 @@ from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfi
 from tests.support.streams import SCHEMA, SMALL, click_events
 from tests.support.trainers import served_by
 
-plain = Outcomes.plain
+plain = Outcomes.made
 
 WITHOUT = {
     "embeddings": {"embedding_dim": 0},

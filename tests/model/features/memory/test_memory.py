@@ -139,7 +139,7 @@ def test_rates_are_those_of_a_plain_recomputation(stream, cuts, spread, seed):
     plain, rates = PlainRates(), Rates("r", HALF_LIFE_S, EVIDENCE, 100)
     events = zip(keys, labels, times_s, weights, strict=True)
     expected = np.array([plain.step(*map(float, event)) for event in events])
-    outcomes = Outcomes(labels, weights, np.zeros_like(labels))
+    outcomes = Outcomes.made(labels, weights)
     for start, stop in parts(cuts, len(stream)):
         span = slice(start, stop)
         found, changed = rates.learn(keys[span], times_s[span], outcomes.part(start, stop))
@@ -190,7 +190,7 @@ def test_partitions_by_key_may_come_in_any_order_beside_one_another(stream, rand
         histories, rates = Histories("h", 3, 100), Rates("r", HALF_LIFE_S, EVIDENCE, 100)
         events = keys[places], values[places], times_s[places], counts[places]
         seen_V, offsets, _ = histories.learn(*events)
-        outcomes = Outcomes.plain(counts[places].astype(np.float32))
+        outcomes = Outcomes.made(counts[places].astype(np.float32))
         counted, _ = rates.learn(keys[places], times_s[places], outcomes)
         lists = [seen_V[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
         found.append({b: (one, e) for b, one, e in zip(places, lists, counted[:, 1], strict=True)})

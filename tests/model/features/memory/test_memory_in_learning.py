@@ -134,10 +134,9 @@ def test_a_history_reads_the_embeddings_of_its_column_and_has_rows_of_its_own_ot
 def test_weights_count_in_rates_and_sampled_events_for_those_left_out():
     batch, weighted, plain = in_groups(400), Learner(SCHEMA, SMALL), Learner(SCHEMA, SMALL)
     twos_B = np.full(400, 2, np.float32)
-    outcomes = Outcomes.plain(batch.labels_B)
     hashed = plain.encoder.encode(batch)
-    plain.memory.learn(hashed, outcomes)
-    weighted.memory.learn(hashed, outcomes._replace(weights_B=twos_B))
+    plain.memory.learn(hashed, Outcomes.made(batch.labels_B))
+    weighted.memory.learn(hashed, Outcomes.made(batch.labels_B, twos_B))
     place = SCHEMA.numerics.index("evidence:item")
     one, two = (
         learner.memory.complete(hashed).numerics_BN[:, place].expm1()
