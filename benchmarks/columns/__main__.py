@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -96,23 +96,52 @@ def worth(path: Path, schema: Schema, events: int, seed: int) -> dict[str, float
     }
 
 
+class Sampling(NamedTuple):
+    """The part of a recording that a learner has."""
+
+    ratio: float = 1.0
+    """Share of events without a click that it has."""
+    clicks: float = 1.0
+    """Share of the recording's clicks that the whole stream has."""
+    way: str = "ratio"
+    """"ratio": the learner is told the sampling ratio; "weights": events without a click weigh its
+    inverse instead; "random": it has as many events, drawn from all."""
+
+
+SAMPLINGS = {
+    "whole": Sampling(),
+    "sampled": Sampling(RATIO),
+    "sampled, weights": Sampling(RATIO, way="weights"),
+    "as many at random": Sampling(RATIO, way="random"),
+    "rare whole": Sampling(clicks=RARE),
+    "rare sampled": Sampling(RATIO, RARE),
+}
+
+
 def sampled(
-    path: Path, schema: Schema, events: int, seed: int, ratio: float, clicks: float = 1.0
+    path: Path, schema: Schema, events: int, seed: int, sampling: Sampling
 ) -> dict[str, float]:
-    """Entropy and calibration on the whole stream of a learner that has all events with a click,
-    and `ratio` of the others. `clicks`: share of clicks that the whole stream has of the
-    recording's."""
+    """Entropy and calibration on the whole stream of a learner that has a part of it."""
+    ratio, clicks, way = sampling
     learner, measured = Learner(schema, LearnerConfig(seed=seed)), Evaluation()
     rng, thin = np.random.default_rng(seed), np.random.default_rng(1)
     for batch in batches(path, schema, events):
         there_B = (batch.labels_B < 0.5) | (thin.random(len(batch)) < clicks)
         batch = batch.take(np.flatnonzero(there_B))
         measured.update(learner.predict(learner.encoder.encode(batch)), batch.labels_B)
-        kept_B = (batch.labels_B >= 0.5) | (rng.random(len(batch)) < ratio)
+        clicked_B = batch.labels_B >= 0.5
+        share = clicked_B.mean() + (1 - clicked_B.mean()) * ratio
+        drawn_B = rng.random(len(batch))
+        kept_B = drawn_B < share if way == "random" else clicked_B | (drawn_B < ratio)
         if kept_B.any():
             part = batch.take(np.flatnonzero(kept_B))
-            ratios_B = np.full(len(part), ratio, np.float32)
-            outcomes = Outcomes.made(part.labels_B, sampling_B=ratios_B)
+            outcomes = Outcomes.made(part.labels_B)
+            if way == "weights":
+                weights_B = np.where(part.labels_B < 0.5, 1 / ratio, 1).astype(np.float32)
+                outcomes = Outcomes.made(part.labels_B, weights_B)
+            elif way == "ratio":
+                ratios_B = np.full(len(part), ratio, np.float32)
+                outcomes = Outcomes.made(part.labels_B, sampling_B=ratios_B)
             learner.learn(learner.encoder.encode(part), outcomes)
     return {
         "events": measured.events,
@@ -204,14 +233,9 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
             one: (lambda seed, s=s, path=path: worth(path, s, events, seed))
             for one, s in variants(name, schema).items()
         }
-        for one, ratio, clicks in (
-            ("whole", 1.0, 1.0),
-            ("sampled", RATIO, 1.0),
-            ("rare whole", 1.0, RARE),
-            ("rare sampled", RATIO, RARE),
-        ):
-            runs[one] = lambda seed, asked=(ratio, clicks), s=schema, path=path: sampled(
-                path, s, events if asked[1] == 1 else 3 * events, seed, *asked
+        for one, sampling in SAMPLINGS.items():
+            runs[one] = lambda seed, asked=sampling, s=schema, path=path: sampled(
+                path, s, events if asked.clicks == 1 else 3 * events, seed, asked
             )
         for seed in seeds:
             for one, run in runs.items():
