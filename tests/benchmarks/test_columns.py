@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.columns.__main__ import (
     PAIRS,
+    Sampling,
     cost,
     history_mb,
     sampled,
@@ -39,7 +40,7 @@ def test_variants_differ_in_lists_and_memory_only():
 
 def test_each_part_gives_finite_figures(recording):
     assert np.isfinite(worth(recording, LISTS, 1_000, 0)["served_ne"])
-    whole, part = (sampled(recording, LISTS, 1_000, 0, ratio) for ratio in (1.0, 0.3))
+    whole, part = (sampled(recording, LISTS, 1_000, 0, Sampling(ratio)) for ratio in (1.0, 0.3))
     assert whole["events"] == part["events"] == 1_000 and whole["served_ne"] != part["served_ne"]
     entropies = [seam(recording, LISTS, "user", 900, 0, added) for added in (True, False)]
     assert np.isfinite(entropies).all()
