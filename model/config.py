@@ -9,6 +9,7 @@ from niwaki.model.deep.network import Network, NetworkShape
 from niwaki.model.experts import columns_of_experts
 from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.schema import Schema
+from niwaki.model.linear.pairs import PairBudget
 from niwaki.model.mixture import Mixture
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.errors import RuleError
@@ -17,6 +18,8 @@ _NOT_NEGATIVE = (
     "embedding_dim",
     "pair_rows",
     "max_pairs",
+    "max_list_pairs",
+    "pair_trial_events",
     "network_rate",
     "shrinkage_rate",
     "mixture_half_life_events",
@@ -40,11 +43,16 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     only."""
     table_rows: int = 262_144
     """Rows of each field's table, >= 2; values are hashed to them."""
-    pair_rows: int = 4_194_304
+    pair_rows: int = 8_388_608
     """Rows of the linear expert's table of pairs of fields; 0: no pairs."""
-    max_pairs: int = 66
-    """With more pairs of fields than this (66: 12 fields), none are made; name those that matter in
-    `schema.crosses`."""
+    max_pairs: int = 100
+    """Pairs of fields with one value each that live at once, >= 0. Where there can be more, the
+    stream chooses."""
+    max_list_pairs: int = 32
+    """Pairs of such a field and a list that live at once, >= 0; likewise."""
+    pair_trial_events: int = 5_000
+    """Events for which pairs are tried where there can be more than may live, >= 0; 0: the first
+    ones live for ever."""
     half_lives_events: tuple[float, ...] = (100_000, 10_000, 1_000)
     """Half-lives of evidence in the linear expert, one for each time scale, events; the deep expert
     corrects the first."""
@@ -96,9 +104,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def encoder(self, schema: Schema) -> Encoder:
         """Maps events of `schema` to the rows of this model's tables."""
-        fields = len(schema.single_fields)
-        pair_rows = self.pair_rows if fields * (fields - 1) // 2 <= self.max_pairs else 0
-        return Encoder(schema, rows=self.table_rows, pair_rows=pair_rows, seed=self.hash_seed)
+        return Encoder(schema, rows=self.table_rows, seed=self.hash_seed)
+
+    @property
+    def pair_budget(self) -> PairBudget:
+        """How many pairs of fields may live."""
+        return PairBudget(self.pair_rows, self.max_pairs, self.max_list_pairs)
 
     def network(self, schema: Schema, slots: int, block: tuple[int, int] | None) -> Network:
         """The dense network. `block`: outputs and inputs of the blocks of weights that are its

@@ -144,7 +144,7 @@ class Assembled(NamedTuple):
         self,
         slots: Slots,
         rows_BF: np.ndarray,
-        pairs_BP: np.ndarray,
+        hashes_BF: np.ndarray,
         numerics_BN: np.ndarray,
         lists: ListSlots,
         scale: tuple[np.ndarray, np.ndarray],
@@ -157,7 +157,8 @@ class Assembled(NamedTuple):
         """
         prepared = self[:3]
         prepare_numerics(numerics_BN, *scale, *prepared)
-        locate_slots(rows_BF, pairs_BP, *prepared, *slots.places, self.rows_BS, self.values_BS)
+        to = self.rows_BS, self.values_BS
+        locate_slots(rows_BF, hashes_BF, *prepared, *slots.places, *slots.pairs, *to)
         write_logits = compiled_logits(prior_SK.shape[1])
         outputs = self.contributions_BS, self.experts_BE
         write_logits(evidence_R2K, prior_SK, self.rows_BS, self.values_BS, *outputs)
@@ -191,11 +192,11 @@ def assemble(
     events, numerics = features.numerics_BN.shape
     scales = prior_SK.shape[1]
     found = Assembled.empty(events, numerics, slots, scales)
-    lists = slots.of_lists(features.lists, events)
+    lists = slots.of_lists(features.lists, features.hashes_BF.numpy())
     found.fill(
         slots,
         features.rows_BF.numpy(),
-        features.pairs_BP.numpy(),
+        features.hashes_BF.numpy(),
         features.numerics_BN.numpy(),
         lists,
         (scale.moments_2N.numpy(), scale.knots_NQ.numpy()),

@@ -37,8 +37,9 @@ from niwaki.model.features.memory.memory import Memory
 from niwaki.model.features.numerics import Numerics
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import Schema
-from niwaki.model.linear.evidence_check import EvidenceCheck, EvidenceCheckState
+from niwaki.model.linear.evidence_check import Discount, EvidenceCheck, EvidenceCheckState
 from niwaki.model.linear.expert import BayesianLinear
+from niwaki.model.linear.pairs import PairChoice
 from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
@@ -69,15 +70,6 @@ class Learned(NamedTuple):
     loss: float
     """Mean log loss of the served branch's deep expert, nats; of the linear one where there is no
     network."""
-
-
-class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The shares that are kept, (0, 1], once old evidence is found to mislead."""
-
-    evidence_ratio: float = 1.0
-    """Of the linear expert's evidence."""
-    gradients_ratio: float = 1.0
-    """Of the embedding tables' accumulated squared gradients."""
 
 
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +106,8 @@ class Learner:
         self.schema = schema
         self.config = config
         self.encoder = config.encoder(schema)
-        self.slots = Slots(schema, self.encoder)
+        self.slots = Slots(schema, self.encoder, config.pair_budget)
+        self.pairs = PairChoice(self.slots.candidates, config.pair_trial_events)
         self.memory = Memory(schema, self.encoder)
         self.linear = BayesianLinear(
             self.slots.rows,
@@ -186,8 +179,7 @@ class Learner:
         histories and rates.
         """
         events = len(outcomes.labels_B)
-        steps = -(-events // _STEP_EVENTS)
-        if steps == 1:
+        if (steps := -(-events // _STEP_EVENTS)) == 1:
             return self._step(hashed, outcomes, target_ratio, table_ratio)
         bounds = [events * i // steps for i in range(steps + 1)]
         parts = [
@@ -209,6 +201,7 @@ class Learner:
         accumulated squared gradients."""
         self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
         self._evidence_check.begin(within_events)
+        self.pairs.hurry()
 
     def rewire(self, hashed: HashedEvents, outcomes: Outcomes, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
@@ -233,6 +226,7 @@ class Learner:
             names.rows_of(names.LINEAR): linear_rows_U,
             names.values_of(names.LINEAR): gather(self.linear.evidence_R2K, linear_rows_U),
             names.LINEAR_PRIOR: self.linear.prior_SK(),
+            names.LIVING_PAIRS: torch.from_numpy(self.slots.living),
             names.MOMENTS: scale.moments_2N,
             names.KNOTS: scale.knots_NQ,
             names.MIXTURE: torch.from_numpy(weights.copy()),
@@ -261,9 +255,9 @@ class Learner:
     def description(self) -> ModelDescription:
         """The model as the header of a checkpoint describes it."""
         return ModelDescription(
-            schema=self.schema,
-            table_rows=self.config.table_rows,
-            pair_rows=self.encoder.pair_rows,
+            self.schema,
+            self.config.table_rows,
+            *self.config.pair_budget,
             half_lives_events=self.config.half_lives_events,
             hash_seed=self.config.hash_seed,
             dense_shape=self.branches.dense.network.shape,
@@ -283,6 +277,7 @@ class Learner:
             ("linear", self.linear.state()),
             ("numerics", self.numerics.state()),
             ("mixture", mixture),
+            ("pairs", self.pairs.state()),
         ):
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in part.items()}
         tensors |= self.memory.export({}) | tensors_of_experts(self.further)
@@ -303,6 +298,8 @@ class Learner:
 
         self.tables.restore(part("embedding."))
         self.linear.restore(part("linear."), state.events)
+        self.pairs.restore(part("pairs."))
+        self.slots = self.slots.with_living(self.pairs.living)
         self.numerics.restore(part("numerics."))
         self.mixture.restore({name: t.numpy() for name, t in part("mixture.").items()})
         self.memory.restore(tensors)
@@ -355,6 +352,7 @@ class Learner:
             expert.learn(features, outcomes)
         for table, rows_X in (changed | self.memory.see(features)).items():
             self._mark_dirty(table, rows_X)
+        self._choose_pairs(batches)
         self.events += events
         loss = by_branch.get(view.served_branch, float(losses[0]))
         return Learned(logits_B, experts_BE, loss)
@@ -380,17 +378,23 @@ class Learner:
         """One step of the linear expert. It touches nothing that `_learn_deep` does."""
         found = batches.found
         rows = self.linear.learn(found.rows_BS, found.values_BS, batches.lists, batches.outcomes)
-        if misled:
-            self._mark_dirty("linear", self.linear.discount_evidence(self._discount.evidence_ratio))
-        else:
-            self._mark_dirty("linear", *rows)
+        ratio = self._discount.evidence_ratio
+        self._mark_dirty("linear", *((self.linear.discount_evidence(ratio),) if misled else rows))
         self._lap("learn_linear")
+
+    def _choose_pairs(self, batches: MicroBatches) -> None:
+        """Count what pairs were worth for these events; other ones may live from now on."""
+        found, columns = batches.found, self.slots.pair_columns
+        logits_B, outcomes = found.experts_BE[:, 0], batches.outcomes.arrays
+        exchanged = self.pairs.update(found.contributions_BS, columns, logits_B, outcomes)
+        if len(exchanged):
+            self.slots = self.slots.with_living(self.pairs.living)
+            self.linear.begin_slots(columns[exchanged])
 
     def _mark_dirty(self, table: str, *rows: torch.Tensor) -> None:
         for log in self._dirty_rows:
             log.mark_dirty(table, *rows)
 
     def _assemble(self, features: Features) -> Inputs:
-        scale = self.numerics.scale()
-        evidence_R2K, prior_SK = self.linear.evidence_R2K, self.linear.prior_SK()
-        return assemble(self.slots, features, scale, evidence_R2K, prior_SK)
+        linear = self.linear.evidence_R2K, self.linear.prior_SK()
+        return assemble(self.slots, features, self.numerics.scale(), *linear)

@@ -66,7 +66,7 @@ class _Part(NamedTuple):
     """A micro-batch: its inputs, and its share of the buffers."""
 
     rows_BF: np.ndarray
-    pairs_BP: np.ndarray
+    hashes_BF: np.ndarray
     numerics_BN: np.ndarray
     embedded: Embedded
     lists: ListSlots
@@ -78,7 +78,7 @@ class _Part(NamedTuple):
         span = slice(start, stop)
         return _Part(
             self.rows_BF[span],
-            self.pairs_BP[span],
+            self.hashes_BF[span],
             self.numerics_BN[span],
             self.embedded.part(start, stop),
             self.lists.part(start, stop),
@@ -95,7 +95,7 @@ class MicroBatches:
         events, numerics = features.numerics_BN.shape
         self.features = features
         self.outcomes = outcomes
-        self.lists = slots.of_lists(features.lists, events)
+        self.lists = slots.of_lists(features.lists, features.hashes_BF.numpy())
         """The values of all lists."""
         self.found = Assembled.empty(events, numerics, slots, experts)
         """The inputs and logits of all events; the columns of further experts are the caller's to
@@ -106,7 +106,7 @@ class MicroBatches:
         self._slots = slots
         whole = _Part(
             features.rows_BF.numpy(),
-            features.pairs_BP.numpy(),
+            features.hashes_BF.numpy(),
             features.numerics_BN.numpy(),
             Embedded.of(features),
             self.lists,
@@ -127,7 +127,7 @@ class MicroBatches:
         found.fill(
             self._slots,
             part.rows_BF,
-            part.pairs_BP,
+            part.hashes_BF,
             part.numerics_BN,
             part.lists,
             view.scale,

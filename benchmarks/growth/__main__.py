@@ -189,12 +189,11 @@ def made_up(setting: Setting, rng: np.random.Generator) -> tuple[HashedEvents, n
     labels_B = (rng.random(BATCH_EVENTS) < 1 / (1 + np.exp(1 - numerics_BN[:, 0]))).astype(
         np.float32
     )
-    pairs_BP = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
     times_s_B = torch.zeros(BATCH_EVENTS, dtype=torch.float64)
     rows = torch.from_numpy(rows_BF)
     numerics = torch.from_numpy(numerics_BN)
     nothing = torch.zeros(BATCH_EVENTS, 0, dtype=torch.int64)
-    hashed = HashedEvents(rows, rows, pairs_BP, numerics, times_s_B, nothing, nothing.int())
+    hashed = HashedEvents(rows, rows, rows, numerics, times_s_B, nothing, nothing.int())
     return hashed, labels_B
 
 

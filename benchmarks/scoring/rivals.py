@@ -19,6 +19,7 @@ from niwaki.model.features.numerics import CODES, KNOTS
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
+from niwaki.model.linear.kernels import locate_slots
 from niwaki.model.mixture import LOGIT_RANGE
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.tensors import Export
@@ -90,7 +91,9 @@ def served(learner: Learner, network: Network, weights: dict[str, torch.Tensor])
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("network.")}
     tensors |= {f"network.{name}": tensor for name, tensor in weights.items()}
     dim, scales = learner.config.embedding_dim, len(learner.config.half_lives_events)
-    frame = ModelFrame(SCHEMA, learner.encoder, embedding_dim=dim, scales=scales)
+    frame = ModelFrame(
+        SCHEMA, learner.encoder, learner.config.pair_budget, embedding_dim=dim, scales=scales
+    )
     return ServedModel(frame, frame.empty_tables(), Export(network.shape, tensors))
 
 
@@ -105,7 +108,7 @@ def pytorch(model: ServedModel) -> Score:
 
     def score(features: HashedEvents) -> np.ndarray:
         with torch.inference_mode():
-            return plain(features.rows_BF, features.pairs_BP, features.raw_numerics_BN).numpy()
+            return plain(features.rows_BF, plain.pairs(features), features.raw_numerics_BN).numpy()
 
     return score
 
@@ -121,7 +124,7 @@ def onnx_runtime(model: ServedModel, threads: int) -> Score:
 
     def score(features: HashedEvents) -> np.ndarray:
         with torch.inference_mode():
-            read = plain.lookups(features.rows_BF, features.pairs_BP, features.raw_numerics_BN)
+            read = plain.lookups(features.rows_BF, plain.pairs(features), features.raw_numerics_BN)
         return session.run(None, {name: tensor.numpy() for name, tensor in read.items()})[0]
 
     return score
@@ -149,11 +152,23 @@ class PlainModel(nn.Module):
             len(model.encoder.schema.fields),
             len(model.encoder.schema.numeric),
         )
-        self.first_pair = fields * model.encoder.rows
-        first_score = self.first_pair + model.encoder.pair_rows
+        self.slots, self.fields = model.slots, fields
+        first_score = model.slots.places.first_score
         self.scores = first_score + torch.arange(2 * numerics)
         self.codes = first_score + 2 * numerics + torch.arange(numerics) * CODES
         self.constant = len(self.evidence_R2K) - 1
+
+    def pairs(self, features: HashedEvents) -> torch.Tensor:
+        """(B, P): rows of the pairs that live, found by niwaki's kernel."""
+        places = *self.slots.places, *self.slots.pairs
+        events, nothing = len(features.rows_BF), np.empty((len(features.rows_BF), 0), np.float32)
+        rows_BS = np.empty((events, self.slots.single), np.int64)
+        values_BS = np.empty(rows_BS.shape, np.float32)
+        ids = features.rows_BF.numpy(), features.hashes_BF.numpy()
+        numerics = nothing, nothing.astype(np.int64), nothing
+        locate_slots(*ids, *numerics, *places, rows_BS, values_BS)
+        first = self.fields
+        return torch.from_numpy(rows_BS[:, first : first + len(self.slots.pairs.fields_P2)])
 
     def forward(
         self, rows_BF: torch.Tensor, pairs_BP: torch.Tensor, numerics_BN: torch.Tensor
@@ -182,7 +197,7 @@ class PlainModel(nn.Module):
         constant_B1 = torch.full((events, 1), self.constant)
         rows = [
             rows_BF,
-            pairs_BP + self.first_pair,
+            pairs_BP,
             self.scores.expand(events, -1),
             below_BN,
             below_BN + 1,

@@ -88,5 +88,5 @@ class Ages:
 
 
 def _features(hashed: HashedEvents, numerics_BN: torch.Tensor) -> Features:
-    rows = hashed.rows_BF, hashed.embedded_BF, hashed.pairs_BP
+    rows = hashed.rows_BF, hashed.embedded_BF, hashed.hashes_BF
     return Features(*rows, numerics_BN, hashed.times_s_B, hashed.lists)

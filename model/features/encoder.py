@@ -10,7 +10,6 @@ fields, T time features, L lists, V values of a list column.
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from niwaki.model.features.hashing import hash_strings, mix_bits
 from niwaki.model.features.lists import ListRows, count_values, flat_list, locate_values
 from niwaki.model.features.schema import TIME_FEATURES, EventBatch, Schema
 from niwaki.model.jit import kernel
@@ -36,8 +36,9 @@ class HashedEvents(NamedTuple):
     stands for "missing"."""
     embedded_BF: torch.Tensor
     """int64, its row in the embedding tables: the very same, unless a field shares another's."""
-    pairs_BP: torch.Tensor
-    """int64, row of each pair of fields in the table of pairs; P = 0 where pairs are not made."""
+    hashes_BF: torch.Tensor
+    """int64, the bits of the hash of each field's value, of which rows of pairs are made; 0 =
+    missing."""
     raw_numerics_BN: torch.Tensor
     """float32, NaN = missing; the columns of ages and rates come last, and are NaN."""
     times_s_B: torch.Tensor
@@ -79,7 +80,7 @@ class Features(NamedTuple):
     """int64, as in `HashedEvents`."""
     embedded_BF: torch.Tensor
     """int64, as in `HashedEvents`."""
-    pairs_BP: torch.Tensor
+    hashes_BF: torch.Tensor
     """int64, as in `HashedEvents`."""
     numerics_BN: torch.Tensor
     """float32, NaN = missing, ages and rates included."""
@@ -102,28 +103,19 @@ class _Hashing(NamedTuple):
     """int64, 0 for the hour, 1 for the day of the week."""
     rows: int
     """Rows of each field's table."""
-    pairs_P2: np.ndarray
-    """int64, the two fields of each pair."""
-    seeds_P: np.ndarray
-    """uint64, seed of each pair."""
-    pair_rows: int
-    """Rows of the table of pairs."""
 
 
 class Encoder:
     """Hashes each value of a field to one of the rows of the field's table."""
 
-    def __init__(self, schema: Schema, *, rows: int, pair_rows: int = 0, seed: int = 0):
-        """`rows`: of each field's table. `pair_rows`: of the one table of all pairs of fields; 0:
-        no pairs."""
+    def __init__(self, schema: Schema, *, rows: int, seed: int = 0):
+        """`rows`: of each field's table."""
         self.schema = schema
         self.rows = rows
-        self.pair_rows = pair_rows
+        self._prefix = f"{HASH_VERSION}:{seed}"
         names = schema.single_fields
-        self.pairs = tuple(itertools.combinations(range(len(names)), 2)) if pair_rows else ()
-        prefix = f"{HASH_VERSION}:{seed}"
         # A field that shares another's embeddings hashes as that one does.
-        field_seeds = [_seed(f"{prefix}:{schema.fields[owner]}") for owner in schema.owners]
+        field_seeds = [self.seed_of(schema.fields[owner]) for owner in schema.owners]
         seeds, list_seeds = field_seeds[: len(names)], field_seeds[len(names) :]
         self._made_numerics = len(schema.numerics) - len(schema.numeric)
         self._first_list = len(names)
@@ -132,14 +124,13 @@ class Encoder:
         self._shifts_F = (owners_F - np.arange(len(owners_F))) * rows
         """For each field and list: from its own rows to those that it reads embeddings from."""
         self._shares = bool(self._shifts_F[: len(names)].any())
-        pair_seeds = [_seed(f"{prefix}:{names[i]}:{names[j]}") for i, j in self.pairs]
         times = [
             TIME_FEATURES.index(name) for name in schema.time_features if name in TIME_FEATURES
         ]
         crosses_CX = np.full((len(schema.crosses), max(map(len, schema.crosses), default=0)), -1)
         for c, cross in enumerate(schema.crosses):
             crosses_CX[c, : len(cross)] = [schema.categorical.index(name) for name in cross]
-        empty = [_mix(np.uint64(seed ^ _EMPTY)) for seed in list_seeds]
+        empty = [mix_bits(np.uint64(seed ^ _EMPTY)) for seed in list_seeds]
         self.empty_rows_L = np.array([1 + int(h) % (rows - 1) for h in empty], np.int64)
         """For each list, the row that stands for an empty one, within the table of its field."""
         by = [(history.by,) for history in schema.histories]
@@ -158,10 +149,12 @@ class Encoder:
             crosses_CX=crosses_CX,
             times_T=np.array(times, np.int64),
             rows=rows,
-            pairs_P2=np.array(self.pairs, np.int64).reshape(-1, 2),
-            seeds_P=np.array(pair_seeds, np.uint64),
-            pair_rows=pair_rows,
         )
+
+    def seed_of(self, name: str) -> int:
+        """The seed, of 64 bits, from which the values of what has this name are hashed."""
+        text = f"{self._prefix}:{name}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
     def encode(self, batch: EventBatch) -> HashedEvents:
         """The rows and raw numerics of the events of `batch`."""
@@ -169,15 +162,14 @@ class Encoder:
         events = len(batch)
         hashes_BF = np.empty((events, len(hashing.seeds_F)), np.uint64)
         rows_BF = np.empty(hashes_BF.shape, np.int64)
-        pairs_BP = np.empty((events, len(self.pairs)), np.int64)
         if hashing.columns and events:
             strings = pa.concat_arrays(batch.categorical)
             buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers()]
             valid, text = buffers[0], buffers[2]
             seeds_F = hashing.seeds_F[: hashing.columns]
             offsets = buffers[1].view(np.int32)
-            _hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
-        _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF, pairs_BP)
+            hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
+        _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
         if self._made_numerics:
             empty_BA = np.full((events, self._made_numerics), np.nan, np.float32)
@@ -194,7 +186,7 @@ class Encoder:
         return HashedEvents(
             rows_BF=rows,
             embedded_BF=torch.from_numpy(embedded_BF) if self._shares else rows,
-            pairs_BP=torch.from_numpy(pairs_BP),
+            hashes_BF=torch.from_numpy(hashes_BF.view(np.int64)),
             raw_numerics_BN=torch.from_numpy(numerics_BN),
             times_s_B=torch.from_numpy(np.array(batch.times_s_B)),
             keys_BM=torch.from_numpy(keys_BM),
@@ -211,7 +203,7 @@ class Encoder:
         if len(values):
             buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in values.buffers()]
             text = buffers[1].view(np.int32), buffers[2]
-            _hash_strings(buffers[0], *text, values.offset, seeds_1, hashes_V1)
+            hash_strings(buffers[0], *text, values.offset, seeds_1, hashes_V1)
         out_offsets = np.empty(len(column) + 1, np.int64)
         count_values(weights_V, offsets, known_B, out_offsets)
         rows_V = np.empty(out_offsets[-1], np.int64)
@@ -222,70 +214,6 @@ class Encoder:
         rows_V += field * self.rows
         shift = int(self._shifts_F[field])
         return ListRows(rows_V, rows_V + shift if shift else rows_V, shares_V, out_offsets)
-
-
-def _seed(text: str) -> int:
-    """A seed of 64 bits from a name."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
-@kernel("uint64(uint64)")
-def _mix(h: np.uint64) -> np.uint64:
-    """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): every input bit reaches every
-    output bit."""
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return max(h ^ (h >> np.uint64(31)), np.uint64(1))  # 0 is kept for "missing"
-
-
-@kernel("int64(Array(uint8, 1, 'C', readonly=True), int64, int64)")
-def _end_of_name(text: np.ndarray, start: np.int64, stop: np.int64) -> np.int64:
-    """The place after a string's last byte that counts: without ".0" where all before it are
-    digits, since pandas writes an integer id so when others are missing."""
-    if stop - start < 3 or text[stop - 1] != 48 or text[stop - 2] != 46:
-        return stop
-    first = start + 1 if text[start] == 45 and stop - start > 3 else start
-    for at in range(first, stop - 2):
-        if text[at] < 48 or text[at] > 57:
-            return stop
-    return stop - 2
-
-
-@kernel(
-    "void(Array(uint8, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
-    " Array(uint8, 1, 'C', readonly=True), int64, uint64[::1], uint64[:,::1])"
-)
-def _hash_strings(
-    valid: np.ndarray,
-    offsets: np.ndarray,
-    text: np.ndarray,
-    first: int,
-    seeds_F: np.ndarray,
-    hashes_BF: np.ndarray,
-) -> None:
-    """Write the hash of each string of an Arrow array, from its length and its bytes, eight at a
-    time; 0 where it is null. "4711.0" has the hash of "4711".
-
-    `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`:
-    the array's offset. The array holds B strings of the first field, then B of the second, and so
-    on.
-    """
-    events = len(hashes_BF)
-    for f in range(len(seeds_F)):
-        for b in range(events):
-            i = first + f * events + b
-            if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
-                hashes_BF[b, f] = 0
-                continue
-            start = np.int64(offsets[i])
-            stop = _end_of_name(text, start, np.int64(offsets[i + 1]))
-            h = _mix(seeds_F[f] ^ np.uint64(stop - start))
-            for at in range(start, stop, 8):
-                word = np.uint64(0)
-                for j in range(min(8, int(stop - at))):
-                    word |= np.uint64(text[at + j]) << np.uint64(8 * j)
-                h = _mix(h ^ word)
-            hashes_BF[b, f] = h
 
 
 @kernel("void(uint64[:,::1], int64[:,::1], uint64[:,::1])")
@@ -301,14 +229,13 @@ def _write_keys(hashes_BF: np.ndarray, keys_MX: np.ndarray, out_BM: np.ndarray) 
                 member = keys_MX[m, x]
                 if member >= 0:
                     missing |= hashes_BF[b, member] == 0
-                    h = _mix(h ^ _mix(hashes_BF[b, member]))
+                    h = mix_bits(h ^ mix_bits(hashes_BF[b, member]))
             out_BM[b, m] = np.uint64(0) if missing else h
 
 
 @kernel(
     "void(uint64[:,::1], Array(float64, 1, 'C', readonly=True),"
-    " uint64[::1], int64, int64[:,::1], int64[::1], int64, int64[:,::1], uint64[::1], int64,"
-    " int64[:,::1], int64[:,::1])"
+    " uint64[::1], int64, int64[:,::1], int64[::1], int64, int64[:,::1])"
 )
 def _locate_rows(
     hashes_BF: np.ndarray,
@@ -318,14 +245,10 @@ def _locate_rows(
     crosses_CX: np.ndarray,
     times_T: np.ndarray,
     rows: int,
-    pairs_P2: np.ndarray,
-    seeds_P: np.ndarray,
-    pair_rows: int,
     rows_BF: np.ndarray,
-    pairs_BP: np.ndarray,
 ) -> None:
     """Hash crosses and time features, the fields after the first `columns`; then write the row of
-    every field and pair. From `seeds_F` to `pair_rows`: see `_Hashing`."""
+    every field. From `seeds_F` to `rows`: see `_Hashing`."""
     crosses, members = crosses_CX.shape
     for b in range(len(hashes_BF)):
         for c in range(crosses):
@@ -335,20 +258,14 @@ def _locate_rows(
                 member = crosses_CX[c, x]
                 if member >= 0:
                     missing |= hashes_BF[b, member] == 0
-                    h = _mix(h ^ hashes_BF[b, member])
+                    h = mix_bits(h ^ hashes_BF[b, member])
             hashes_BF[b, columns + c] = np.uint64(0) if missing else h
         hours = np.int64(times_s_B[b] // 3600.0)
         for t in range(len(times_T)):
             value = (hours // 24 + 4) % 7 if times_T[t] else hours % 24  # 1970-01-01 was a Thursday
             f = columns + crosses + t
-            hashes_BF[b, f] = _mix(np.uint64(value) ^ seeds_F[f])
+            hashes_BF[b, f] = mix_bits(np.uint64(value) ^ seeds_F[f])
         for f in range(len(seeds_F)):
             h = hashes_BF[b, f]
             row = np.int64(0) if h == 0 else np.int64(np.uint64(1) + h % np.uint64(rows - 1))
             rows_BF[b, f] = f * rows + row
-        for p in range(len(pairs_P2)):
-            first = hashes_BF[b, pairs_P2[p, 0]]
-            second = hashes_BF[b, pairs_P2[p, 1]]
-            pairs_BP[b, p] = np.int64(
-                _mix(_mix(first ^ seeds_P[p]) ^ second) % np.uint64(pair_rows)
-            )

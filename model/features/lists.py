@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from niwaki.model.features.hashing import mix_bits
 from niwaki.model.jit import kernel
 
 _NONE = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
@@ -66,12 +67,21 @@ class ListSlots(NamedTuple):
     """int64 (B + 1,)."""
 
     @classmethod
-    def of(cls, lists: Sequence[ListRows], events: int, first_slot: int) -> "ListSlots":
-        """The slots of `lists`, the first of which has the slot `first_slot`."""
+    def of(
+        cls,
+        lists: Sequence[ListRows],
+        first_slot: int,
+        hashes_BF: np.ndarray,
+        crossed: "Crossed",
+    ) -> "ListSlots":
+        """The slots of `lists`, the first of which has the slot `first_slot`; after them those of
+        the pairs of lists with fields. `hashes_BF`: see `HashedEvents`."""
+        events = len(hashes_BF)
         if not lists:
-            return _no_lists(events)
+            return no_lists(events)
+        pairs = crossed.fields_Q2.tolist()
         counts_B = np.zeros(events, np.int64)
-        for rows in lists:
+        for rows in (*lists, *(lists[place] for _, place in pairs)):
             counts_B += np.diff(rows.offsets)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_B)])
         size = int(offsets[-1])
@@ -82,6 +92,21 @@ class ListSlots(NamedTuple):
         for place, rows in enumerate(lists):
             flat = rows.rows_V, rows.shares_V, rows.offsets
             _scatter_list(*flat, first_slot + place, cursor_B, *slots[:3])
+        for place, (field, of) in enumerate(pairs):
+            _scatter_pair(
+                lists[of].rows_V,
+                lists[of].shares_V,
+                lists[of].offsets,
+                hashes_BF,
+                field,
+                crossed.seeds_Q[place],
+                crossed.first_row,
+                crossed.rows,
+                crossed.field_rows,
+                first_slot + len(lists) + place,
+                cursor_B,
+                *slots[:3],
+            )
         return slots
 
     def part(self, start: int, stop: int) -> "ListSlots":
@@ -89,8 +114,24 @@ class ListSlots(NamedTuple):
         return self._replace(offsets=self.offsets[start : stop + 1])
 
 
+class Crossed(NamedTuple):
+    """Pairs of a field with one value and a list: the list's values, each hashed together with the
+    field's."""
+
+    fields_Q2: np.ndarray
+    """int64, the field, and the place of the list."""
+    seeds_Q: np.ndarray
+    """uint64, the seed of each pair."""
+    first_row: int
+    """The first row of pairs in the linear expert's table."""
+    rows: int
+    """Rows of pairs, > 0."""
+    field_rows: int
+    """Rows of each field's table."""
+
+
 @lru_cache
-def _no_lists(events: int) -> ListSlots:
+def no_lists(events: int) -> ListSlots:
     """The slots of events without lists, read only."""
     return ListSlots(*_NONE, np.zeros(events + 1, np.int64))
 
@@ -174,5 +215,38 @@ def _scatter_list(
         at = cursor_B[b]
         for v in range(offsets[b], offsets[b + 1]):
             out_rows[at], out_values[at], out_slots[at] = rows_V[v], shares_V[v], slot
+            at += 1
+        cursor_B[b] = at
+
+
+@kernel(
+    "void(int64[::1], float32[::1], int64[::1], int64[:,::1], int64, uint64, int64, int64, int64,"
+    " int64, int64[::1], int64[::1], float32[::1], int64[::1])"
+)
+def _scatter_pair(
+    rows_V: np.ndarray,
+    shares_V: np.ndarray,
+    offsets: np.ndarray,
+    hashes_BF: np.ndarray,
+    field: int,
+    seed: np.uint64,
+    first_row: int,
+    pair_rows: int,
+    field_rows: int,
+    slot: int,
+    cursor_B: np.ndarray,
+    out_rows: np.ndarray,
+    out_values: np.ndarray,
+    out_slots: np.ndarray,
+) -> None:
+    """As `_scatter_list`, with the rows of a pair: see `Crossed`. A value is told by its row within
+    the field's table, which it has wherever the field stands."""
+    for b in range(len(cursor_B)):
+        at = cursor_B[b]
+        mixed = mix_bits(np.uint64(hashes_BF[b, field]) ^ seed)
+        for v in range(offsets[b], offsets[b + 1]):
+            value = np.uint64(rows_V[v] % field_rows)
+            row = np.int64(mix_bits(mixed ^ value) % np.uint64(pair_rows))
+            out_rows[at], out_values[at], out_slots[at] = first_row + row, shares_V[v], slot
             at += 1
         cursor_B[b] = at

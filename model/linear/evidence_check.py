@@ -22,6 +22,15 @@ _LEAST_EVENTS = 500
 _STANDARD_ERRORS = 3.0
 
 
+class Discount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shares that are kept, (0, 1], once old evidence is found to mislead."""
+
+    evidence_ratio: float = 1.0
+    """Of the linear expert's evidence."""
+    gradients_ratio: float = 1.0
+    """Of the embedding tables' accumulated squared gradients."""
+
+
 class EvidenceCheckState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The state of a check; part of a snapshot."""
 

@@ -150,6 +150,14 @@ class BayesianLinear:
         self.evidence_R2K[rows_U] *= ratio
         return rows_U
 
+    def begin_slots(self, slots: np.ndarray) -> None:
+        """Set the prior variances of the groups of some slots (int64) to the initial ones, since
+        these slots have another meaning now."""
+        groups = self._group_S[slots]
+        self.log_s_GK = self.log_s_GK.clone()
+        self.log_s_GK[groups] = self._initial_GK[groups]
+        self.squares_GK[groups] = 0
+
     def state(self) -> dict[str, torch.Tensor]:
         """Tensors for a snapshot; the number of events is not among them."""
         rows_U = self.touched()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from niwaki.model.features.hashing import mix_bits
 from niwaki.model.jit import inlined, kernel
 from niwaki.model.rows import AHEAD_EVENTS, prefetch
 
@@ -64,11 +65,11 @@ def linear_contributions(
 
 @kernel(
     "void(int64[:,::1], int64[:,::1], float32[:,::1], int64[:,::1], float32[:,::1],"
-    " int64, int64, int64, int64, int64[:,::1], float32[:,::1])"
+    " int64, int64, int64, int64, int64, int64[:,::1], uint64[::1], int64[:,::1], float32[:,::1])"
 )
 def locate_slots(
     rows_BF: np.ndarray,
-    pairs_BP: np.ndarray,
+    hashes_BF: np.ndarray,
     scores_BM: np.ndarray,
     code_BN: np.ndarray,
     above_BN: np.ndarray,
@@ -76,13 +77,17 @@ def locate_slots(
     first_score: int,
     first_code: int,
     codes: int,
+    pair_rows: int,
+    pairs_P2: np.ndarray,
+    seeds_P: np.ndarray,
     rows_BS: np.ndarray,
     values_BS: np.ndarray,
 ) -> None:
     """Write the row and the value of each slot. The first five arguments: see `HashedEvents` and
-    `Prepared` in `niwaki.model.features`; the next four: `niwaki.model.linear.slots.Places`."""
+    `Prepared` in `niwaki.model.features`; the next seven: `Places` and
+    `LivingPairs` in `niwaki.model.linear.slots`."""
     fields = rows_BF.shape[1]
-    pairs = pairs_BP.shape[1]
+    pairs = len(pairs_P2)
     scores = scores_BM.shape[1]
     numerics = code_BN.shape[1]
     for b in range(len(rows_BF)):
@@ -92,7 +97,10 @@ def locate_slots(
             values_BS[b, s] = 1
             s += 1
         for p in range(pairs):
-            rows_BS[b, s] = first_pair + pairs_BP[b, p]
+            first = np.uint64(hashes_BF[b, pairs_P2[p, 0]])
+            second = np.uint64(hashes_BF[b, pairs_P2[p, 1]])
+            mixed = mix_bits(mix_bits(first ^ seeds_P[p]) ^ second)
+            rows_BS[b, s] = first_pair + np.int64(mixed % np.uint64(pair_rows))
             values_BS[b, s] = 1
             s += 1
         for m in range(scores):
@@ -219,14 +227,14 @@ def compiled_contributions(scales: int) -> Kernel:
 
     @kernel(
         "void(float32[:,:,::1], float32[:,::1], int64[:,::1], int64[:,::1], float32[:,::1],"
-        " int64[:,::1], float32[:,::1], int64, int64, int64, int64, float32[:,::1], int64,"
-        " float32[:,::1])"
+        " int64[:,::1], float32[:,::1], int64, int64, int64, int64, int64, int64[:,::1],"
+        " uint64[::1], float32[:,::1], int64, float32[:,::1])"
     )
     def write_contributions(
         evidence_R2K: np.ndarray,
         prior_SK: np.ndarray,
         rows_BF: np.ndarray,
-        pairs_BP: np.ndarray,
+        hashes_BF: np.ndarray,
         scores_BM: np.ndarray,
         code_BN: np.ndarray,
         above_BN: np.ndarray,
@@ -234,6 +242,9 @@ def compiled_contributions(scales: int) -> Kernel:
         first_score: int,
         first_code: int,
         codes: int,
+        pair_rows: int,
+        pairs_P2: np.ndarray,
+        seeds_P: np.ndarray,
         out_BX: np.ndarray,
         first_column: int,
         experts_BE: np.ndarray,
@@ -242,7 +253,7 @@ def compiled_contributions(scales: int) -> Kernel:
         prefetched. Contributions go to the columns of `out_BX` from `first_column` on; the logits
         of all time scales go to the first columns of `experts_BE`. Slots of lists are left out:
         `add_lists` adds them."""
-        slots = rows_BF.shape[1] + pairs_BP.shape[1] + scores_BM.shape[1] + 2 * code_BN.shape[1] + 1
+        slots = rows_BF.shape[1] + len(pairs_P2) + scores_BM.shape[1] + 2 * code_BN.shape[1] + 1
         rows_AS = np.empty((AHEAD_EVENTS, slots), np.int64)
         values_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
         scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
@@ -251,7 +262,7 @@ def compiled_contributions(scales: int) -> Kernel:
             events = some.stop - start
             locate_slots(
                 rows_BF[some],
-                pairs_BP[some],
+                hashes_BF[some],
                 scores_BM[some],
                 code_BN[some],
                 above_BN[some],
@@ -259,6 +270,9 @@ def compiled_contributions(scales: int) -> Kernel:
                 first_score,
                 first_code,
                 codes,
+                pair_rows,
+                pairs_P2,
+                seeds_P,
                 rows_AS,
                 values_AS,
             )

@@ -38,7 +38,9 @@ from niwaki.model.published.table_codes import (
 )
 
 MAGIC = b"NIWAKI"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 names the pairs of fields that live. In one of version 1 all pairs of fields do."""
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
 _PREFIX = struct.Struct("<6sHI")
 
 
@@ -55,6 +57,8 @@ _FIXED = (
     "schema",
     "table_rows",
     "pair_rows",
+    "max_pairs",
+    "max_list_pairs",
     "half_lives_events",
     "hash_seed",
     "dense_shape",
@@ -70,6 +74,8 @@ class ModelDescription(NamedTuple):
     schema: Schema
     table_rows: int
     pair_rows: int
+    max_pairs: int | None
+    max_list_pairs: int
     half_lives_events: tuple[float, ...]
     hash_seed: int
     dense_shape: NetworkShape
@@ -105,6 +111,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Rows of each field's embedding table."""
     pair_rows: int
     """Rows of the linear expert's table of pairs of fields; 0: there are no pairs."""
+    max_pairs: int | None = None
+    """Pairs of fields with one value each that live at once at the most; None: all do."""
+    max_list_pairs: int = 0
+    """Pairs of such a field and a list that live at once at the most."""
     half_lives_events: tuple[float, ...]
     """Half-lives of the linear expert's time scales, events."""
     hash_seed: int
@@ -252,8 +262,8 @@ def _open(data: bytes, header_type: type[H]) -> tuple[H, int]:
     prefix = _Prefix(*_PREFIX.unpack_from(data))
     if prefix.magic != MAGIC:
         raise CheckpointError("checkpoint", f"must begin with {MAGIC!r}", prefix.magic)
-    if prefix.version != FORMAT_VERSION:
-        rule = f"must be {FORMAT_VERSION} for this program"
+    if prefix.version not in _READABLE_VERSIONS:
+        rule = f"must be {' or '.join(map(str, _READABLE_VERSIONS))} for this program"
         raise CheckpointError("checkpoint format version", rule, prefix.version)
     if hashlib.sha256(memoryview(data)[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise CheckpointError("checkpoint", "is damaged: its sha256 does not match")

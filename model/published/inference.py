@@ -32,7 +32,7 @@ class _Events(NamedTuple):
     expert takes them."""
 
     rows_BF: np.ndarray
-    pairs_BP: np.ndarray
+    hashes_BF: np.ndarray
     scores_BM: np.ndarray
     code_BN: np.ndarray
     above_BN: np.ndarray
@@ -57,10 +57,10 @@ class Inference:
         """(B, E) float32 logits of the experts; the columns of further experts are undefined.
         `prior_SK`: 1 / prior variance of each slot. `columns`: E."""
         prepared = prepare(features.numerics_BN, scale)
-        parts = features.rows_BF, features.pairs_BP, *prepared
+        parts = features.rows_BF, features.hashes_BF, *prepared
         events = _Events(*(part.numpy() for part in parts))
         embedded = Embedded.of(features)
-        lists = self._slots.of_lists(features.lists, len(events.rows_BF))
+        lists = self._slots.of_lists(features.lists, events.hashes_BF)
         model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
         experts_BE = np.empty((len(events.rows_BF), columns), np.float32)
         for start in range(0, len(experts_BE), _PIECE_EVENTS):
@@ -89,7 +89,7 @@ class Inference:
         x_BI = self._deep.inputs(len(experts_BE))
         x, first = x_BI.numpy(), inputs.contributions.start
         write_contributions = compiled_contributions(prior_SK.shape[1])
-        places = self._slots.places
+        places = *self._slots.places, *self._slots.pairs
         write_contributions(evidence_R2K, prior_SK, *events, *places, x, first, experts_BE)
         if self._slots.lists:
             to = first, self._slots.single, x, experts_BE

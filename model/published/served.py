@@ -32,6 +32,7 @@ from niwaki.model.features.numerics import KNOTS, Scale
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.linear.expert import contributions
 from niwaki.model.linear.kernels import compiled_contributions
+from niwaki.model.linear.pairs import PairBudget
 from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture import mix
 from niwaki.model.published import tensors as names
@@ -48,11 +49,20 @@ class ModelFrame:
     """The parts that every version of a model has in common: how events are encoded, and the shapes
     of its tables."""
 
-    def __init__(self, schema: Schema, encoder: Encoder, *, embedding_dim: int, scales: int):
+    def __init__(
+        self,
+        schema: Schema,
+        encoder: Encoder,
+        pairs: PairBudget,
+        *,
+        embedding_dim: int,
+        scales: int,
+    ):
         """`scales`: time scales of the linear expert."""
         self.schema = schema
         self.encoder = encoder
-        self.slots = Slots(schema, encoder)
+        self.slots = Slots(schema, encoder, pairs)
+        """The slots as they are at first; each version has its own living pairs."""
         self.memory = Memory(schema, encoder)
         self.scales = scales
         compiled_contributions(scales)  # compiled now, not when the first event is to be scored
@@ -64,10 +74,10 @@ class ModelFrame:
     @classmethod
     def of(cls, header: Header) -> "ModelFrame":
         """The frame of the model that `header` describes."""
-        rows, pair_rows = header.table_rows, header.pair_rows
-        encoder = Encoder(header.schema, rows=rows, pair_rows=pair_rows, seed=header.hash_seed)
+        encoder = Encoder(header.schema, rows=header.table_rows, seed=header.hash_seed)
         dim, scales = header.shape.embedding_dim, len(header.half_lives_events)
-        return cls(header.schema, encoder, embedding_dim=dim, scales=scales)
+        pairs = PairBudget(header.pair_rows, header.max_pairs, header.max_list_pairs)
+        return cls(header.schema, encoder, pairs, embedding_dim=dim, scales=scales)
 
     def empty_tables(self) -> Tables:
         """Tables of this model's shapes, all zero."""
@@ -77,6 +87,12 @@ class ModelFrame:
     @property
     def _table_shapes(self) -> dict[str, tuple[int, ...]]:
         return self._widths | self.memory.shapes
+
+    def living(self, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """(P + Q,): the living pairs of a version; those that live at first, where its checkpoint
+        names none (format 1)."""
+        found = tensors.get(names.LIVING_PAIRS)
+        return self.slots.living if found is None else found.numpy()
 
     def check(self, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise `CheckpointError` unless `tensors` are those that `header` promises."""
@@ -91,6 +107,8 @@ class ModelFrame:
             names.KNOTS: (numerics, KNOTS),
             names.MIXTURE: (1 + columns_of_experts(self.scales),),
         }
+        if header.max_pairs is not None:
+            shapes[names.LIVING_PAIRS] = self.slots.living.shape
         shapes |= {name: tuple(tensor.shape) for name, tensor in further.items()}
         for table, (_, *widths) in self._table_shapes.items():
             rows = names.rows_of(table)
@@ -104,6 +122,9 @@ class ModelFrame:
             name = names.rows_of(table)
             if not _within(tensors[name], size):
                 raise CheckpointError(f"tensor {name}", f"must be rows of a table of {size}")
+        living = self.living(tensors)
+        if rule := self.slots.candidates.broken_rule(living):
+            raise CheckpointError(f"tensor {names.LIVING_PAIRS}", rule, living.tolist())
         if header.shape.slots != len(self.slots):
             rule = f"must read {len(self.slots)} slots"
             raise CheckpointError("header.shape.slots", rule, header.shape.slots)
@@ -141,7 +162,9 @@ class ServedModel:
         network = before.network if before else None
         if network is None or network.shape != export.shape or not _same(network.kept, blocks):
             network = Network(export.shape, blocks)
-        self._inference = Inference(frame.slots, network, names.parameters_in(tensors))
+        self.slots: Slots = (before or frame).slots.with_living(frame.living(tensors))
+        """The slots of the linear expert, with the pairs that live in this version."""
+        self._inference = Inference(self.slots, network, names.parameters_in(tensors))
 
     @property
     def encoder(self) -> Encoder:
@@ -185,7 +208,7 @@ class ServedModel:
         """The inputs of the network for B events, without embeddings."""
         features = self._complete(hashed)
         linear = self.tables[names.LINEAR]
-        return assemble(self.frame.slots, features, self._scale, linear, self._prior_SK)
+        return assemble(self.slots, features, self._scale, linear, self._prior_SK)
 
     def vectors(self, hashed: HashedEvents) -> torch.Tensor:
         """(B, F, D): the embeddings of B events."""

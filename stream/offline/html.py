@@ -33,6 +33,7 @@ def page(data: dict[str, Any], summary: Sequence[tuple[str, str]], drawn: Sequen
         (str(place), percent(d["predicted"]), percent(d["clicked"]), f"{d['events']:,}")
         for place, d in enumerate(data["served"]["by_decile"], 1)
     ]
+    pairs = [(one["pair"], f"{one['millinats']:.3f}") for one in data["pairs"]]
     plot = {one.name: _figure(one, data) for one in drawn}
     parts = [
         f"<h1>{escape(data['title'])}</h1>",
@@ -52,6 +53,8 @@ def page(data: dict[str, Any], summary: Sequence[tuple[str, str]], drawn: Sequen
             prunings,
         )
         or "<p>None.</p>",
+        "<h2>Pairs of columns</h2>",
+        _table(("pair", "log loss saved, thousandths of a nat"), pairs) or "<p>None.</p>",
         "<h2>Calibration</h2>",
         f"<div class=beside>{plot.get('calibration', '')}"
         f"{_table(('decile', 'mean prediction', 'click rate', 'events'), deciles)}</div>",

@@ -69,6 +69,11 @@ def report_data(
         "network_bytes": network_bytes,
         "dense_network_bytes": dense_network_bytes,
         "table_bytes": learner.dense_bytes - dense_network_bytes,
+        "pairs": [
+            {"pair": pair, "millinats": round(1000 * nats, 3) + 0.0}
+            for pair, nats in learner.pairs.worth().items()
+        ],
+        "pair_candidates": len(learner.slots.candidates),
         "windows": history.windows,
         "phases": history.phases,
         "drifts": history.drifts,
@@ -112,6 +117,7 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ),
         ("budget", percent(data["budget"]) + (", chosen" if data["budget_chosen"] else "")),
         ("sparsity by layer", layers),
+        ("pairs of columns", _pairs(data)),
         (
             "multiply-adds",
             f"{of_dense(data, data)} of dense, {percent(average)} on average over served events",
@@ -201,6 +207,13 @@ def _achieved(detection: Mapping[str, Any]) -> str:
     return (
         f"{detection['drifts']:,} noticed in {detection['watched_events']:,} events watched{bound}"
     )
+
+
+def _pairs(data: dict[str, Any]) -> str:
+    """How many pairs live, and which are worth most."""
+    best = [f"{one['pair']} {one['millinats']:.3f}" for one in data["pairs"][:3]]
+    most = f"; worth most, thousandths of a nat for each event: {', '.join(best)}" if best else ""
+    return f"{len(data['pairs']):,} of {data['pair_candidates']:,} live{most}"
 
 
 def _phases(data: dict[str, Any]) -> str:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.network import COLUMNS, Network
 from niwaki.model.features.schema import Schema
 from niwaki.model.learner import Learner
 from niwaki.model.linear.expert import WITHHELD
+from niwaki.model.linear.pairs import Candidates
 from niwaki.model.linear.slots import Slots
 from niwaki.stream.errors import ConfigError
 
@@ -71,10 +71,13 @@ class _Layout(NamedTuple):
     """A name of each slot."""
 
     @classmethod
-    def of(cls, schema: Schema, config: LearnerConfig, learner: Learner) -> "_Layout":
-        """The layout of a model of `schema` with these settings, pruned in units as `learner`
-        is."""
-        slots = Slots(schema, config.encoder(schema))
+    def of(cls, schema: Schema, learner: Learner, living: torch.Tensor | None = None) -> "_Layout":
+        """The layout of a model of `schema` with the settings of `learner`. `living`: its living
+        pairs; None: those that live at first."""
+        config = learner.config
+        slots = Slots(schema, config.encoder(schema), config.pair_budget)
+        if living is not None:
+            slots = slots.with_living(living.numpy())
         block = learner.branches.dense.network.shape.block
         network = config.network(schema, len(slots), block)
         seen: dict[int, int] = {}
@@ -102,22 +105,15 @@ class _Layout(NamedTuple):
         ]
 
 
-def adapted(
-    tensors: Mapping[str, torch.Tensor],
-    old: Schema,
-    learner: Learner,
-    config: LearnerConfig | None = None,
-) -> Tensors:
-    """The tensors of `Learner.state` for the schema of `learner`, from those of a learner of `old`.
-    `learner` has learned nothing; its fresh weights are those of new units. `config`: the old
-    settings, which may be other ones only in `max_pairs`; None: the same."""
-    before = _Layout.of(old, config or learner.config, learner)
-    after = _Layout.of(learner.schema, learner.config, learner)
-    if _pairs(before) and not _pairs(after):
-        rule = "makes more pairs of fields than this, so that all pairs would be lost: raise it"
-        raise ConfigError("model.max_pairs", rule, str(learner.config.max_pairs))
+def adapted(tensors: Mapping[str, torch.Tensor], old: Schema, learner: Learner) -> Tensors:
+    """The tensors of `Learner.state` for the schema of `learner`, from those of a learner of `old`
+    with the same settings. `learner` has learned nothing; its fresh weights are those of new
+    units."""
+    before = _Layout.of(old, learner, tensors["pairs.living"])
+    pairs = _living_pairs(tensors, before.slots.candidates, learner)
+    after = _Layout.of(learner.schema, learner, pairs["pairs.living"])
     adapter = _Adapter(before, after, learner)
-    found = {
+    found = pairs | {
         name: tensor
         for name, tensor in tensors.items()
         if name.startswith(("mixture.", "expert.")) or name == "numerics.counts"
@@ -133,8 +129,27 @@ def adapted(
     return found
 
 
-def _pairs(layout: _Layout) -> bool:
-    return any(role == "pair" for role, _ in layout.slots.names_G)
+def _living_pairs(
+    tensors: Mapping[str, torch.Tensor], before: Candidates, learner: Learner
+) -> Tensors:
+    """The state of living pairs: those of both schemas live on, and others have the slots that are
+    left."""
+    candidates, fresh = learner.slots.candidates, learner.pairs.state()
+    slot_of = {before.key(one): at for at, one in enumerate(tensors["pairs.living"].tolist())}
+    living, from_X = [], []
+    for slots, some in candidates.spans():
+        count = slots.stop - slots.start
+        known = [pair for pair in some if candidates.key(pair) in slot_of]
+        chosen = [*known, *(pair for pair in some if pair not in set(known))][:count]
+        living += chosen
+        from_X += [slot_of.get(candidates.key(pair), -1) for pair in chosen]
+    gains = _taken(tensors["pairs.gains"], fresh["gains"], np.array(from_X, np.int64), 1)
+    return {
+        "pairs.living": torch.tensor(living, dtype=torch.int64),
+        "pairs.gains": gains,
+        "pairs.fresh": fresh["fresh"],
+        "pairs.counts": fresh["counts"],
+    }
 
 
 class _Adapter:
@@ -177,7 +192,7 @@ class _Adapter:
         place_U[in_fields] = np.where(
             field_U < 0, -1, field_U * self._rows + rows[in_fields] % self._rows
         )
-        if _pairs(after):
+        if new.pair_rows:
             in_pairs = (rows >= old.first_pair) & (rows < old.first_score)
             place_U[in_pairs] = rows[in_pairs] - old.first_pair + new.first_pair
         names = [
@@ -199,7 +214,7 @@ class _Adapter:
         new_pairs = [
             group
             for group, name in enumerate(after.slots.names_G)
-            if name[0] == "pair" and name not in before.slots.names_G
+            if name[0] in ("pair", "crossed") and name not in before.slots.names_G
         ]
         log_s_GK[new_pairs] = WITHHELD  # their rows may hold evidence of other pairs
         return {

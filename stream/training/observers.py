@@ -105,12 +105,13 @@ class Metrics(Observer):
             telemetry.pruned(forced=step.forced)
 
     def paused(self, lag_events: Mapping[int, int]) -> None:
-        """Show lag, evaluations, collisions, and the detectors' watched events."""
+        """Show lag, evaluations, collisions, living pairs, and the detectors' watched events."""
         trainer, telemetry = self._trainer, self._telemetry
         telemetry.lag(lag_events)
         telemetry.evaluated("learning", trainer.prequential.last)
         telemetry.evaluated("served", self._replica.latest)
         telemetry.collisions(trainer.collisions())
+        telemetry.pairs(trainer.learner.pairs.worth())
         for one in trainer.monitor.achieved()["detectors"]:
             telemetry.watched(
                 one["detector"],

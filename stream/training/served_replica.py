@@ -308,7 +308,11 @@ class _Follower:
         self.mixture = config.mixture()
         scales = len(config.half_lives_events)
         self._frame = ModelFrame(
-            learner.schema, learner.encoder, embedding_dim=config.embedding_dim, scales=scales
+            learner.schema,
+            learner.encoder,
+            config.pair_budget,
+            embedding_dim=config.embedding_dim,
+            scales=scales,
         )
         self._tables = self._frame.empty_tables()
         self.model: ServedModel | None = None

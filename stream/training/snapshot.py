@@ -129,12 +129,9 @@ def load_snapshot(
     block = learner.branches.dense.network.shape.block
     experts = names_of_experts(name.removeprefix(_LEARNER) for name in tensors)
     changed = header.schema != learner.schema
-    settings = learner.config
-    if changed:  # more columns may need more pairs
-        settings = msgspec.structs.replace(settings, max_pairs=header.model.max_pairs)
     agrees = {
         "schema": not (changed and config.strict_schema),
-        "model": header.model == settings,
+        "model": header.model == learner.config,
         "pruning.unit": header.trainer.learner.branches.block == block,
         "kafka.topic": header.topic == topic,
         "EXPERTS": experts == names_of_experts(tensors_of_experts(learner.further)),
@@ -169,6 +166,6 @@ def _for_other_schema(tensors: Tensors, header: SnapshotHeader, trainer: Trainer
         for name, tensor in tensors.items()
         if not name.startswith((_LEARNER, "unchecked."))
     }
-    moved = adapted(own, old, learner, header.model)
+    moved = adapted(own, old, learner)
     log.info("the schema has changed (%s): the model goes on", describe_change(old, learner.schema))
     return others | {f"{_LEARNER}{name}": tensor for name, tensor in moved.items()}

@@ -106,6 +106,12 @@ class Telemetry:
             "field",
         )
 
+        self._pair_worth = self._gauge(
+            "niwaki_pair_worth_nats",
+            "Log loss that a pair of columns has saved lately, for each event; of pairs that live.",
+            "pair",
+        )
+
         self._phase = self._gauge(
             "niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase"
         )
@@ -225,6 +231,13 @@ class Telemetry:
         0..1."""
         for field, ratio in by_field.items():
             self._collisions.labels(self._bounded("field", field)).set(ratio)
+
+    def pairs(self, worth: Mapping[str, float]) -> None:
+        """Show the pairs of columns that live, and the log loss that each saves, nats for each
+        event."""
+        self._pair_worth.clear()
+        for pair, nats in worth.items():
+            self._pair_worth.labels(pair).set(nats)
 
     def phase(self, name: str) -> None:
         """Show the phase that the learner is in now."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import niwaki.model
 from niwaki.model.deep.embeddings import Embedded, EmbeddingTables
-from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.lists import no_lists
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.linear.expert import BayesianLinear, contributions
 from niwaki.model.linear.kernels import compiled_logits
@@ -94,7 +94,7 @@ def test_a_step_of_the_linear_expert_is_what_the_plain_formula_says(seed, slots,
         rows_BS = group_S * rows + rng.integers(0, rows, (events, slots))
         values_BS = rng.normal(size=(events, slots)).astype(np.float32)
         labels_B = rng.integers(0, 2, events).astype(np.float32)
-        lists = ListSlots.of([], events, slots)
+        lists = no_lists(events)
         learned, _ = linear.learn(rows_BS, values_BS, lists, Outcomes.made(labels_B))
         plain.learn(rows_BS, values_BS, labels_B)
         assert sorted(learned.tolist()) == np.unique(rows_BS).tolist()
@@ -168,9 +168,7 @@ def test_changes_are_the_rows_learned_since_they_were_last_cleared_each_once(bat
         rows_B1, ones_B = np.array(rows)[:, None], np.ones(len(rows), np.float32)
         changes.mark_dirty(
             "linear",
-            *linear.learn(
-                rows_B1, ones_B[:, None], ListSlots.of([], len(rows), 1), Outcomes.made(ones_B)
-            ),
+            *linear.learn(rows_B1, ones_B[:, None], no_lists(len(rows)), Outcomes.made(ones_B)),
         )
         expected |= dict.fromkeys(rows)
         assert changes.rows()["linear"].tolist() == list(expected)

@@ -8,7 +8,7 @@ import msgspec
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
-from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
+from niwaki.model.published.checkpoint import Header, TrainingStatus, pack, unpack
 from niwaki.model.published.served import PublishedModel
 from niwaki.model.rows import ascending
 from tests.support.streams import SCHEMA, SMALL, click_events
@@ -58,6 +58,20 @@ class Publisher:
             batch = click_events(64, seed=1000 + step)
             learner.learn(learner.encoder.encode(batch), Outcomes.of(batch), 0.3, table_ratio=0.5)
         learner.branches.cut()
+
+
+def published(learner: Learner, version: int, base: int = 0, rows=None) -> tuple[Header, dict]:
+    """A checkpoint, as it comes out of its bytes."""
+    made = learner.export(learner.mixture.weights, rows)
+    header = Header.of(
+        learner.description(),
+        TrainingStatus("dense", "adaptive", 0.1),
+        shape=made.shape,
+        version=version,
+        parent=version - 1,
+        base=base,
+    )
+    return unpack(pack(header, ascending(made.tensors)))
 
 
 def rows(batch: EventBatch) -> list[dict[str, object]]:

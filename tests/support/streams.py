@@ -12,6 +12,8 @@ SCHEMA = Schema(categorical=("user", "item", "noise"), numeric=("age", "price"))
 SMALL = LearnerConfig(
     table_rows=512,
     pair_rows=4096,
+    max_list_pairs=4,
+    pair_trial_events=512,
     top=(32, 16),
     bottom=(8,),
     embedding_dim=4,

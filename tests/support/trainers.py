@@ -83,6 +83,7 @@ def served_by(learner: Learner, export: Export) -> ServedModel:
     frame = ModelFrame(
         learner.schema,
         learner.encoder,
+        config.pair_budget,
         embedding_dim=config.embedding_dim,
         scales=len(config.half_lives_events),
     )

@@ -49,16 +49,7 @@ def test_rows_are_the_same_on_every_machine_and_in_every_version():
     rows = Encoder(schema, rows=2**20).encode(batch).rows_BF
     assert rows.tolist() == GOLDEN
 
-
-def test_pairs_of_fields_have_rows_of_their_own_wherever_they_stand():
     schema = Schema(categorical=("a", "b", "c"))
-    encoder = Encoder(schema, rows=1000, pair_rows=2**20)
-    batch = rows_to_batch([{"a": i, "b": i % 3, "c": None} for i in range(60)], schema)
-    pairs = encoder.encode(batch).pairs_BP
-    assert encoder.pairs == ((0, 1), (0, 2), (1, 2)) and pairs.shape == (60, 3)
-    assert len(pairs[:, 0].unique()) == 60 and len(pairs[:, 2].unique()) == 3
-    assert len(pairs.unique()) == 60 + 60 + 3
-    assert encoder.encode(batch.slice(7, 9)).pairs_BP.equal(pairs[7:9])
 
 
 def test_integers_and_their_decimal_strings_are_one_value():

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niwaki.model.features.encoder import Encoder, HashedEvents
-from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.lists import Crossed, ListSlots
 from niwaki.model.features.schema import LIST, EventBatch, Schema
 from niwaki.pruning.errors import RuleError
 
 SCHEMA = Schema(categorical=("item",), lists=("history", "tags"), shares={"history": "item"})
+NO_PAIRS = Crossed(np.empty((0, 2), np.int64), np.empty(0, np.uint64), 0, 1, 1)
 ROWS = 1_000
 VALUES = st.lists(
     st.tuples(
@@ -71,7 +72,7 @@ def test_each_list_has_its_values_in_order_and_shares_that_sum_to_one(lists, dat
                     assert rows.embedded_V[span].tolist() == [row - first for row in known]
                 else:
                     assert rows.embedded_V is rows.rows_V or (rows.embedded_V == rows.rows_V).all()
-    slots = ListSlots.of(hashed.lists, len(lists), 7)
+    slots = ListSlots.of(hashed.lists, 7, hashed.hashes_BF.numpy(), NO_PAIRS)
     for b in range(len(lists)):
         span = slice(slots.offsets[b], slots.offsets[b + 1])
         own = [rows.rows_V[rows.offsets[b] : rows.offsets[b + 1]] for rows in hashed.lists]

@@ -10,7 +10,7 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import Evaluation
-from niwaki.model.features.lists import ListSlots
+from niwaki.model.features.lists import no_lists
 from niwaki.model.features.numerics import Numerics, prepare
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
@@ -83,13 +83,13 @@ def test_without_the_deep_expert_its_logit_is_that_of_the_first_linear_one():
 
 def learn_rows(linear: BayesianLinear, rows_BS: np.ndarray, labels_B: np.ndarray) -> None:
     ones_BS = np.ones(rows_BS.shape, np.float32)
-    linear.learn(rows_BS, ones_BS, ListSlots.of([], len(rows_BS), 1), plain(labels_B))
+    linear.learn(rows_BS, ones_BS, no_lists(len(rows_BS)), plain(labels_B))
 
 
 def weights_of(linear: BayesianLinear, rows: int) -> torch.Tensor:
     slots = torch.arange(rows)[:, None]
     prior = linear.prior_SK()[:1]
-    lists = ListSlots.of([], rows, 1)
+    lists = no_lists(rows)
     return contributions(linear.evidence_R2K, prior, slots, torch.ones(rows, 1), lists)[:, 0]
 
 

@@ -9,6 +9,7 @@ import pytest
 from niwaki.model.published.checkpoint import Header, unpack
 from niwaki.serving.double_buffer import DoubleBuffer
 from tests.support.publisher import Publisher
+from tests.support.streams import list_events
 
 GOLDEN = Path(__file__).parent / "golden"
 PREDICTIONS = json.loads((GOLDEN / "predictions.json").read_text("utf-8"))
@@ -32,3 +33,13 @@ def test_a_checkpoint_of_the_format_predicts_what_it_did(files, version):
     assert all(isinstance(header, Header) for header, _ in path)
     model = DoubleBuffer().make(path)
     assert np.abs(model.predict(Publisher().events)[:8] - PREDICTIONS[version]).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("files", "version"), [(["full"], "1 lists"), (["full", "delta"], "2 lists")]
+)
+def test_a_checkpoint_of_format_2_names_the_pairs_that_live(files, version):
+    path = [unpack((GOLDEN / f"format-2-lists-{name}.niwaki").read_bytes()) for name in files]
+    model = DoubleBuffer().make(path)
+    events = list_events(64, seed=99)
+    assert np.abs(model.predict(events)[:8] - PREDICTIONS[version]).max() < 1e-5

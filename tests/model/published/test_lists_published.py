@@ -7,26 +7,11 @@ import torch
 from niwaki.model.deep.network import Network
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
-from niwaki.model.published.checkpoint import Header, TrainingStatus, pack, unpack
 from niwaki.model.published.served import PublishedModel
-from niwaki.model.rows import ascending
 from niwaki.serving.network_export import export, inputs
+from tests.support.publisher import published
 from tests.support.streams import LISTS, SMALL, list_events
 from tests.support.trainers import learn_all
-
-
-def published(learner: Learner, version: int, base: int = 0, rows=None):
-    """A checkpoint, as it comes out of its bytes."""
-    made = learner.export(learner.mixture.weights, rows)
-    header = Header.of(
-        learner.description(),
-        TrainingStatus("dense", "adaptive", 0.1),
-        shape=made.shape,
-        version=version,
-        parent=version - 1,
-        base=base,
-    )
-    return unpack(pack(header, ascending(made.tensors)))
 
 
 def logits(model: PublishedModel, batch) -> np.ndarray:
@@ -80,5 +65,6 @@ def test_exported_networks_predict_lists_as_the_model_does():
 def test_a_network_of_lists_has_a_vector_and_a_slot_for_each():
     learner = Learner(LISTS, SMALL)
     shape = learner.branches.dense.network.shape
-    assert shape.fields == 5 and len(learner.slots) == learner.slots.single + 2 == shape.slots
+    assert shape.fields == 5 and len(learner.slots) == shape.slots
+    assert learner.slots.lists == 2 + SMALL.max_list_pairs
     assert isinstance(Network(shape).read, torch.Tensor)
