@@ -1,6 +1,7 @@
 """The model and how it learns, as a user sets it, and the parts that follow from these settings
 alone."""
 
+import math
 from typing import Literal
 
 import msgspec
@@ -73,6 +74,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seed of the hash from values to rows."""
     seed: int = 0
     """Seed of the initial weights."""
+    prior_rate: float | None = None
+    """Click rate that is expected before any event, 0 to 1, both excluded; None: not known."""
     embedding_rate: float = 0.05
     """Learning rate of embeddings (row-wise Adagrad), > 0."""
     network_rate: float = 0.001
@@ -93,6 +96,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in ("embedding_rate", "narrow_rate_ratio"):
             if not getattr(self, name) > 0:
                 raise RuleError(name, "must be > 0", getattr(self, name))
+        if self.prior_rate is not None and not 0 < self.prior_rate < 1:
+            raise RuleError("prior_rate", "must lie between 0 and 1", self.prior_rate)
         if not self.top or min(self.top + self.bottom) < 1:
             rule = "needs at least one hidden width, all widths >= 1"
             raise RuleError("top", rule, list(self.top))
@@ -101,6 +106,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not self.half_lives_events or min(self.half_lives_events) <= 0:
             rule = "must be > 0, at least one"
             raise RuleError("half_lives_events", rule, list(self.half_lives_events))
+
+    @property
+    def prior_logit(self) -> float:
+        """The logit of `prior_rate`; 0 where that is not known."""
+        rate = 0.5 if self.prior_rate is None else self.prior_rate
+        return math.log(rate / (1 - rate))
 
     def encoder(self, schema: Schema) -> Encoder:
         """Maps events of `schema` to the rows of this model's tables."""

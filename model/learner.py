@@ -52,12 +52,12 @@ from niwaki.model.step import (
     MicroBatches,
     ModelView,
     ParallelCall,
+    bounds_of_steps,
     no_lap,
     run_in_turn,
 )
 
 _RATE_EVENTS = 128
-_STEP_EVENTS = 256
 
 
 class Learned(NamedTuple):
@@ -116,6 +116,8 @@ class Learner:
             config.half_lives_events,
             config.shrinkage_rate,
         )
+        if config.prior_rate is not None:
+            self.linear.expect(self.slots.rows - 1, self.slots.single - 1, config.prior_logit)
         self.further = further_experts(schema)
         self.tables = EmbeddingTables(
             schema.owners, config.table_rows, config.embedding_dim, config.embedding_rate
@@ -172,16 +174,14 @@ class Learner:
         table_ratio: float = 1.0,
     ) -> Learned:
         """Learn one batch; returns the predictions for it. `target_ratio`, `table_ratio`: for the
-        masks, while pruning, (0, 1]. A long batch takes several steps, since the average over more
-        events carries less information.
+        masks, while pruning, (0, 1]. A long batch takes several steps: see `bounds_of_steps`.
 
         Raises `LearnError` if the loss of a step is not finite; that step has changed nothing but
         histories and rates.
         """
         events = len(outcomes.labels_B)
-        if (steps := -(-events // _STEP_EVENTS)) == 1:
+        if len(bounds := bounds_of_steps(self.events, events)) == 2:
             return self._step(hashed, outcomes, target_ratio, table_ratio)
-        bounds = [events * i // steps for i in range(steps + 1)]
         parts = [
             self._step(hashed.part(*span), outcomes.part(*span), target_ratio, table_ratio)
             for span in itertools.pairwise(bounds)
@@ -313,7 +313,7 @@ class Learner:
     def _step(
         self, hashed: HashedEvents, outcomes: Outcomes, target_ratio: float, table_ratio: float
     ) -> Learned:
-        """Compute, then learn, at most `_STEP_EVENTS` events."""
+        """Compute, then learn, the events of one step."""
         features, changed = self.memory.learn(hashed, outcomes)
         branches = self.branches
         batches = MicroBatches(features, outcomes, self.slots, columns_of_experts(self._scales))

@@ -31,6 +31,11 @@ WHOLE_EVENTS = 128
 PARALLEL_EVENTS = 32
 """A step of fewer events takes less time than handing a part of it to another thread."""
 
+_STEP_EVENTS = 256
+_FIRST_STEP_EVENTS = 16
+"""The first step is no longer than this, nor is any one longer than all events before it: what the
+first ones say of the click rate is worth most to those that come next."""
+
 ParallelCall = Callable[[Callable[[], Any], Callable[[], Any]], object]
 """Calls two functions, perhaps at the same time, and returns when both have returned."""
 Lap = Callable[[str], object]
@@ -45,6 +50,17 @@ def run_in_turn(first: Callable[[], Any], second: Callable[[], Any]) -> None:
     """The `ParallelCall` of a single thread."""
     first()
     second()
+
+
+def bounds_of_steps(before: int, events: int) -> list[int]:
+    """Where the steps of a batch of B events begin and end. `before`: events learned before. A
+    long batch takes several steps, since the average over more events carries less information."""
+    bounds = [0]
+    while before + bounds[-1] < _STEP_EVENTS and bounds[-1] < events:
+        step = max(_FIRST_STEP_EVENTS, before + bounds[-1])
+        bounds.append(min(bounds[-1] + step, events))
+    first, steps = bounds[-1], -(-(events - bounds[-1]) // _STEP_EVENTS)
+    return bounds + [first + (events - first) * i // steps for i in range(1, steps + 1)]
 
 
 class ModelView(NamedTuple):

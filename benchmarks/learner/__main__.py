@@ -127,8 +127,9 @@ def _serve_new(make: Callable[[Stream, int], System], stream: Stream, seed: int)
 
 
 def serve(system: System, stream: Stream) -> Predictions:
-    """Logits of every event at each delay; an even chance before the first model."""
-    events = len(stream.events)
+    """Logits of every event at each delay; before the first model, the click rate so far, as a
+    niwaki that has published nothing predicts it."""
+    events, labels = len(stream.events), stream.events.labels_B
     logits = {delay: np.zeros(events, np.float32) for delay in DELAYS}
     for start in range(0, events, BATCH_EVENTS):
         for delay in DELAYS:
@@ -136,6 +137,10 @@ def serve(system: System, stream: Stream) -> Predictions:
             if start and start % block == 0:
                 stop = min(start + block, events)
                 logits[delay][start:stop] = system.predict(start, stop)
+            elif start < block:
+                clicks = labels[:start].sum() + 0.5
+                rate_logit = np.log(clicks / (start + 1 - clicks))
+                logits[delay][start : start + BATCH_EVENTS] = rate_logit
         system.learn(start, min(start + BATCH_EVENTS, events))
     return logits
 

@@ -64,8 +64,8 @@ def plots(data: dict[str, Any]) -> list[Plot]:
                 "normalized_entropy",
                 "Normalized entropy over events: 1 is a model that always predicts the click rate, "
                 "lower is better. Served: each event predicted by the checkpoint published last "
-                "before it; until the first one, an even chance. Learning: by the learner itself, "
-                "just before it learned the event. Each step is a window of "
+                "before it; until the first one, by the click rate so far. Learning: by the "
+                "learner itself, just before it learned the event. Each step is a window of "
                 f"about {data['window_events']:,} events. Shaded: a dense network learns.",
                 f"Normalized entropy by window. Served predictions end at {served}, "
                 f"learning at {learning}. True drifts: {events_of(data['true_drifts'])}. "

@@ -11,6 +11,7 @@ thread predicts, mixes, sorts and puts full checkpoints together, one thing afte
 all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ from niwaki.model.published.tensors import Export
 from niwaki.model.rows import ascending
 from niwaki.pruning.policy import Move
 
+_EXPECTED_EVENTS = 100.0
+"""Events that an expected click rate counts as."""
 _HANDED_OVER_EVENTS = 1_024
 """The least number of events that are scored at once where no publication comes between: memory
 stays bounded, and the thread is woken seldom."""
@@ -132,8 +135,8 @@ class ServedReplica:
         self._full_in = 0
 
     def score(self, hashed: HashedEvents, outcomes: Outcomes) -> None:
-        """Predict a batch with what is published, and evaluate it. Before the first publication: an
-        even chance."""
+        """Predict a batch with what is published, and evaluate it. Before the first publication:
+        the click rate so far."""
         events = len(outcomes.labels_B)
         self._waiting.append((hashed, outcomes))
         self._waiting_events += events
@@ -306,6 +309,7 @@ class _Follower:
         config = learner.config
         self.evaluation = WindowedEvaluation(window_events)
         self.mixture = config.mixture()
+        self._prior_rate = config.prior_rate
         scales = len(config.half_lives_events)
         self._frame = ModelFrame(
             learner.schema,
@@ -327,15 +331,27 @@ class _Follower:
         depends on events alone, and so do the bits of the predictions."""
         hashed, parts = zip(*batches, strict=True)
         outcomes = Outcomes.concat(parts)
-        logits_B = np.zeros(len(outcomes.labels_B), np.float32)
+        logits_B = None
         if self.model:
             experts_BE = self.model.experts(HashedEvents.concat(hashed))
             logits_B = self.model.logits(experts_BE)
             self._scored.append((experts_BE, outcomes))
-        ends = np.cumsum([len(part.labels_B) for part in parts])[:-1]
-        for logits, part in zip(np.split(logits_B, ends), parts, strict=True):
+        start = 0
+        for part in parts:
+            stop = start + len(part.labels_B)
+            logits = self._before_models(part) if logits_B is None else logits_B[start:stop]
             self.evaluation.update(logits, part)
             self.on_logits(logits)
+            start = stop
+
+    def _before_models(self, events: Outcomes) -> np.ndarray:
+        """The logit of the click rate so far, for events before the first publication: of that of
+        the config, and of one event with an even chance where there is none."""
+        total, rate = self.evaluation.total, self._prior_rate
+        expected = 1.0 if rate is None else _EXPECTED_EVENTS
+        clicks = total.label_sum + expected * (0.5 if rate is None else rate)
+        others = total.weight_sum + expected - clicks
+        return np.full(len(events.labels_B), math.log(clicks / others), np.float32)
 
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.

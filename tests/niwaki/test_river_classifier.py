@@ -193,7 +193,10 @@ def test_a_mini_batch_is_one_step_of_the_learner():
     table_p = many.predict_proba_many(table)
     assert table_p["True"].to_pylist() == pytest.approx(probabilities(many, rows), rel=1e-5)
     assert many._known.learner.events == 256
-    assert many._known.learner.branches.dense.steps == 1
+    # The first events are learned in steps of 16, 16, 32, 64 and 128.
+    assert many._known.learner.branches.dense.steps == 5
+    many.learn_many(table, pa.array([y for _, y in rows]))
+    assert many._known.learner.branches.dense.steps == 6
 
 
 def test_it_reads_data_frames():

@@ -38,9 +38,9 @@ def test_the_figures_that_were_printed_can_be_computed_from_the_file(put, niwaki
             ("learned", printed["ne"]),
         ):
             found = normalized_entropy(labels, rows[column].to_numpy())
-            assert found == pytest.approx(figure, abs=1e-9), (policy, column)
+            assert found == pytest.approx(figure, rel=1e-6), (policy, column)
         assert rows["version"].to_pylist() == [at // 128 for at in range(EVENTS)]
-        assert rows["prediction"].to_pylist()[:128] == [0.5] * 128
+        assert rows["prediction"].to_pylist()[:128] == [0.5] * 128  # no click rate is known yet
 
 
 def test_rows_are_the_events_in_their_order_as_the_schema_reads_them(put, niwaki, tmp_path):
