@@ -2,9 +2,12 @@
 is lost where a producer leaves out negatives.
 
     python -m benchmarks.columns --recordings DIR [--rows FILE] [--events N] [--seeds A-B]
+        [--pairs | --seam]
 
 Worth: each recording with the schema that is proposed for it, learned and published every 128
-events; its lists left out, read, and read beside histories and rates by default settings. Seam: a
+events; its lists left out, read, and read beside histories and rates by default settings. Pairs:
+no pairs of columns, those of fields that the stream chooses, all of them, and the default, with
+lists among them. Seam: a
 column that comes into the schema after a third of the events, beside one that was missing till
 then. Sampling:
 the whole stream learned, or a tenth of the negatives, both measured on the whole stream. Cost: a
@@ -96,6 +99,16 @@ def worth(path: Path, schema: Schema, events: int, seed: int) -> dict[str, float
     }
 
 
+PAIR_RECORDINGS = (*PAIRS, "reddit", "grocery", "hotel")
+BUDGETS = {
+    "no pairs": {"max_pairs": 0, "max_list_pairs": 0},
+    "pairs of fields": {"max_list_pairs": 0},
+    "all pairs of fields": {"max_pairs": 1_000_000, "max_list_pairs": 0},
+    "pairs": {},
+}
+"""By variant, settings of the model."""
+
+
 class Sampling(NamedTuple):
     """The part of a recording that a learner has."""
 
@@ -148,6 +161,29 @@ def sampled(
         "served_ne": measured.normalized_entropy,
         "prequential_ne": measured.normalized_entropy,
         "calibration": measured.calibration,
+    }
+
+
+def paired(
+    path: Path, schema: Schema, events: int, seed: int, settings: dict[str, int]
+) -> dict[str, float]:
+    """Entropy and calibration of a learner with some pairs, each batch predicted before it is
+    learned."""
+    learner, measured = Learner(schema, LearnerConfig(seed=seed, **settings)), Evaluation()
+    started_s = time.process_time()
+    for batch in batches(path, schema, events):
+        found = learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
+        measured.update(found.logits_B, batch.labels_B)
+    taken_s = time.process_time() - started_s
+    return {
+        "events": measured.events,
+        "served_ne": measured.normalized_entropy,
+        "prequential_ne": measured.normalized_entropy,
+        "calibration": measured.calibration,
+        "auc": measured.auc,
+        "candidates": len(learner.slots.candidates),
+        "living": len(learner.slots.living),
+        "event_us": 1e6 * taken_s / measured.events,
     }
 
 
@@ -224,7 +260,15 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     events = 5_000 if quick else options.events
     seeds = options.seeds[:1] if quick else options.seeds
     rows = Rows(options.rows, ("recording", "variant", "seed", "events_asked"))
-    for name in () if options.seam else PAIRS:
+    for name in PAIR_RECORDINGS if options.pairs else ():
+        path = options.recordings / f"{name}.parquet"
+        for seed in seeds:
+            for one, settings in BUDGETS.items():
+                if rows.get(name, one, seed, events) is None:
+                    found = paired(path, propose_schema(path), events, seed, settings)
+                    about = {"recording": name, "variant": one, "seed": seed}
+                    rows.add(about | {"events_asked": events, "commit": commit()} | found)
+    for name in () if options.seam or options.pairs else PAIRS:
         path = (options.recordings or Path()) / f"{name}.parquet"
         if options.recordings is None or not path.exists():
             continue
@@ -259,6 +303,7 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     claims = [at_most(f"added time: list of {LIST_VALUES} over a column", costs["ratio"], 8)]
     claims += [claim for name in PAIRS for claim in losses(measured, name)]
     claims += [claim for name in SEAMS for claim in seam_claims(measured, name)]
+    claims += [claim for name in PAIR_RECORDINGS for claim in pair_claims(measured, name)]
     steps = ", ".join(f"{name} {ms:.2f}" for name, ms in costs["step_ms"].items())
     memory_mb = history_mb()
     claims.append(at_most("a million histories of 20 values, MB", memory_mb, 300))
@@ -299,6 +344,26 @@ def seam_claims(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any
     return [at_most(f"{name}: NE lost, a column added in mid-stream", median(ratios), 0.001)]
 
 
+def pair_claims(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The claim that the pairs of fields that the stream chooses are as good as none or all."""
+    runs = {
+        variant: {
+            row["seed"]: row["served_ne"]
+            for row in measured
+            if (row["recording"], row["variant"]) == (name, variant)
+        }
+        for variant in BUDGETS
+    }
+    chosen, others = runs["pairs of fields"], (runs["no pairs"], runs["all pairs of fields"])
+    ratios = [
+        ne / min(other[seed] for other in others if seed in other) - 1
+        for seed, ne in chosen.items()
+    ]
+    if not ratios:
+        return []
+    return [at_most(f"{name}: NE over the better of no and all pairs", median(ratios), 0.001)]
+
+
 def losses(measured: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The claims of what sampling loses on one recording."""
     by_run = {(r["variant"], r["seed"]): r for r in measured if r["recording"] == name}
@@ -329,6 +394,7 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--seam", action="store_true", help="measure columns that are added in mid-stream instead"
     )
+    parser.add_argument("--pairs", action="store_true", help="measure pairs of columns instead")
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), help="seeds A-B")
     options, rest = parser.parse_known_args(arguments)
     main("columns", lambda quick: measure(quick, options), rest, parser)

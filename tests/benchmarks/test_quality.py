@@ -138,7 +138,7 @@ def test_who_begins_anew_at_the_drift_knows_nothing_after_it_and_everything_befo
     labels_B = np.concatenate([batch.labels_B for batch in batches.batches])
     rate, after = labels_B[:6_000].mean(), labels_B[6_000:7_000].mean()
     expected = -after * math.log(rate) - (1 - after) * math.log(1 - rate)
-    assert anew[6] == pytest.approx(expected, rel=0.02)  # until the first publication
+    assert anew[6] == pytest.approx(expected, rel=0.05)  # until the first publication
 
 
 def test_a_recent_rate_follows_a_jump_that_a_constant_one_does_not():
