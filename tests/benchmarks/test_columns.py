@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 from benchmarks.columns.__main__ import (
+    BUDGETS,
     PAIRS,
     Sampling,
     cost,
     history_mb,
+    paired,
     sampled,
     seam,
-    seam_claims,
     variants,
     worth,
 )
+from benchmarks.columns.claims import pair_claims, seam_claims
 from niwaki.model.features.schema import Schema
 from niwaki.stream.recordings.writing import batch_to_table, write_recording
 from tests.support.streams import LISTS, list_events
@@ -50,6 +52,17 @@ def test_each_part_gives_finite_figures(recording):
     ]
     (claim,) = seam_claims(rows, "hackernews")
     assert claim["value"] == pytest.approx(entropies[0] / entropies[1] - 1)
+
+
+def test_pairs_are_compared_with_none_and_with_all(recording):
+    rows = [
+        {"recording": "hotel", "variant": name, "seed": 0} | paired(recording, LISTS, 900, 0, one)
+        for name, one in BUDGETS.items()
+    ]
+    assert [row["living"] for row in rows] == [0, 3, 3, 9] and rows[0]["candidates"] == 9
+    (claim,) = pair_claims(rows, "hotel")
+    best = min(rows[0]["served_ne"], rows[2]["served_ne"])
+    assert claim["value"] == pytest.approx(rows[1]["served_ne"] / best - 1)
 
 
 def test_costs_are_of_lists_and_columns_alone():
