@@ -74,8 +74,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seed of the hash from values to rows."""
     seed: int = 0
     """Seed of the initial weights."""
-    prior_rate: float | None = None
-    """Click rate that is expected before any event, 0 to 1, both excluded; None: not known."""
+    prior_rate: float = 0.0
+    """Click rate that is expected before any event, 0 to 1 (excluded); 0: not known."""
     embedding_rate: float = 0.05
     """Learning rate of embeddings (row-wise Adagrad), > 0."""
     network_rate: float = 0.001
@@ -96,8 +96,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in ("embedding_rate", "narrow_rate_ratio"):
             if not getattr(self, name) > 0:
                 raise RuleError(name, "must be > 0", getattr(self, name))
-        if self.prior_rate is not None and not 0 < self.prior_rate < 1:
-            raise RuleError("prior_rate", "must lie between 0 and 1", self.prior_rate)
+        if not 0 <= self.prior_rate < 1:
+            raise RuleError("prior_rate", "must be >= 0 and < 1", self.prior_rate)
         if not self.top or min(self.top + self.bottom) < 1:
             rule = "needs at least one hidden width, all widths >= 1"
             raise RuleError("top", rule, list(self.top))
@@ -110,7 +110,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def prior_logit(self) -> float:
         """The logit of `prior_rate`; 0 where that is not known."""
-        rate = 0.5 if self.prior_rate is None else self.prior_rate
+        rate = self.prior_rate or 0.5
         return math.log(rate / (1 - rate))
 
     def encoder(self, schema: Schema) -> Encoder:

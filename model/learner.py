@@ -116,7 +116,7 @@ class Learner:
             config.half_lives_events,
             config.shrinkage_rate,
         )
-        if config.prior_rate is not None:
+        if config.prior_rate:
             self.linear.expect(self.slots.rows - 1, self.slots.single - 1, config.prior_logit)
         self.further = further_experts(schema)
         self.tables = EmbeddingTables(

@@ -348,8 +348,8 @@ class _Follower:
         """The logit of the click rate so far, for events before the first publication: of that of
         the config, and of one event with an even chance where there is none."""
         total, rate = self.evaluation.total, self._prior_rate
-        expected = 1.0 if rate is None else _EXPECTED_EVENTS
-        clicks = total.label_sum + expected * (0.5 if rate is None else rate)
+        expected = _EXPECTED_EVENTS if rate else 1.0
+        clicks = total.label_sum + expected * (rate or 0.5)
         others = total.weight_sum + expected - clicks
         return np.full(len(events.labels_B), math.log(clicks / others), np.float32)
 

@@ -302,7 +302,7 @@ def test_where_clicks_are_rare_the_first_events_cost_little_and_less_with_a_know
     rare = batch.take(np.flatnonzero((batch.labels_B == 0) | (rng.random(4_000) < 0.03)))
     rate = float(rare.labels_B[:1_024].mean())
     losses = []
-    for prior in (None, rate):
+    for prior in (0.0, rate):
         config = msgspec.structs.replace(SMALL, prior_rate=prior)
         losses.append(learn_all(Learner(SCHEMA, config), rare.slice(0, 1_024)).log_loss)
     constant = binary_entropy(rate)
