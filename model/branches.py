@@ -9,6 +9,7 @@ between its weights lie dormant. The branches are given moves, and decide none.
 from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 import torch
 
 from niwaki.model.config import LearnerConfig
@@ -18,6 +19,7 @@ from niwaki.model.deep.mlp import Masks
 from niwaki.model.deep.network import Network
 from niwaki.model.experts import Inputs
 from niwaki.model.features.outcomes import Outcomes
+from niwaki.model.mixture.merit import NetworkMerit
 from niwaki.pruning.compaction import compact, zero_outgoing
 from niwaki.pruning.masks import AUXILIARY, MaskKind, MaskSet
 from niwaki.pruning.policies import mask_kind
@@ -91,6 +93,10 @@ class Branches:
         self.prunes_columns = prunes_tables and network.columns is not None
         self._config = config
         self._tables = tables
+        self.merit: NetworkMerit | None = None
+        """What the network is worth, where it is left out by itself."""
+        if config.network_rate == "auto":
+            self.merit = NetworkMerit(config.mixture(left_out=1), config.network_worth)
         self._beside_served = RunningLosses()
         self._beside_reference = RunningLosses()
         if narrow_ratio is not None:
@@ -98,6 +104,28 @@ class Branches:
             narrow = network.cut_to(self.kept)
             self.sparse = Branch(narrow, narrow.initial(generator))
             self.dense_live = False
+
+    @property
+    def resting(self) -> bool:
+        """True while the network does not learn and corrects nothing, since it does not earn its
+        cost."""
+        return self.merit is not None and self.merit.resting
+
+    def wake(self) -> None:
+        """Let a network that rests learn. It contributes nothing at first."""
+        if self.merit is not None and self.resting:
+            self.merit.wake()
+            self._silence()
+
+    def weigh(self, experts_BE: np.ndarray, logits_B: np.ndarray, outcomes: Outcomes) -> None:
+        """After a step: let the network rest, or learn again, by what it was worth for these
+        events. See `NetworkMerit.update`. While it is pruned it does not rest."""
+        if self.merit is None:
+            return
+        rested = self.resting
+        self.merit.update(experts_BE, logits_B, outcomes, judged=self.masks is None)
+        if rested and not self.resting:
+            self._silence()
 
     @property
     def served_branch(self) -> Branch:
@@ -115,6 +143,8 @@ class Branches:
     def published(self) -> tuple[Network, Mapping[str, torch.Tensor]]:
         """The published network and its parameters."""
         network = self.network
+        if self.resting:
+            return network, network.silent(self.served_branch.parameters)
         if self.masks is None or network is self.served_branch.network:
             return network, self.served_branch.parameters
         kept = self.masks.kept()
@@ -129,8 +159,11 @@ class Branches:
         return Comparison(self._beside_served.behind_ratio, self._beside_reference.behind_ratio)
 
     def learning(self) -> dict[Branch, Masks | None]:
-        """The branches that learn, each with its masks."""
+        """The branches that learn, each with its masks; none while the network rests, or where it
+        is left out."""
         found: dict[Branch, Masks | None] = {}
+        if self.resting or not self._config.network_rate:
+            return found
         if self.dense_live:
             found[self.dense] = self.masks.masks() if self.masks else None
         for branch in (self.sparse, self.reference):
@@ -164,6 +197,7 @@ class Branches:
     def prune(self, kind: MaskKind = AUXILIARY, beside_reference: bool = False) -> None:
         """Begin to learn masks on the dense branch. `beside_reference`: a copy of it learns on
         without masks until the cut."""
+        self.wake()
         network = self.dense.network
         columns = network.columns if self.prunes_columns else None
         auxiliary = self._config.auxiliary
@@ -191,11 +225,13 @@ class Branches:
         """Make the dense branch live again, unless it is: the sparse branch's units as they are
         now, and every pruned unit with the weights that it was cut with; the values of a column
         begin as zeros. The sparse branch is served on."""
+        self.wake()
         self._widen(self.dense.parameters)
 
     def rewire(self, inputs: Inputs, outcomes: Outcomes, ratio: float, events_learned: int) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, for fresh ones, whose outgoing
         weights are zero. The gradients of a batch say which: its `inputs` and outcomes."""
+        self.wake()
         groups = self.dense.network.groups
         live = self.dense_live
         self._widen(self._fresh(events_learned))
@@ -229,6 +265,8 @@ class Branches:
                 tensors |= {f"{place}.{name}": tensor for name, tensor in branch.state().items()}
         if self.masks:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
+        if self.merit:
+            tensors |= {f"merit.{name}": tensor for name, tensor in self.merit.state().items()}
         state = BranchesState(
             dense_live=self.dense_live,
             block=self.dense.network.shape.block,
@@ -257,6 +295,8 @@ class Branches:
         if state.sparse:
             narrow = network.cut_to(self.kept)
             self.sparse = Branch.restored(narrow, part("sparse."), state.sparse_steps)
+        if self.merit:
+            self.merit.restore(part("merit."))
         if state.masks:
             self.prune(mask_kind(state.masks))
         if self.masks:
@@ -268,6 +308,11 @@ class Branches:
 
     def _places(self) -> dict[str, Branch | None]:
         return {"dense": self.dense, "sparse": self.sparse, "reference": self.reference}
+
+    def _silence(self) -> None:
+        for branch in (self.dense, self.sparse):
+            if branch:
+                branch.silence()
 
     def _widen(self, regrown: Mapping[str, torch.Tensor]) -> None:
         """Make the dense branch live. `regrown`: the dense network's parameters, of which pruned

@@ -11,7 +11,7 @@ from niwaki.model.experts import columns_of_experts
 from niwaki.model.features.encoder import Encoder
 from niwaki.model.features.schema import Schema
 from niwaki.model.linear.pairs import PairBudget
-from niwaki.model.mixture import Mixture
+from niwaki.model.mixture.mixture import Mixture
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.errors import RuleError
 
@@ -22,10 +22,14 @@ _NOT_NEGATIVE = (
     "max_list_pairs",
     "pair_trial_events",
     "network_rate",
+    "network_worth",
     "shrinkage_rate",
     "mixture_half_life_events",
     "debt_rate",
 )
+
+
+_AUTO_RATE = 0.001
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,9 +82,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Click rate that is expected before any event, 0 to 1 (excluded); 0: not known."""
     embedding_rate: float = 0.05
     """Learning rate of embeddings (row-wise Adagrad), > 0."""
-    network_rate: float = 0.001
+    network_rate: float | Literal["auto"] = 0.001
     """Learning rate of the network (Adam) for batches of 128, >= 0; it grows with the square root
-    of the batch. 0: the deep expert is left out."""
+    of the batch. 0: the deep expert is left out. auto: 0.001, and the network rests while it does
+    not earn its cost."""
+    network_worth: float = 0.002
+    """Share of the log loss that the network has to save, where `network_rate` is auto, >= 0."""
     narrow_rate_ratio: float = 2.0
     """Factor on that rate in a network narrower than the dense one, > 0: it takes larger steps
     well."""
@@ -91,6 +98,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+            if name == "network_rate" and self.network_rate == "auto":
+                continue
             if not getattr(self, name) >= least:
                 raise RuleError(name, f"must be >= {least}", getattr(self, name))
         for name in ("embedding_rate", "narrow_rate_ratio"):
@@ -138,10 +147,15 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
         )
 
-    def mixture(self) -> Mixture:
-        """The mixture of all experts, as it begins."""
+    @property
+    def first_network_rate(self) -> float:
+        """The learning rate of a network that learns."""
+        return _AUTO_RATE if self.network_rate == "auto" else self.network_rate
+
+    def mixture(self, left_out: int = 0) -> Mixture:
+        """The mixture of the experts, as it begins. `left_out`: experts that are not among them."""
         return Mixture.initial(
-            columns_of_experts(len(self.half_lives_events)) - 1,
+            columns_of_experts(len(self.half_lives_events)) - 1 - left_out,
             self.mixture_half_life_events,
             self.debt_rate,
         )

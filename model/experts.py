@@ -3,8 +3,8 @@ interface for a further expert.
 
 In: `Features`, and the parameters of the moment. Out: one logit of each expert for each event. The
 linear expert has a column for each of its time scales; the further experts (`EXPERTS`) have one
-each; the deep one, which corrects the first column, is the last. The mixture (`model.mixture`)
-weighs the columns.
+each; the deep one, which corrects the first column, is the last. The mixture
+(`model.mixture.mixture`) weighs the columns.
 
 Shapes: B events, S slots, K time scales, E columns of experts; M, N as in
 `model.features.numerics`.

@@ -41,7 +41,7 @@ from niwaki.model.linear.evidence_check import Discount, EvidenceCheck, Evidence
 from niwaki.model.linear.expert import BayesianLinear
 from niwaki.model.linear.pairs import PairChoice
 from niwaki.model.linear.slots import Slots
-from niwaki.model.mixture import mix
+from niwaki.model.mixture.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import ModelDescription
 from niwaki.model.published.tensors import Export
@@ -202,6 +202,7 @@ class Learner:
         self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
         self._evidence_check.begin(within_events)
         self.pairs.hurry()
+        self.branches.wake()
 
     def rewire(self, hashed: HashedEvents, outcomes: Outcomes, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
@@ -323,7 +324,7 @@ class Learner:
             prior_SK=self.linear.prior_SK().numpy(),
             scale=(scale.moments_2N.numpy(), scale.knots_NQ.numpy()),
             embedding_RD=self.tables.weight_RD.numpy(),
-            masks_by_branch=branches.learning() if self.config.network_rate else {},
+            masks_by_branch=branches.learning(),
             served_branch=branches.served_branch,
             reference=branches.reference,
         )
@@ -353,6 +354,7 @@ class Learner:
         for table, rows_X in (changed | self.memory.see(features)).items():
             self._mark_dirty(table, rows_X)
         self._choose_pairs(batches)
+        branches.weigh(experts_BE, logits_B, outcomes)
         self.events += events
         loss = by_branch.get(view.served_branch, float(losses[0]))
         return Learned(logits_B, experts_BE, loss)
@@ -360,7 +362,7 @@ class Learner:
     def _learn_deep(self, learning: list[Branch], batches: MicroBatches, misled: bool) -> None:
         """One step of the networks and the embedding tables, and of all that is small."""
         events = sum(batches.events)
-        rate = self.config.network_rate * math.sqrt(events / _RATE_EVENTS)
+        rate = self.config.first_network_rate * math.sqrt(events / _RATE_EVENTS)
         for branch in learning:
             branch.step(rate * self.branches.rate_ratio(branch), batches.events)
             self.learned_multiply_adds += events * branch.multiply_adds

@@ -17,7 +17,7 @@ import torch
 
 from niwaki.model.deep.network import Network, Stack
 from niwaki.model.features.schema import EventBatch
-from niwaki.model.mixture import LOGIT_RANGE
+from niwaki.model.mixture.mixture import LOGIT_RANGE
 from niwaki.model.published.checkpoint import tensors_only
 from niwaki.model.published.served import ServedModel
 from niwaki.pruning.errors import RuleError

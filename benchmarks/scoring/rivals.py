@@ -20,7 +20,7 @@ from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.linear.kernels import locate_slots
-from niwaki.model.mixture import LOGIT_RANGE
+from niwaki.model.mixture.mixture import LOGIT_RANGE
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.tensors import Export
 from niwaki.serving.network_export import export

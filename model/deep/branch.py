@@ -112,6 +112,13 @@ class Branch:
         """A branch that learns on from here independently."""
         return self.resumed(self.network, self.tensors(), self.steps)
 
+    def silence(self) -> None:
+        """Set the weights of the output to zero, with their moments: the network contributes
+        nothing until it has learned again."""
+        for part in self.tensors():
+            for name in self.network.output_names:
+                part[name].zero_()
+
     def state(self) -> dict[str, torch.Tensor]:
         """Copies of all tensors, for a snapshot."""
         return {

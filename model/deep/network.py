@@ -145,6 +145,17 @@ class Network:
         hidden = self.shape.bottom if stack == "bottom" else self.shape.top
         return [f"{stack}.{i}" for i in range(len(hidden) + 1)] if hidden else []
 
+    @property
+    def output_names(self) -> tuple[str, str]:
+        """Names of the parameters of the output."""
+        name = self.layer_names("top")[-1]
+        return f"{name}.weight", f"{name}.bias"
+
+    def silent(self, parameters: Parameters) -> Parameters:
+        """These parameters, with zeros for those of the output: the network corrects nothing."""
+        zeros = {name: torch.zeros_like(parameters[name]) for name in self.output_names}
+        return {**parameters, **zeros}
+
     def narrowed(self, alive: Mapping[str, int]) -> "Network":
         """The network with `alive[group]` neurons in each layer; a layer that is not named stays as
         wide as it is."""

@@ -34,7 +34,7 @@ from niwaki.model.linear.expert import contributions
 from niwaki.model.linear.kernels import compiled_contributions
 from niwaki.model.linear.pairs import PairBudget
 from niwaki.model.linear.slots import Slots
-from niwaki.model.mixture import mix
+from niwaki.model.mixture.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header
 from niwaki.model.published.inference import Inference

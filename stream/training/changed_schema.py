@@ -116,7 +116,7 @@ def adapted(tensors: Mapping[str, torch.Tensor], old: Schema, learner: Learner) 
     found = pairs | {
         name: tensor
         for name, tensor in tensors.items()
-        if name.startswith(("mixture.", "expert.")) or name == "numerics.counts"
+        if name.startswith(("mixture.", "expert.", "merit.")) or name == "numerics.counts"
     }
     for part in (
         adapter.embedding,

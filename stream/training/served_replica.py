@@ -24,7 +24,7 @@ from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
-from niwaki.model.mixture import Mixture
+from niwaki.model.mixture.mixture import Mixture
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header, TrainingStatus
 from niwaki.model.published.served import ModelFrame, ServedModel

@@ -14,7 +14,7 @@ from niwaki.model.features.encoder import Features
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
-from niwaki.model.mixture import LOGIT_RANGE
+from niwaki.model.mixture.mixture import LOGIT_RANGE
 from niwaki.model.published.checkpoint import pack, unpack
 from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.errors import RuleError

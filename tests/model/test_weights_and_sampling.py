@@ -10,7 +10,7 @@ import pytest
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
-from niwaki.model.mixture import Mixture, mix
+from niwaki.model.mixture.mixture import Mixture, mix
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 from tests.support.trainers import learn_all
 

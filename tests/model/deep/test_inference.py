@@ -11,7 +11,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.network import Network, NetworkShape
 from niwaki.model.learner import Learner
-from niwaki.model.mixture import mix
+from niwaki.model.mixture.mixture import mix
 from tests.support.networks import correction, forward, inputs_of, predict, shapes
 from tests.support.streams import SCHEMA, SMALL, click_events
 from tests.support.trainers import learn_all

@@ -15,7 +15,7 @@ from niwaki.model.features.numerics import Numerics, prepare
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.linear.expert import BayesianLinear, contributions
-from niwaki.model.mixture import Mixture, mix
+from niwaki.model.mixture.mixture import Mixture, mix
 from niwaki.pruning.config import PruningConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
