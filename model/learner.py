@@ -306,8 +306,7 @@ class Learner:
         self.memory.restore(tensors)
         restore_experts(self.further, tensors)
         self.branches.restore(state.branches, tensors)
-        self.events = state.events
-        self.learned_multiply_adds = state.learned_multiply_adds
+        self.events, self.learned_multiply_adds = state.events, state.learned_multiply_adds
         self._evidence_check.state = state.evidence_check
         self._discount = state.discount
 
@@ -356,8 +355,7 @@ class Learner:
         self._choose_pairs(batches)
         branches.weigh(experts_BE, logits_B, outcomes)
         self.events += events
-        loss = by_branch.get(view.served_branch, float(losses[0]))
-        return Learned(logits_B, experts_BE, loss)
+        return Learned(logits_B, experts_BE, by_branch.get(view.served_branch, float(losses[0])))
 
     def _learn_deep(self, learning: list[Branch], batches: MicroBatches, misled: bool) -> None:
         """One step of the networks and the embedding tables, and of all that is small."""

@@ -15,6 +15,7 @@ import msgspec
 
 from niwaki.model.deep.network import Network
 from niwaki.model.evaluation import Evaluation
+from niwaki.model.mixture.merit import NetworkMerit
 from niwaki.model.published.table_codes import encode_rows
 from niwaki.pruning.policy import Phase
 from niwaki.stream.offline.figures import plots, write_png
@@ -74,6 +75,7 @@ def report_data(
             for pair, nats in learner.pairs.worth().items()
         ],
         "pair_candidates": len(learner.slots.candidates),
+        "network": _network(learner.branches.merit),
         "windows": history.windows,
         "phases": history.phases,
         "drifts": history.drifts,
@@ -118,6 +120,7 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ("budget", percent(data["budget"]) + (", chosen" if data["budget_chosen"] else "")),
         ("sparsity by layer", layers),
         ("pairs of columns", _pairs(data)),
+        ("learning of the network", data["network"]),
         (
             "multiply-adds",
             f"{of_dense(data, data)} of dense, {percent(average)} on average over served events",
@@ -207,6 +210,14 @@ def _achieved(detection: Mapping[str, Any]) -> str:
     return (
         f"{detection['drifts']:,} noticed in {detection['watched_events']:,} events watched{bound}"
     )
+
+
+def _network(merit: NetworkMerit | None) -> str:
+    """Whether the network rests, and what it saves."""
+    if merit is None:
+        return "learns at all times"
+    saved = f"{percent(merit.gain_ratio)} of the loss saved" if merit.loss else "not measured yet"
+    return f"{'rests' if merit.resting else 'learns'}, {saved}"
 
 
 def _pairs(data: dict[str, Any]) -> str:

@@ -34,10 +34,11 @@ class Observer:
 
 
 class StepLog(Observer):
-    """Logs the rare events of training: drifts, moves and cuts."""
+    """Logs the rare events of training: drifts, moves, cuts, and rests of the network."""
 
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
+        self._resting = trainer.learner.branches.resting
 
     def stepped(self, step: Step) -> None:
         """Log the drifts and the move of a step."""
@@ -54,6 +55,21 @@ class StepLog(Observer):
             log.info("event %d: %s, now %s", trainer.events, step.move, step.phase)
         if step.move is Move.CUT:
             self._log_cut(step)
+        if trainer.learner.branches.resting is not self._resting:
+            self._log_rest()
+
+    def _log_rest(self) -> None:
+        trainer = self._trainer
+        merit, worth = trainer.learner.branches.merit, trainer.config.model.network_worth
+        self._resting = not self._resting
+        if merit is None or not self._resting:
+            log.info("event %d: the network learns again", trainer.events)
+            return
+        log.info(
+            "event %d: the network rests for up to %d events: it saves %.3f %% of the log loss,"
+            " less than the %.3f %% of model.network_worth",
+            *(trainer.events, merit.left, 100 * merit.gain_ratio, 100 * worth),
+        )
 
     def _log_cut(self, step: Step) -> None:
         trainer = self._trainer
@@ -112,6 +128,8 @@ class Metrics(Observer):
         telemetry.evaluated("served", self._replica.latest)
         telemetry.collisions(trainer.collisions())
         telemetry.pairs(trainer.learner.pairs.worth())
+        if merit := trainer.learner.branches.merit:
+            telemetry.network(resting=merit.resting, gain_ratio=merit.gain_ratio)
         for one in trainer.monitor.achieved()["detectors"]:
             telemetry.watched(
                 one["detector"],

@@ -112,6 +112,14 @@ class Telemetry:
             "pair",
         )
 
+        self._resting = self._gauge(
+            "niwaki_network_resting", "1 while the network rests since it does not earn its cost."
+        )
+        self._network_gain = self._gauge(
+            "niwaki_network_gain_ratio",
+            "Share of the log loss that the network saves, where network_rate is auto.",
+        )
+
         self._phase = self._gauge(
             "niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase"
         )
@@ -238,6 +246,12 @@ class Telemetry:
         self._pair_worth.clear()
         for pair, nats in worth.items():
             self._pair_worth.labels(pair).set(nats)
+
+    def network(self, *, resting: bool, gain_ratio: float) -> None:
+        """Show whether the network rests, and the share of the log loss that it saves; NaN: it is
+        not measured."""
+        self._resting.set(resting)
+        self._network_gain.set(gain_ratio)
 
     def phase(self, name: str) -> None:
         """Show the phase that the learner is in now."""

@@ -67,6 +67,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.collisions({"user": 0.25})
     telemetry.pairs({"user*item": 0.5, "user*device": 0.1})
     telemetry.pairs({"user*item": 0.25})  # the other one lives no longer
+    telemetry.network(resting=True, gain_ratio=0.001)
     telemetry.phase("sparse")
     telemetry.drift("ADWIN", "log_loss", before=0.3, after=0.5, error=0.02)
     telemetry.watched("ADWIN", "log_loss", 4_000, expected_events=1_000)
@@ -108,6 +109,8 @@ def test_each_number_handed_over_is_shown(telemetry):
         },
         'niwaki_collision_ratio{field="user"}': 0.25,
         'niwaki_pair_worth_nats{pair="user*item"}': 0.25,
+        "niwaki_network_resting": 1,
+        "niwaki_network_gain_ratio": 0.001,
         'niwaki_phase{phase="dense"}': 0,
         'niwaki_phase{phase="pruning"}': 0,
         'niwaki_phase{phase="sparse"}': 1,
