@@ -72,6 +72,7 @@ SYNTHETIC = {
 """In the second, 90 % of the events are of new items from a tenth on, and 3 % of those are
 clicked."""
 NO_NETWORK = "the deep expert"
+MAY_REST = "niwaki, the network may rest"
 PARTS: dict[str, dict[str, Any]] = {
     NO_NETWORK: {"network_rate": 0.0},
     "embeddings": {"embedding_dim": 0},
@@ -114,6 +115,7 @@ def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
         f"niwaki without {part}": partial(run_niwaki, changes, BATCH_EVENTS)
         for part, changes in PARTS.items()
     }
+    runs[MAY_REST] = partial(run_niwaki, {"network_rate": "auto"}, BATCH_EVENTS)
     return runs | {name: partial(run_niwaki, {}, events) for events, name in BATCHES.items()}
 
 
