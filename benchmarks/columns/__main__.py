@@ -7,7 +7,7 @@ is lost where a producer leaves out negatives.
 Worth: each recording with the schema that is proposed for it, learned and published every 128
 events; its lists left out, read, and read beside histories and rates by default settings. Pairs:
 no pairs of columns, those of fields that the stream chooses, all of them, and the default, with
-lists among them. Seam: a
+lists among them; and that without a network. Seam: a
 column that comes into the schema after a third of the events, beside one that was missing till
 then. Sampling:
 the whole stream learned, or a tenth of the negatives, both measured on the whole stream. Cost: a
@@ -101,11 +101,12 @@ def worth(path: Path, schema: Schema, events: int, seed: int) -> dict[str, float
 
 
 PAIR_RECORDINGS = (*PAIRS, "reddit", "grocery", "hotel")
-BUDGETS = {
+BUDGETS: dict[str, dict[str, Any]] = {
     "no pairs": {"max_pairs": 0, "max_list_pairs": 0},
     "pairs of fields": {"max_list_pairs": 0},
     "all pairs of fields": {"max_pairs": 1_000_000, "max_list_pairs": 0},
     "pairs": {},
+    "no network": {"network_rate": 0.0},
 }
 """By variant, settings of the model."""
 
@@ -166,7 +167,7 @@ def sampled(
 
 
 def paired(
-    path: Path, schema: Schema, events: int, seed: int, settings: dict[str, int]
+    path: Path, schema: Schema, events: int, seed: int, settings: dict[str, Any]
 ) -> dict[str, float]:
     """Entropy and calibration of a learner with some pairs, each batch predicted before it is
     learned."""

@@ -59,7 +59,7 @@ def test_pairs_are_compared_with_none_and_with_all(recording):
         {"recording": "hotel", "variant": name, "seed": 0} | paired(recording, LISTS, 900, 0, one)
         for name, one in BUDGETS.items()
     ]
-    assert [row["living"] for row in rows] == [0, 3, 3, 9] and rows[0]["candidates"] == 9
+    assert [row["living"] for row in rows] == [0, 3, 3, 9, 9] and rows[0]["candidates"] == 9
     (claim,) = pair_claims(rows, "hotel")
     best = min(rows[0]["served_ne"], rows[2]["served_ne"])
     assert claim["value"] == pytest.approx(rows[1]["served_ne"] / best - 1)
