@@ -25,7 +25,7 @@ _VARIANCES = {
     "code": 0.01,
     "constant": 0.3,
     "list": 0.03,
-    "crossed": 0.003,
+    "crossed": 0.01,
 }
 """Initial prior variances by kind of slot; the stream changes them."""
 _MANY_PAIRS = 66
