@@ -94,7 +94,7 @@ class Branches:
         self._config = config
         self._tables = tables
         self.merit: NetworkMerit | None = None
-        """What the network is worth, where it is left out by itself."""
+        """The judge of what the network is worth, where `network_rate` is auto; else None."""
         if config.network_rate == "auto":
             self.merit = NetworkMerit(config.mixture(left_out=1), config.network_worth)
         self._beside_served = RunningLosses()

@@ -15,6 +15,7 @@ from niwaki.model.mixture.mixture import Mixture
 from niwaki.pruning.auxiliary import AuxiliaryConfig
 from niwaki.pruning.errors import RuleError
 
+_AUTO_RATE = 0.001
 _NOT_NEGATIVE = (
     "embedding_dim",
     "pair_rows",
@@ -27,9 +28,6 @@ _NOT_NEGATIVE = (
     "mixture_half_life_events",
     "debt_rate",
 )
-
-
-_AUTO_RATE = 0.001
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +126,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def pair_budget(self) -> PairBudget:
-        """How many pairs of fields may live."""
+        """The number of pairs of fields that may live."""
         return PairBudget(self.pair_rows, self.max_pairs, self.max_list_pairs)
 
     def network(self, schema: Schema, slots: int, block: tuple[int, int] | None) -> Network:

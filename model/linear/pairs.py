@@ -35,7 +35,7 @@ _LONGEST_TRIAL = 5
 
 
 class PairBudget(NamedTuple):
-    """How many pairs may live at once."""
+    """The number of pairs that may live at once."""
 
     rows: int
     """Rows of the table of all pairs, >= 0; 0: there are no pairs."""

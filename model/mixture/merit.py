@@ -1,4 +1,4 @@
-"""What the network is worth beside the other experts, and whether it is to rest.
+"""The worth of the network beside the other experts, and its rests.
 
 In: the logits of all experts for events that were not yet learned, the mixture's, and outcomes.
 Out: whether the network rests: it does not learn then, and corrects nothing, until its rest is over

@@ -213,7 +213,7 @@ def _achieved(detection: Mapping[str, Any]) -> str:
 
 
 def _network(merit: NetworkMerit | None) -> str:
-    """Whether the network rests, and what it saves."""
+    """The state of the network, resting or learning, and the loss that it saves, in words."""
     if merit is None:
         return "learns at all times"
     saved = f"{percent(merit.gain_ratio)} of the loss saved" if merit.loss else "not measured yet"
@@ -221,7 +221,7 @@ def _network(merit: NetworkMerit | None) -> str:
 
 
 def _pairs(data: dict[str, Any]) -> str:
-    """How many pairs live, and which are worth most."""
+    """The number of living pairs, and those that are worth most, in words."""
     best = [f"{one['pair']} {one['millinats']:.3f}" for one in data["pairs"][:3]]
     most = f"; worth most, thousandths of a nat for each event: {', '.join(best)}" if best else ""
     return f"{len(data['pairs']):,} of {data['pair_candidates']:,} live{most}"

@@ -71,13 +71,11 @@ class _Layout(NamedTuple):
     """A name of each slot."""
 
     @classmethod
-    def of(cls, schema: Schema, learner: Learner, living: torch.Tensor | None = None) -> "_Layout":
+    def of(cls, schema: Schema, learner: Learner, living: torch.Tensor) -> "_Layout":
         """The layout of a model of `schema` with the settings of `learner`. `living`: its living
-        pairs; None: those that live at first."""
+        pairs."""
         config = learner.config
-        slots = Slots(schema, config.encoder(schema), config.pair_budget)
-        if living is not None:
-            slots = slots.with_living(living.numpy())
+        slots = Slots(schema, config.encoder(schema), config.pair_budget, living.numpy())
         block = learner.branches.dense.network.shape.block
         network = config.network(schema, len(slots), block)
         seen: dict[int, int] = {}

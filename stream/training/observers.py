@@ -5,6 +5,7 @@ about drifts. A history or a progress bar of a caller's is one more observer.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -128,8 +129,9 @@ class Metrics(Observer):
         telemetry.evaluated("served", self._replica.latest)
         telemetry.collisions(trainer.collisions())
         telemetry.pairs(trainer.learner.pairs.worth())
-        if merit := trainer.learner.branches.merit:
-            telemetry.network(resting=merit.resting, gain_ratio=merit.gain_ratio)
+        branches = trainer.learner.branches
+        gain_ratio = branches.merit.gain_ratio if branches.merit else math.nan
+        telemetry.network(resting=branches.resting, gain_ratio=gain_ratio)
         for one in trainer.monitor.achieved()["detectors"]:
             telemetry.watched(
                 one["detector"],

@@ -330,19 +330,16 @@ class _Follower:
         """Predict batches that are about to be learned, all at once: which events come together
         depends on events alone, and so do the bits of the predictions."""
         hashed, parts = zip(*batches, strict=True)
-        outcomes = Outcomes.concat(parts)
-        logits_B = None
+        predicted: list[np.ndarray] = []
         if self.model:
             experts_BE = self.model.experts(HashedEvents.concat(hashed))
-            logits_B = self.model.logits(experts_BE)
-            self._scored.append((experts_BE, outcomes))
-        start = 0
-        for part in parts:
-            stop = start + len(part.labels_B)
-            logits = self._before_models(part) if logits_B is None else logits_B[start:stop]
+            ends = np.cumsum([len(part.labels_B) for part in parts])[:-1]
+            predicted = np.split(self.model.logits(experts_BE), ends)
+            self._scored.append((experts_BE, Outcomes.concat(parts)))
+        for place, part in enumerate(parts):
+            logits = predicted[place] if predicted else self._before_models(part)
             self.evaluation.update(logits, part)
             self.on_logits(logits)
-            start = stop
 
     def _before_models(self, events: Outcomes) -> np.ndarray:
         """The logit of the click rate so far, for events before the first publication: of that of

@@ -2,6 +2,7 @@
 than the last."""
 
 import time
+from typing import Any
 
 import msgspec
 
@@ -10,6 +11,7 @@ from niwaki.model.features.schema import EventBatch
 from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, TrainingStatus, pack, unpack
 from niwaki.model.published.served import PublishedModel
+from niwaki.model.published.tensors import Export
 from niwaki.model.rows import ascending
 from tests.support.streams import SCHEMA, SMALL, click_events
 
@@ -36,14 +38,7 @@ class Publisher:
         changed = learner.export(learner.mixture.weights, self._changes.rows())
         tensors = ascending(changed.tensors) if base else full.tensors
         self._changes.clear(learner.events)
-        header = Header.of(
-            learner.description(),
-            TrainingStatus("dense", "adaptive", 0.1),
-            shape=full.shape,
-            version=version,
-            parent=version - 1,
-            created_s=time.time(),
-        )
+        header = _header(learner, full, version, created_s=time.time())
         self.answers[version] = (
             PublishedModel.from_checkpoint(header, full.tensors).predict(self.events).tolist()
         )
@@ -63,15 +58,20 @@ class Publisher:
 def published(learner: Learner, version: int, base: int = 0, rows=None) -> tuple[Header, dict]:
     """A checkpoint, as it comes out of its bytes."""
     made = learner.export(learner.mixture.weights, rows)
-    header = Header.of(
+    header = _header(learner, made, version, base=base)
+    return unpack(pack(header, ascending(made.tensors)))
+
+
+def _header(learner: Learner, made: Export, version: int, **about: Any) -> Header:
+    """The header of a version that follows the one before it."""
+    return Header.of(
         learner.description(),
         TrainingStatus("dense", "adaptive", 0.1),
         shape=made.shape,
         version=version,
         parent=version - 1,
-        base=base,
+        **about,
     )
-    return unpack(pack(header, ascending(made.tensors)))
 
 
 def rows(batch: EventBatch) -> list[dict[str, object]]:

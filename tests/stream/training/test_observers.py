@@ -1,4 +1,4 @@
-"""What the observers of the loop say."""
+"""The lines that observers of the loop write to the log."""
 
 import logging
 
