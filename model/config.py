@@ -41,9 +41,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     none."""
     top: tuple[int, ...] = (512, 256)
     """Hidden widths of the top MLP, at least one."""
-    interaction: Literal["dot", "none"] = "dot"
-    """dot: pairwise dot products of all vectors beside the vectors themselves. none: the vectors
-    only."""
+    interaction: Literal["cosine", "dot", "none"] = "cosine"
+    """cosine: cosines of all pairs of vectors beside the vectors themselves. dot: dot products in
+    their place. none: the vectors only."""
     table_rows: int = 262_144
     """Rows of each field's table, >= 2; values are hashed to them."""
     pair_rows: int = 8_388_608
@@ -108,8 +108,8 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if not self.top or min(self.top + self.bottom) < 1:
             rule = "needs at least one hidden width, all widths >= 1"
             raise RuleError("top", rule, list(self.top))
-        if self.interaction not in ("dot", "none"):
-            raise RuleError("interaction", "must be dot or none", self.interaction)
+        if self.interaction not in ("cosine", "dot", "none"):
+            raise RuleError("interaction", "must be cosine, dot or none", self.interaction)
         if not self.half_lives_events or min(self.half_lives_events) <= 0:
             rule = "must be > 0, at least one"
             raise RuleError("half_lives_events", rule, list(self.half_lives_events))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from niwaki.model.deep.interaction import SOFTENING, gain_of
 from niwaki.model.deep.network import Network, Stack
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.mixture.mixture import LOGIT_RANGE
@@ -104,8 +105,11 @@ class _Compact(torch.nn.Module):
             read_BX = read_BX.index_select(1, network.read)
         parts = [read_BX, numerics_BM, contributions_BS]
         if network.pair_count:
-            dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-            parts.append(dots_BVV.flatten(1).index_select(1, self._pairs))
+            if network.shape.interaction == "cosine":
+                square_BV1 = vectors_BVD.square().sum(2, keepdim=True) + float(SOFTENING)
+                vectors_BVD = vectors_BVD * (float(gain_of(network.vectors)) / square_BV1).sqrt()
+            products_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
+            parts.append(products_BVV.flatten(1).index_select(1, self._pairs))
         return self._mlp("top", torch.cat(parts, 1)).squeeze(1)
 
     def _mlp(self, stack: Stack, x: torch.Tensor) -> torch.Tensor:
@@ -204,13 +208,26 @@ class _OnnxGraph:
         first = constant("first", 0)
         parts = [flat, "numerics", node("Gather", "first_scale", "contributions", first, axis=2)]
         if network.pair_count:
+            if network.shape.interaction == "cosine":
+                vectors = self._softened(vectors)
             transposed = node("Transpose", "transposed", vectors, perm=[0, 2, 1])
-            dots = node("MatMul", "dots", vectors, transposed)
-            flat_shape = constant("dots_shape", [-1, count * count])
-            flat_dots = node("Reshape", "flat_dots", dots, flat_shape)
+            products = node("MatMul", "products", vectors, transposed)
+            flat_shape = constant("products_shape", [-1, count * count])
+            flat_products = node("Reshape", "flat_products", products, flat_shape)
             places = constant("pairs", _pair_places(network).numpy())
-            parts.append(node("Gather", "pair_dots", flat_dots, places, axis=1))
+            parts.append(node("Gather", "pair_products", flat_products, places, axis=1))
         return self._mlp("top", node("Concat", "top_inputs", *parts, axis=1))
+
+    def _softened(self, vectors: str) -> str:
+        """(B, V, D): vectors whose dot products are the cosines that the network reads."""
+        node, constant = self._node, self._constant
+        last = constant("vector_axis", [2])
+        square = node("ReduceSum", "square", node("Mul", "squares", vectors, vectors), last)
+        softening = constant("softening", SOFTENING, np.float32)
+        length = node("Sqrt", "length", node("Add", "softened_square", square, softening))
+        direction = node("Div", "direction", vectors, length)
+        gain = constant("gain", np.sqrt(gain_of(self._network.vectors)), np.float32)
+        return node("Mul", "cosine_vectors", direction, gain)
 
     def _write_probabilities(self, correction: str) -> None:
         """Experts, and their mixture, from the deep expert's correction."""

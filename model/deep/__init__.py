@@ -1,2 +1,2 @@
-"""The deep expert: embeddings, dot products and MLPs; the part of the model that is pruned and
-regrown."""
+"""The deep expert: embeddings, products of their pairs, and MLPs; the part of the model that is
+pruned and regrown."""

@@ -12,7 +12,7 @@ import torch
 
 from niwaki.model.deep import mlp
 from niwaki.model.deep.embeddings import Embedded
-from niwaki.model.deep.interaction import compiled_dots
+from niwaki.model.deep.interaction import compiled_products
 from niwaki.model.deep.network import Network, Parameters
 
 
@@ -35,7 +35,7 @@ class DeepInference:
         """Entries of the vector of the numerics, where there is a bottom MLP."""
         self._pair_count = network.pair_count
         if network.pair_count:
-            self._write_dots = compiled_dots(network.vectors, network.shape.embedding_dim)
+            self._write_products = compiled_products(*network.interaction)
 
     def inputs(self, events: int) -> torch.Tensor:
         """(B, I): inputs of the top MLP with undefined contents. The caller writes prepared
@@ -59,7 +59,7 @@ class DeepInference:
             dense_BD = mlp.predict(self._bottom, x_BI[:, self._places.numerics])
             vectors[:, self._dense] = dense_BD.numpy()
         if self._pair_count:
-            self._write_dots(vectors, x, self._places.dot_products.start)
+            self._write_products(vectors, x, self._places.products.start)
         if self._cut:
             x[:, self._places.vectors] = vectors_BX.index_select(1, self.network.read).numpy()
         corrections: np.ndarray = mlp.predict(self._top, x_BI).numpy()[:, 0]

@@ -1,7 +1,7 @@
 """The network of the deep expert: widths, parameter shapes, units that can be pruned, and cost.
 
 The architecture is DLRM's (Naumov et al., arXiv:1906.00091): embeddings, a bottom MLP that makes
-one more vector of the numerics, dot products of all pairs of vectors, and a top MLP. The top MLP
+one more vector of the numerics, products of all pairs of vectors, and a top MLP. The top MLP
 also reads the contributions of the linear expert's slots, and its output corrects the linear
 expert's logit (the deep side of Wide & Deep, Cheng et al., arXiv:1606.07792).
 
@@ -51,8 +51,9 @@ class NetworkShape(
     no bottom MLP."""
     top: tuple[int, ...]
     """Hidden widths of the top MLP, at least one."""
-    interaction: Literal["dot", "none"]
-    """dot: dot products of all pairs of vectors beside the vectors. none: the vectors only."""
+    interaction: Literal["cosine", "dot", "none"]
+    """cosine, dot: cosines or dot products of all pairs of vectors beside the vectors. none: the
+    vectors only."""
     columns: tuple[int, ...] | None = None
     """Columns of the embedding tables that the network reads, ascending: dimension d of field f is
     f * embedding_dim + d. All others count as zero. None: the network reads all columns."""
@@ -85,7 +86,7 @@ class TopInputs(NamedTuple):
     numerics: slice
     contributions: slice
     """Contributions of the linear expert's slots."""
-    dot_products: slice
+    products: slice
 
     @classmethod
     def of(cls, *widths: int) -> "TopInputs":
@@ -96,7 +97,7 @@ class TopInputs(NamedTuple):
     @property
     def width(self) -> int:
         """Number of inputs."""
-        return int(self.dot_products.stop)
+        return int(self.products.stop)
 
 
 class Network:
@@ -110,8 +111,10 @@ class Network:
         self.vectors = shape.fields + bool(shape.bottom) if shape.embedding_dim else 0
         """Vectors V in the interaction: those of the fields, then that of the numerics."""
         pairs = self.vectors * (self.vectors - 1) // 2
-        self.pair_count = pairs if shape.interaction == "dot" else 0
-        """Dot products that the top MLP reads."""
+        self.pair_count = 0 if shape.interaction == "none" else pairs
+        """Products of pairs of vectors that the top MLP reads."""
+        self.interaction = self.vectors, shape.embedding_dim, shape.interaction == "cosine"
+        """Number of vectors, their width, and true for cosines."""
         columns = shape.fields * shape.embedding_dim
         self.read = torch.arange(self.vectors * shape.embedding_dim)
         """Entries of all vectors, one after the other, that the top MLP reads."""
@@ -247,7 +250,7 @@ class Network:
             self.shapes |= {name: (len(pattern),) for name, pattern in self.patterns.items()}
         weights = {g.name: math.prod(self.shapes[g.parameter]) for g in self.block_groups}
         self.groups = self.units = self.block_groups
-        self.cost = BlockCost(self.block_groups, weights, self._dot_cost)
+        self.cost = BlockCost(self.block_groups, weights, self._product_cost)
 
     def _use_neurons(self) -> None:
         """Make the neurons of each hidden layer the units, and the columns of the tables. A neuron
@@ -272,11 +275,11 @@ class Network:
             self.columns = UnitGroup(COLUMNS, read, (Slice("top.0.weight", 1),))
         units = (*neurons, self.columns) if self.columns else neurons
         self.groups, self.units = neurons, units
-        self.cost = UnitCost(self.shapes, units, self._dot_cost)
+        self.cost = UnitCost(self.shapes, units, self._product_cost)
 
     @property
-    def _dot_cost(self) -> int:
-        """Multiply-adds of the dot products, which no unit of the MLPs saves."""
+    def _product_cost(self) -> int:
+        """Multiply-adds of these products, which no unit of the MLPs saves."""
         return self.pair_count * self.shape.embedding_dim
 
     def _fan_in(self, name: str) -> float:

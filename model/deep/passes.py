@@ -10,7 +10,7 @@ Columns of the tables are either masked in the vectors, or cut out: then they ar
 products, and the top MLP has no inputs for them. Buffers are kept while micro-batches are of one
 size, so results are valid until the next pass.
 
-Shapes: as in `niwaki.model.deep.network`; B events, I inputs of the top MLP, P dot products, C
+Shapes: as in `niwaki.model.deep.network`; B events, I inputs of the top MLP, P products, C
 columns of all fields (F * D).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from niwaki.model.deep.embeddings import Embedded
-from niwaki.model.deep.interaction import compiled_dot_gradients, compiled_dots
+from niwaki.model.deep.interaction import compiled_product_gradients, compiled_products
 from niwaki.model.deep.mlp import Masks, mlp_of
 from niwaki.model.deep.network import COLUMNS, Network, Parameters
 from niwaki.pruning.units import MaskGradient
@@ -41,8 +41,8 @@ class Passes:
         self._column_gradients: dict[str, MaskGradient] = {}
         self._read_fields = network.read[: _fields_read(network)]
         if network.pair_count:
-            self._write_dots = compiled_dots(network.vectors, shape.embedding_dim)
-            self._add_dot_gradients = compiled_dot_gradients(network.vectors, shape.embedding_dim)
+            self._write_products = compiled_products(*network.interaction)
+            self._add_product_gradients = compiled_product_gradients(*network.interaction)
         self._buffers = _Buffers(network, 0)
 
     def forward(
@@ -75,7 +75,7 @@ class Passes:
             if self._cut:
                 to.vectors_BX[:, to.columns_BC.shape[1] :] = to.dense_BD
         if self._network.pair_count:
-            self._write_dots(to.vectors, to.x, self._network.top_inputs.dot_products.start)
+            self._write_products(to.vectors, to.x, self._network.top_inputs.products.start)
         self._top.forward(to.x_BI, to.correction_B1, masks)
         return to.correction_B
 
@@ -92,8 +92,8 @@ class Passes:
         elif inputs.vectors.stop:
             self._top.input_gradient(inputs.vectors, at.errors_BX)
         if self._network.pair_count:
-            self._top.input_gradient(inputs.dot_products, at.dot_errors_BP)
-            self._add_dot_gradients(at.dot_errors, at.vectors, at.errors)
+            self._top.input_gradient(inputs.products, at.product_errors_BP)
+            self._add_product_gradients(at.product_errors, at.vectors, at.errors)
         if self._bottom is not None:
             self._bottom.backward(at.dense_errors_BD)
         self._column_gradients = {}
@@ -145,9 +145,9 @@ class _Buffers:
         self.errors: np.ndarray = self.errors_BVD.numpy()
         self.errors_BX = self.errors_BVD.view(events, entries)
         self.dense_errors_BD = self.errors_BX[:, columns:]
-        self.dot_errors_BP = torch.empty(events, network.pair_count)
-        """Gradients in the dot products."""
-        self.dot_errors: np.ndarray = self.dot_errors_BP.numpy()
+        self.product_errors_BP = torch.empty(events, network.pair_count)
+        """Gradients in the products."""
+        self.product_errors: np.ndarray = self.product_errors_BP.numpy()
 
 
 def _fields_read(network: Network) -> int:

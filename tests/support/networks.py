@@ -14,10 +14,10 @@ from niwaki.model.deep.passes import Passes
 
 @st.composite
 def shapes(draw):
-    """Any network: with and without embeddings, fields, numerics, a bottom MLP, dot products,
-    columns cut out."""
+    """Any network: with and without embeddings, fields, numerics, a bottom MLP, products of
+    vectors, columns cut out."""
     dim, numerics = draw(st.sampled_from([0, 1, 4, 5, 40])), draw(st.sampled_from([0, 3]))
-    fields = draw(st.integers(0, 4))
+    fields = draw(st.integers(0, 4) | st.just(13))
     columns = draw(st.none() | st.sets(st.integers(0, fields * dim - 1))) if fields * dim else None
     return NetworkShape(
         fields=fields,
@@ -26,7 +26,7 @@ def shapes(draw):
         embedding_dim=dim,
         bottom=draw(st.sampled_from([(), (6,), (5, 7)])) if dim and numerics else (),
         top=draw(st.sampled_from([(9,), (8, 6), (3, 17, 2)])),
-        interaction=draw(st.sampled_from(["dot", "none"])),
+        interaction=draw(st.sampled_from(["cosine", "dot", "none"])),
         columns=None if columns is None else tuple(sorted(columns)),
     )
 
@@ -95,8 +95,12 @@ def correction(
     inputs = [vectors_BVD.flatten(1)[:, network.read], numerics_BM, contributions_BS]
     if network.pair_count:
         above, right = torch.triu_indices(network.vectors, network.vectors, offset=1)
-        dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
-        inputs.append(dots_BVV[:, above, right])
+        products_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
+        if shape.interaction == "cosine":
+            square_BV = vectors_BVD.square().sum(2) + 1e-3
+            length_BVV = (square_BV.unsqueeze(1) * square_BV.unsqueeze(2)).sqrt()
+            products_BVV = products_BVV / length_BVV * min(1, 10 / network.vectors)
+        inputs.append(products_BVV[:, above, right])
     return _mlp(network.layer_names("top"), parameters, torch.cat(inputs, 1), masks).squeeze(1)
 
 

@@ -52,7 +52,13 @@ def test_predictions_are_those_of_the_training_pass_and_of_the_definition(networ
     torch.testing.assert_close(predicted_B, expected_B, rtol=1e-4, atol=1e-3)
 
 
-CHANGES = [{}, {"bottom": ()}, {"embedding_dim": 0}, {"interaction": "none"}]
+CHANGES = [
+    {},
+    {"bottom": ()},
+    {"embedding_dim": 0},
+    {"interaction": "dot"},
+    {"interaction": "none"},
+]
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)

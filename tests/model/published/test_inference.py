@@ -17,6 +17,7 @@ from tests.support.trainers import served_by
 CHANGES = [
     {},
     {"bottom": ()},
+    {"interaction": "dot"},
     {"interaction": "none"},
     {"embedding_dim": 0},
     {"pair_rows": 0},
