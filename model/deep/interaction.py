@@ -29,9 +29,9 @@ _UNROLLED_VECTORS = 8
 
 
 def gain_of(vectors: int) -> np.float32:
-    """The factor of cosines: where there are more than ten vectors, it falls with their number, so
-    that the products together weigh as much."""
-    return np.float32(min(1.0, _FULL_VECTORS / vectors))
+    """The factor of cosines: where there are more than ten vectors, it falls with the number of
+    pairs, since most of these then say nothing."""
+    return np.float32(min(1.0, (_FULL_VECTORS / vectors) ** 2))
 
 
 @cache

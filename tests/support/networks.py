@@ -99,7 +99,7 @@ def correction(
         if shape.interaction == "cosine":
             square_BV = vectors_BVD.square().sum(2) + 1e-3
             length_BVV = (square_BV.unsqueeze(1) * square_BV.unsqueeze(2)).sqrt()
-            products_BVV = products_BVV / length_BVV * min(1, 10 / network.vectors)
+            products_BVV = products_BVV / length_BVV * min(1, 10 / network.vectors) ** 2
         inputs.append(products_BVV[:, above, right])
     return _mlp(network.layer_names("top"), parameters, torch.cat(inputs, 1), masks).squeeze(1)
 
