@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.baselines.stream import without_lists
 from benchmarks.columns.claims import losses, pair_claims, seam_claims, table
 from benchmarks.frame import Findings, Rows, at_most, commit, main, seeds_of
 from niwaki.model.config import LearnerConfig
@@ -56,9 +57,7 @@ LIST_VALUES = 20
 
 def variants(name: str, schema: Schema) -> dict[str, Schema]:
     """The schemas to compare, by name."""
-    columns = {key: of for key, of in schema.shares.items() if key not in schema.lists}
-    ignore = (*schema.ignore, *schema.lists)
-    plain = msgspec.structs.replace(schema, lists=(), shares=columns, ignore=ignore)
+    plain = without_lists(schema)
     by, of = PAIRS[name]
     made = {
         "histories": (History(name="liked", of=of, by=by),),

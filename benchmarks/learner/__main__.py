@@ -15,53 +15,31 @@ rows say.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
-from river import linear_model
 
-from benchmarks.baselines import (
-    PlainDLRM,
-    RecentRate,
-    River,
-    Stream,
-    System,
-    VowpalWabbit,
-    one_stream,
-)
+from benchmarks.baselines.stream import Stream, one_stream
 from benchmarks.frame import Findings, Rows, commit, main, seeds_of
+from benchmarks.learner.systems import BATCH_EVENTS, is_random, is_wide, systems
 from benchmarks.learner.tables import (
-    BATCHES,
-    DELAYS,
-    DLRM,
-    NIWAKI,
     claims,
     merged,
     summarise,
     tables,
 )
-from niwaki.model.config import LearnerConfig
-from niwaki.model.evaluation import WindowedEvaluation
-from niwaki.model.features.outcomes import Outcomes
-from niwaki.pruning.config import PruningConfig
-from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.events.tables import table_to_batch
 from niwaki.stream.files.content import is_recording
-from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.recordings.datasets import dataset_path
 from niwaki.stream.recordings.recording import propose_schema, read_recording
 from niwaki.stream.synthetic.columns import SCHEMA
 from niwaki.stream.synthetic.generator import generate
 from niwaki.stream.synthetic.world import SyntheticConfig
-from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
-BATCH_EVENTS = 128
 QUICK_EVENTS = 6_000
 SYNTHETIC = {
     "synthetic: two drifts": SyntheticConfig(events=200_000),
@@ -71,125 +49,8 @@ SYNTHETIC = {
 }
 """In the second, 90 % of the events are of new items from a tenth on, and 3 % of those are
 clicked."""
-NO_NETWORK = "the deep expert"
-MAY_REST = "niwaki, the network may rest"
-PARTS: dict[str, dict[str, Any]] = {
-    NO_NETWORK: {"network_rate": 0.0},
-    "embeddings": {"embedding_dim": 0},
-    "dot products": {"interaction": "none"},
-    "the bottom MLP": {"bottom": ()},
-    "pairs": {"pair_rows": 0},
-    "faster time scales": {"half_lives_events": (100_000.0,)},
-    "codes of numerics": {"numeric_codes": False},
-    "learned shrinkage": {"shrinkage_rate": 0.0},
-    "the mixture": {"mixture_half_life_events": 0.0},
-    "the debt": {"debt_rate": 0.0},
-}
-"""By part of the learner: the settings that leave it out."""
-Predictions = dict[int, np.ndarray]
 ROW_FIELDS = ("stream", "events", "system", "seed")
 """Fields that identify a measured row."""
-
-
-def systems() -> dict[str, Callable[[Stream, int], Predictions]]:
-    """By name, in the order of the table: what runs a system over a stream, given a seed."""
-    others: dict[str, Callable[[Stream, int], System]] = {
-        "constant CTR": lambda stream, seed: RecentRate(stream),
-        "CTR of the last 5,000": lambda stream, seed: RecentRate(stream, 5_000),
-        "River, logistic regression": lambda stream, seed: River(
-            stream, linear_model.LogisticRegression()
-        ),
-        "River, AdPredictor": lambda stream, seed: River(stream, linear_model.AdPredictor()),
-        "Vowpal Wabbit, linear": lambda stream, seed: VowpalWabbit(stream),
-        "Vowpal Wabbit, -q ::": lambda stream, seed: VowpalWabbit(stream, "-q ::"),
-        "Vowpal Wabbit, --nn 20 --inpass": lambda stream, seed: VowpalWabbit(
-            stream, "--nn 20 --inpass"
-        ),
-        DLRM: PlainDLRM,
-    }
-    runs: dict[str, Callable[[Stream, int], Predictions]] = {
-        name: partial(_serve_new, make) for name, make in others.items()
-    }
-    runs[NIWAKI] = partial(run_niwaki, {}, BATCH_EVENTS)
-    runs |= {
-        f"niwaki without {part}": partial(run_niwaki, changes, BATCH_EVENTS)
-        for part, changes in PARTS.items()
-    }
-    runs[MAY_REST] = partial(run_niwaki, {"network_rate": "auto"}, BATCH_EVENTS)
-    return runs | {name: partial(run_niwaki, {}, events) for events, name in BATCHES.items()}
-
-
-def is_random(name: str) -> bool:
-    """True if that system depends on the seed."""
-    return name == DLRM or (name.startswith("niwaki") and name != f"niwaki without {NO_NETWORK}")
-
-
-def _serve_new(make: Callable[[Stream, int], System], stream: Stream, seed: int) -> Predictions:
-    return serve(make(stream, seed), stream)
-
-
-def serve(system: System, stream: Stream) -> Predictions:
-    """Logits of every event at each delay; before the first model, the click rate so far, as a
-    niwaki that has published nothing predicts it."""
-    events, labels = len(stream.events), stream.events.labels_B
-    logits = {delay: np.zeros(events, np.float32) for delay in DELAYS}
-    for start in range(0, events, BATCH_EVENTS):
-        for delay in DELAYS:
-            block = -(-delay // BATCH_EVENTS) * BATCH_EVENTS
-            if start and start % block == 0:
-                stop = min(start + block, events)
-                logits[delay][start:stop] = system.predict(start, stop)
-            elif start < block:
-                clicks = labels[:start].sum() + 0.5
-                rate_logit = np.log(clicks / (start + 1 - clicks))
-                logits[delay][start : start + BATCH_EVENTS] = rate_logit
-        system.learn(start, min(start + BATCH_EVENTS, events))
-    return logits
-
-
-class _Kept(WindowedEvaluation):
-    """An evaluation that keeps the logits."""
-
-    def __init__(self) -> None:
-        super().__init__(BATCH_EVENTS)
-        self.logits: list[np.ndarray] = []
-
-    def update(self, logits_B: np.ndarray, outcomes: Outcomes) -> np.ndarray:
-        self.logits.append(logits_B)
-        return super().update(logits_B, outcomes)
-
-
-def run_niwaki(
-    changes: Mapping[str, Any], batch_events: int, stream: Stream, seed: int
-) -> Predictions:
-    """The trainer itself, unpruned. At 128 what counts is each batch predicted right before it is
-    learned; with other batches there is nothing at that delay."""
-    model = LearnerConfig(**({"seed": seed} | dict(changes)))
-    training = TrainingConfig(batch_events=batch_events)
-    trainer = Trainer(
-        TrainerConfig(
-            schema=stream.schema,
-            model=model,
-            pruning=PruningConfig(policy="dense"),
-            drift=DriftConfig(detectors=()),
-            training=training,
-        )
-    )
-    publications = {delay: trainer.add_replica(delay) for delay in DELAYS[1:]}
-    evaluations = {
-        delay: _Kept() for delay in DELAYS if delay != BATCH_EVENTS or batch_events == BATCH_EVENTS
-    }
-    trainer.prequential = evaluations.get(BATCH_EVENTS, trainer.prequential)
-    for delay, replica in publications.items():
-        replica.evaluation = evaluations[delay]
-    for batch in rebatch([stream.events], batch_events):
-        step = trainer.step(batch)
-        for replica in publications.values():
-            if replica.due(step.move):
-                replica.refresh()
-    for replica in publications.values():
-        replica.settle()
-    return {delay: np.concatenate(evaluation.logits) for delay, evaluation in evaluations.items()}
 
 
 def streams(
@@ -205,9 +66,8 @@ def streams(
     for name in filter(wanted, named):
         path = named[name] or dataset_path(name, scratch)
         schema = propose_schema(path)
-        yield one_stream(
-            name, schema, [chunk.batch for chunk in read_recording(path, schema)], limit
-        )
+        read = read_recording(path, schema, limit_events=limit)
+        yield one_stream(name, schema, [chunk.batch for chunk in read], limit)
     for name in filter(wanted, SYNTHETIC):
         config = SYNTHETIC[name]
         tables = generate(
@@ -245,14 +105,14 @@ def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[
         for stream in streams(
             options.recordings, limit, Path(scratch), lambda name: wanted(name, options.streams)
         ):
-            for name, run in systems().items():
+            for name, system in systems().items():
                 for seed in seeds if is_random(name) else range(1):
-                    if not wanted(name, options.only):
+                    if not (wanted(name, options.only) and system.suits(stream.schema)):
                         continue
                     row = rows.get(stream.name, len(stream.events), name, seed)
                     if row is None:
                         started_s = time.perf_counter()
-                        predictions = run(stream, seed)
+                        predictions = system.run(stream, seed)
                         rate = len(stream.events) / (time.perf_counter() - started_s)
                         row = {
                             "stream": stream.name,
@@ -260,7 +120,10 @@ def _measured(quick: bool, options: argparse.Namespace, rows: Rows) -> Iterator[
                             "system": name,
                             "seed": seed,
                         }
-                        row |= summarise(predictions, stream.events.labels_B)
+                        row |= summarise(
+                            predictions, stream.events.labels_B, stream.events.times_s_B
+                        )
+                        row |= {"wide": is_wide(stream.schema)}
                         row |= {"events_per_s": rate, "commit": at_commit}
                         rows.add(row)
                         print(

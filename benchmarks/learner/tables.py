@@ -15,17 +15,21 @@ import numpy as np
 from benchmarks.frame import at_most
 from niwaki.model.evaluation import Evaluation
 
+LEAST_RANKED = 0.01
+"""Share of the events that have to be in requests with both classes."""
 DELAYS = (128, 1_000, 5_000)
 WINDOW_EVENTS = 20_000
 ANY_WINDOW_EVENTS = 1_000
 FEWEST_EVENTS = 20_000
 """Of a shorter stream, whose start weighs too much, nothing is claimed."""
-NIWAKI, DLRM = "niwaki, dense", "DLRM, plain"
+NIWAKI, DLRM, INTEREST = "niwaki, dense", "DLRM, plain", "DIN"
 BATCHES = {32: "niwaki, batches of 32", 512: "niwaki, batches of 512"}
 Row = dict[str, Any]
 
 
-def summarise(predictions: dict[int, np.ndarray], labels_B: np.ndarray) -> Row:
+def summarise(
+    predictions: dict[int, np.ndarray], labels_B: np.ndarray, times_s_B: np.ndarray
+) -> Row:
     """The measures of one run: by delay, and at 1,000 those that the table has once. None: not
     measured."""
     half, measures = len(labels_B) // 2, {}
@@ -44,6 +48,7 @@ def summarise(predictions: dict[int, np.ndarray], labels_B: np.ndarray) -> Row:
     )
     measures |= {
         "auc": at_1000.auc,
+        "request_auc": request_auc(predictions[1_000], labels_B, times_s_B),
         "calibration": at_1000.calibration,
         "decile_error": decile_error(at_1000),
     }
@@ -69,6 +74,28 @@ def worst_window(
             )
             errors.append(max(0.0, beyond / rate))
     return max(errors, default=None)
+
+
+def request_auc(logits_B: np.ndarray, labels_B: np.ndarray, times_s_B: np.ndarray) -> float | None:
+    """AUC within a request, which is all events of one time: the mean over the requests that have
+    both classes, weighted by their events (Zhou et al. 2018, arXiv:1706.06978, section 5.3, who
+    weight by impressions, too). None where less than a hundredth of the events are in those."""
+    order = np.lexsort((logits_B, times_s_B))
+    logits_B, clicked_B, times_s_B = logits_B[order], labels_B[order] >= 0.5, times_s_B[order]
+    starts_B = np.diff(times_s_B, prepend=np.nan) != 0
+    requests_B = np.cumsum(starts_B) - 1
+    ties_B = np.cumsum(starts_B | (np.diff(logits_B, prepend=np.nan) != 0)) - 1
+    # Equal predictions share the mean of their ranks.
+    ranks_B = (np.bincount(ties_B, np.arange(len(order))) / np.bincount(ties_B))[ties_B]
+    ranks_B -= np.flatnonzero(starts_B)[requests_B]
+    events = np.bincount(requests_B)
+    clicks = np.bincount(requests_B, clicked_B)
+    above = np.bincount(requests_B, ranks_B * clicked_B) - clicks * (clicks - 1) / 2
+    mixed = (clicks > 0) & (clicks < events)
+    if events[mixed].sum() < LEAST_RANKED * len(labels_B):
+        return None
+    aucs = above[mixed] / (clicks * (events - clicks))[mixed]
+    return float(np.average(aucs, weights=events[mixed]))
 
 
 def decile_error(evaluation: Evaluation) -> float:
@@ -101,10 +128,12 @@ def merged(rows: Sequence[Row]) -> list[Row]:
             "system",
             "seed",
             "commit",
+            "wide",
         }:
             known = [row[name] for row in group if row.get(name) is not None]
             for key, of in (("", median), ("_low", min), ("_high", max)):
                 one[name + key] = of(known) if known else None
+        one["wide"] = any(row.get("wide") for row in group)
         one["commit"] = ", ".join(sorted({row["commit"] for row in group}))
         together.append(one)
     return [{key: one.get(key) for key in sorted(one, key=_order)} for one in together]
@@ -117,7 +146,16 @@ def _order(key: str) -> tuple[int, str]:
 
 def tables(rows: Sequence[Row], systems: Sequence[str]) -> str:
     """A table of normalized entropy for each delay, and tables of the other measures; `systems` in
-    this order."""
+    this order. Streams with lists or many columns have tables of their own, after the others."""
+    blocks = [[row for row in rows if bool(row["wide"]) == wide] for wide in (False, True)]
+    titles = ("", "**Recordings with lists and more columns**\n\n")
+    return "\n".join(
+        title + _block(block, systems) for title, block in zip(titles, blocks, strict=True) if block
+    )
+
+
+def _block(rows: Sequence[Row], systems: Sequence[str]) -> str:
+    """The tables of some streams."""
     names = {
         stream: _column(stream, rows)
         for stream in dict.fromkeys((row["stream"], row["events"]) for row in rows)
@@ -136,7 +174,8 @@ def tables(rows: Sequence[Row], systems: Sequence[str]) -> str:
     lines = []
     for delay in DELAYS:
         lines += table(f"NE, a publication every {delay:,}", f"ne_{delay}", ".4f")
-    lines += table("AUC at 1,000", "auc", ".3f")
+    lines += table("AUC at 1,000", "auc", ".4f")
+    lines += table("AUC within a request at 1,000", "request_auc", ".4f")
     lines += table("predicted over actual clicks at 1,000", "calibration", ".3f")
     lines += table("error by decile at 1,000", "decile_error", ".3f")
     for delay in DELAYS:
@@ -171,11 +210,12 @@ def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
         if row["events"] >= FEWEST_EVENTS:
             by_stream.setdefault(row["stream"], {})[row["system"]] = row
     cases: dict[str, list[tuple[float, str]]] = {claim: [] for claim in _BOUNDS}
+    distances: list[dict[str, Any]] = []
     for stream, found in by_stream.items():
         if ours := found.get(NIWAKI):
-            simple = [
-                row for name, row in found.items() if not name.startswith("niwaki") and name != DLRM
-            ]
+            wide = ours["wide"]
+            peers = {name: row for name, row in found.items() if not name.startswith("niwaki")}
+            simple = [row for name, row in peers.items() if name != DLRM and not wide]
             for delay in DELAYS:
                 where, worst = f"{stream} at {delay:,}", ours[f"ne_{delay}_high"]
                 if simple and stream not in synthetic:
@@ -190,11 +230,24 @@ def claims(rows: Sequence[Row], synthetic: set[str]) -> list[dict[str, Any]]:
         if all(name in found for name in BATCHES.values()):
             served = [found[name]["ne_5000"] for name in BATCHES.values()]
             cases[_BATCHES].append((max(served) / min(served) - 1, stream))
+        if ours and ours["wide"]:
+            distances += _distances(stream, ours, peers)
     worst = {claim: max(found) for claim, found in cases.items() if found}
     return [
         at_most(f"{claim}; worst of {len(cases[claim])}: {where}", value, _BOUNDS[claim])
         for claim, (value, where) in worst.items()
-    ]
+    ] + distances
+
+
+def _distances(stream: str, ours: Row, peers: dict[str, Row]) -> list[dict[str, Any]]:
+    """The claims on one stream with lists or many columns: niwaki's worst seed over the best seed
+    of the best peer, at the shortest and the longest delay."""
+    made = []
+    for delay in (DELAYS[0], DELAYS[-1]) if peers else ():
+        best = min(peers, key=lambda name: peers[name][f"ne_{delay}_low"])
+        ratio = ours[f"ne_{delay}_high"] / peers[best][f"ne_{delay}_low"]
+        made.append(at_most(f"{stream} at {delay:,}: over the best peer, {best}", ratio, 0.99))
+    return made
 
 
 _OTHERS = "on each recording and at each delay: over the best of the others, the DLRM apart"

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.baselines import Stream
+from benchmarks.baselines.stream import Stream
 from benchmarks.frame import Findings, main, spread
 from benchmarks.training.claims import best_plain, claims, ratio
 from benchmarks.training.events import FIELDS, ROWS, SCHEMA, recorded

@@ -6,7 +6,7 @@ In: a number of events and a seed. Out: a stream that all systems learn in one o
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.baselines import Stream
+from benchmarks.baselines.stream import Stream
 from niwaki.model.features.schema import EventBatch, Schema
 
 FIELDS = 26

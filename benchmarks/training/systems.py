@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from river import linear_model
 
-from benchmarks.baselines import PlainDLRM, River, Stream, System, VowpalWabbit
+from benchmarks.baselines.linear import River, VowpalWabbit
+from benchmarks.baselines.networks import PlainDLRM
+from benchmarks.baselines.stream import Stream, System
 from benchmarks.training.events import SCHEMA
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.encoder import HashedEvents
@@ -114,10 +116,7 @@ def plain_loop(
     def learn(start: int, stop: int, batches: Sequence[Batch]) -> list[np.ndarray]:
         torch.set_num_threads(threads)
         try:
-            return [
-                loop.step(f.rows_BF, f.raw_numerics_BN, torch.from_numpy(labels_B))
-                for f, labels_B in batches
-            ]
+            return [loop.step(f, torch.from_numpy(labels_B)) for f, labels_B in batches]
         finally:
             torch.set_num_threads(1)
 
