@@ -32,7 +32,7 @@ MAY_REST = "niwaki, the network may rest"
 PARTS: dict[str, dict[str, Any]] = {
     NO_NETWORK: {"network_rate": 0.0},
     "embeddings": {"embedding_dim": 0},
-    "dot products": {"interaction": "none"},
+    "products of vectors": {"interaction": "none"},
     "the bottom MLP": {"bottom": ()},
     "pairs": {"pair_rows": 0},
     "faster time scales": {"half_lives_events": (100_000.0,)},
@@ -145,6 +145,7 @@ def systems() -> dict[str, Contestant]:
     found["niwaki without lists"] = Contestant(
         lambda stream, seed: run_niwaki({}, BATCH_EVENTS, stream.without_lists(), seed), has_lists
     )
+    found["niwaki with dot products"] = ours({"interaction": "dot"})
     found[MAY_REST] = ours({"network_rate": "auto"}, is_narrow)
     for events, name in BATCHES.items():
         found[name] = ours({}, is_narrow, events)
