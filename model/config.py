@@ -150,10 +150,12 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The learning rate of a network that learns."""
         return _AUTO_RATE if self.network_rate == "auto" else self.network_rate
 
-    def mixture(self, left_out: int = 0) -> Mixture:
-        """The mixture of the experts, as it begins. `left_out`: experts that are not among them."""
+    def mixture(self, left_out: int = 0, seen_ratio: float = 1.0) -> Mixture:
+        """The mixture of the experts, as it begins. `left_out`: experts that are not among them.
+        `seen_ratio`: share of the events that it learns from, (0, 1]."""
         return Mixture.initial(
             columns_of_experts(len(self.half_lives_events)) - 1 - left_out,
             self.mixture_half_life_events,
             self.debt_rate,
+            seen_ratio,
         )

@@ -72,10 +72,18 @@ class _Outcome(NamedTuple):
 class Mixture:
     """Weights over a constant and E experts: float64 (1 + E,)."""
 
-    def __init__(self, weights: np.ndarray, *, half_life_events: float, debt_rate: float):
+    def __init__(
+        self,
+        weights: np.ndarray,
+        *,
+        half_life_events: float,
+        debt_rate: float,
+        seen_ratio: float = 1.0,
+    ):
         """`weights`: the first weights, and the prior. `half_life_events`: of evidence, > 0;
         infinite: weights stay. `debt_rate`: gain of the integral calibration, logit for each click
-        too many or too few, >= 0; 0: none."""
+        too many or too few, >= 0; 0: none. `seen_ratio`: share of the stream's events that the
+        mixture is given, (0, 1]; half-lives and delays are in events of the stream."""
         self.learned = np.array(weights, np.float64)
         self._prior_precision = np.eye(len(weights)) * _PRIOR_PRECISION
         self.precision = self._prior_precision.copy()
@@ -88,15 +96,25 @@ class Mixture:
         self.overdispersion = 1.0
         self.updates = 0.0
         self._half_life_events = half_life_events
-        self._integral_rate = debt_rate
+        # The clicks that a part of the events missed are a noisy estimate of all: a gain that grows
+        # with the root of the inverse leaves the noise in predictions as it is.
+        self._integral_rate = debt_rate * seen_ratio**-0.5
+        self._seen_ratio = seen_ratio
 
     @classmethod
-    def initial(cls, others: int, half_life_events: float, debt_rate: float) -> "Mixture":
+    def initial(
+        cls, others: int, half_life_events: float, debt_rate: float, seen_ratio: float = 1.0
+    ) -> "Mixture":
         """Half of the weight on the last expert, the rest shared by the `others` before it.
-        `half_life_events` 0: all weight stays on the last."""
+        `half_life_events` 0: all weight stays on the last. The others: see `Mixture`."""
         last = 0.5 if half_life_events else 1.0
         weights = np.array([0.0, *[(1 - last) / others] * others, last])
-        return cls(weights, half_life_events=half_life_events or np.inf, debt_rate=debt_rate)
+        return cls(
+            weights,
+            half_life_events=half_life_events or np.inf,
+            debt_rate=debt_rate,
+            seen_ratio=seen_ratio,
+        )
 
     @property
     def weights(self) -> np.ndarray:
@@ -109,19 +127,19 @@ class Mixture:
 
     def update(self, experts_BE: np.ndarray, outcomes: Outcomes) -> None:
         """Learn from B events, all predicted with the present weights."""
-        events = len(outcomes.labels_B)
-        if not events:
+        if not len(outcomes.labels_B):
             return
+        delay_events = len(outcomes.labels_B) / self._seen_ratio
         experts_BE = np.ascontiguousarray(experts_BE, np.float32)
         labels_B = np.ascontiguousarray(outcomes.labels_B, np.float32)
         weights_B = np.ascontiguousarray(outcomes.effective_B, np.float32)
         whole_B = np.ascontiguousarray(outcomes.whole_B, np.float32)
         whole = _Outcome(*_outcome(self.weights, experts_BE, labels_B, whole_B))
         if np.isfinite(self._half_life_events):
-            fade = 0.5 ** (events / self._half_life_events)
+            fade = 0.5 ** (delay_events / self._half_life_events)
             self._learn(experts_BE, labels_B, weights_B, fade)
-        gain = self._integral_rate * min(1.0, _INTEGRAL_DELAY_EVENTS / events) ** 3
-        fade = 0.5 ** (whole.events / _INTEGRAL_HALF_LIFE_EVENTS)
+        gain = self._integral_rate * min(1.0, _INTEGRAL_DELAY_EVENTS / delay_events) ** 3
+        fade = 0.5 ** (whole.events / self._seen_ratio / _INTEGRAL_HALF_LIFE_EVENTS)
         integral = self.integral * fade + gain * whole.missed
         self.integral = min(max(integral, -_LARGEST_INTEGRAL), _LARGEST_INTEGRAL)
 

@@ -70,7 +70,8 @@ class Pipeline:
         self.trainer = trainer
         self.store = store
         self.telemetry = telemetry
-        self.replica = trainer.add_replica(training.publish_every_events)
+        every_events = training.publish_every_events
+        self.replica = trainer.add_replica(every_events, evaluates_all=False)
         self.publisher = Publisher(self.replica, store, telemetry)
         self._rejects = RejectWatch(reader.topic, max_rejected_ratio)
         self.observers: list[Observer] = [

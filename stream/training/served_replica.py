@@ -4,37 +4,39 @@ would.
 In: a learner, and the batches that it is about to learn. Out: checkpoints to publish, full or
 delta, and an evaluation of the served predictions. The predictions of the served experts teach
 their mixture, which the next publication carries: so the mixture is learned at the delay at which
-it is served.
+it is served. A share of the events is enough for that: the first ones of each 128 of the stream.
 
 The loop only hands over batches, and copies the rows that the learner has changed, unsorted. A
 thread predicts, mixes, sorts and puts full checkpoints together, one thing after another, so that
 all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.mixture.mixture import Mixture
-from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header, TrainingStatus
-from niwaki.model.published.served import ModelFrame, ServedModel
-from niwaki.model.published.table_codes import Precision, rounded
+from niwaki.model.published.served import ServedModel
+from niwaki.model.published.table_codes import Precision
 from niwaki.model.published.tensors import Export
-from niwaki.model.rows import ascending
 from niwaki.pruning.policy import Move
+from niwaki.stream.training.replica_follower import (
+    CHOSEN_OF_EVENTS,
+    Follower,
+    Made,
+    ScoredBatch,
+    Tensors,
+    chosen_events,
+)
 
-_EXPECTED_EVENTS = 100.0
-"""Events that an expected click rate counts as."""
 _HANDED_OVER_EVENTS = 1_024
 """The least number of events that are scored at once where no publication comes between: memory
 stays bounded, and the thread is woken seldom."""
@@ -42,16 +44,6 @@ _MOST_JOBS = 4
 """With more jobs waiting, the loop waits for the thread."""
 
 T = TypeVar("T")
-Tensors = dict[str, torch.Tensor]
-
-
-class Made(NamedTuple):
-    """The outcome of preparing a publication."""
-
-    changes: Export
-    """The changes since the publication before; everything, for the first."""
-    published: Tensors
-    """The tensors to publish."""
 
 
 class Prepared(NamedTuple):
@@ -75,9 +67,13 @@ class ServedReplica:
         window_events: int,
         full_every: int,
         table_precision: Precision,
+        scored_ratio: float,
+        evaluates_all: bool,
     ):
         """`every_events`: interval of the publications. `window_events`: of the evaluation.
-        `full_every`: publications from one full checkpoint to the next."""
+        `full_every`: publications from one full checkpoint to the next. `scored_ratio`: share of
+        the events that teach the mixture, (0, 1]. `evaluates_all`: evaluate all events, and not
+        these alone."""
         self.every_events = every_events
         self.table_precision: Precision = table_precision
         self.count = 0
@@ -86,9 +82,14 @@ class ServedReplica:
         self._full_in = 0
         self._learner = learner
         self._dirty_rows = learner.track_dirty_rows()
-        self._follower = _Follower(learner, window_events, table_precision)
+        self._chosen_events = max(1, round(scored_ratio * CHOSEN_OF_EVENTS))
+        self._evaluates_all = evaluates_all
+        chosen_ratio = self._chosen_events / CHOSEN_OF_EVENTS
+        if not evaluates_all:
+            window_events = max(1, round(window_events * chosen_ratio))
+        self._follower = Follower(learner, window_events, table_precision, chosen_ratio)
         self._prepared: Prepared | None = None
-        self._waiting: list[tuple[HashedEvents, Outcomes]] = []
+        self._waiting: list[ScoredBatch] = []
         self._waiting_events = 0
         self._thread = ThreadPoolExecutor(1, "niwaki-served")
         self._jobs: deque[Future[Any]] = deque()
@@ -99,7 +100,8 @@ class ServedReplica:
 
     @property
     def evaluation(self) -> WindowedEvaluation:
-        """The evaluation of the served predictions; waits for the thread."""
+        """The evaluation of the served predictions, of all events or of the chosen ones; waits for
+        the thread."""
         return self._settled().evaluation
 
     @evaluation.setter
@@ -138,15 +140,19 @@ class ServedReplica:
         """Predict a batch with what is published, and evaluate it. Before the first publication:
         the click rate so far."""
         events = len(outcomes.labels_B)
-        self._waiting.append((hashed, outcomes))
+        chosen, others = chosen_events(self._learner.events, events, self._chosen_events)
+        if not self._evaluates_all:
+            others = []
+        self._waiting.append(ScoredBatch(hashed, outcomes, chosen, others))
         self._waiting_events += events
-        self._multiply_adds_sum += events * self._multiply_adds
+        evaluated = sum(stop - start for start, stop in chosen + others)
+        self._multiply_adds_sum += evaluated * self._multiply_adds
         if self._waiting_events >= _HANDED_OVER_EVENTS:
             self._hand_over()
 
     def observe(self, on_logits: Callable[[np.ndarray], object]) -> None:
-        """From now on, call `on_logits` with the served logits of each batch, in order: from the
-        thread, once the batch is scored; `settle` waits for the last one."""
+        """From now on, call `on_logits` with the served logits of each batch that is evaluated, in
+        order: from the thread, once the batch is scored; `settle` waits for the last one."""
         self._settled().on_logits = on_logits
 
     def due(self, move: Move) -> bool:
@@ -297,93 +303,6 @@ class ServedReplica:
         self._jobs.append(future)
         return future
 
-    def _settled(self) -> "_Follower":
+    def _settled(self) -> Follower:
         self.settle()
         return self._follower
-
-
-class _Follower:
-    """The part of a replica that belongs to the thread while it has jobs."""
-
-    def __init__(self, learner: Learner, window_events: int, table_precision: Precision):
-        config = learner.config
-        self.evaluation = WindowedEvaluation(window_events)
-        self.mixture = config.mixture()
-        self._prior_rate = config.prior_rate
-        scales = len(config.half_lives_events)
-        self._frame = ModelFrame(
-            learner.schema,
-            learner.encoder,
-            config.pair_budget,
-            embedding_dim=config.embedding_dim,
-            scales=scales,
-        )
-        self._tables = self._frame.empty_tables()
-        self.model: ServedModel | None = None
-        self._precision = table_precision
-        self._published = {name: np.zeros(len(table), bool) for name, table in self._tables.items()}
-        """By table and row: True once a publication has named the row."""
-        self._scored: list[tuple[np.ndarray, Outcomes]] = []
-        self.on_logits: Callable[[np.ndarray], object] = lambda logits_B: None
-
-    def score(self, batches: list[tuple[HashedEvents, Outcomes]]) -> None:
-        """Predict batches that are about to be learned, all at once: which events come together
-        depends on events alone, and so do the bits of the predictions."""
-        hashed, parts = zip(*batches, strict=True)
-        predicted: list[np.ndarray] = []
-        if self.model:
-            experts_BE = self.model.experts(HashedEvents.concat(hashed))
-            ends = np.cumsum([len(part.labels_B) for part in parts])[:-1]
-            predicted = np.split(self.model.logits(experts_BE), ends)
-            self._scored.append((experts_BE, Outcomes.concat(parts)))
-        for place, part in enumerate(parts):
-            logits = predicted[place] if predicted else self._before_models(part)
-            self.evaluation.update(logits, part)
-            self.on_logits(logits)
-
-    def _before_models(self, events: Outcomes) -> np.ndarray:
-        """The logit of the click rate so far, for events before the first publication: of that of
-        the config, and of one event with an even chance where there is none."""
-        total, rate = self.evaluation.total, self._prior_rate
-        expected = _EXPECTED_EVENTS if rate else 1.0
-        clicks = total.label_sum + expected * (rate or 0.5)
-        others = total.weight_sum + expected - clicks
-        return np.full(len(events.labels_B), math.log(clicks / others), np.float32)
-
-    def make(self, export: Export, complete: bool) -> Made:
-        """Let the mixture learn from all events scored since it last did, then make the tensors.
-        `complete`: publish all rows that have been published before, too."""
-        if self._scored:
-            experts, outcomes = zip(*self._scored, strict=True)
-            self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
-            self._scored = []
-        changes = ascending(export.tensors)
-        changes |= {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
-        published = self._complete(changes) if complete else changes
-        return Made(Export(export.shape, changes), published)
-
-    def take_over(self, made: Future[Made]) -> None:
-        """Serve what `make` made."""
-        shape, changes = made.result().changes
-        exact = Export(shape, rounded(changes, self._precision))
-        self.model = ServedModel(self._frame, self._tables, exact, self.model)
-        for name, published_R in self._published.items():
-            published_R[changes[names.rows_of(name)].numpy()] = True
-
-    def _complete(self, changes: Tensors) -> Tensors:
-        """All rows that were ever learned, as they are after `changes`."""
-        whole = dict(changes)
-        for name, published_R in self._published.items():
-            changed_U = changes[names.rows_of(name)]
-            published_R = published_R.copy()
-            published_R[changed_U.numpy()] = True
-            rows_U = torch.from_numpy(np.flatnonzero(published_R))
-            values = self._tables[name].index_select(0, rows_U)
-            changed = torch.isin(rows_U, changed_U, assume_unique=True)
-            values[changed] = changes[names.values_of(name)]
-            if name == names.EMBEDDING:  # a row that no gradient has reached yet is left out
-                learned_U = values.any(1)
-                rows_U = rows_U[learned_U]
-                values = values[learned_U]
-            whole |= {names.rows_of(name): rows_U, names.values_of(name): values}
-        return whole

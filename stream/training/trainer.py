@@ -47,6 +47,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     publish_every_events: int = 1_000
     """Events from one publication to the next, >= 1; a newly pruned network is published at
     once."""
+    scored_ratio: float = 0.25
+    """Share of the events that are predicted with what is served, too, (0, 1]: they teach the
+    mixture of the experts, and the served figures are theirs. A backtest's figures are of all
+    events."""
     full_every_publications: int = 200
     """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly
     pruned network is published in full. A scorer that begins has a full one and its deltas to
@@ -72,6 +76,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         for name in counts:
             if getattr(self, name) < 1:
                 raise RuleError(name, "must be at least 1", getattr(self, name))
+        if not 0 < self.scored_ratio <= 1:
+            raise RuleError("scored_ratio", "must be > 0 and <= 1", self.scored_ratio)
         if not self.max_batch_age_s > 0:
             raise RuleError("max_batch_age_s", "must be greater than 0", self.max_batch_age_s)
 
@@ -166,11 +172,15 @@ class Trainer:
         return found
 
     def add_replica(
-        self, every_events: int, table_precision: Precision | None = None
+        self,
+        every_events: int,
+        table_precision: Precision | None = None,
+        *,
+        evaluates_all: bool = True,
     ) -> ServedReplica:
         """From now on, evaluate predictions of what is published at this interval; the caller
-        publishes or refreshes it when it is due. `table_precision`: other than that of the
-        config."""
+        publishes or refreshes it when it is due. `table_precision`: other than that of the config.
+        `evaluates_all`: false: only the events that the mixture learns from."""
         training = self.config.training
         replica = ServedReplica(
             self.learner,
@@ -178,6 +188,8 @@ class Trainer:
             training.window_events,
             training.full_every_publications,
             table_precision or training.table_precision,
+            training.scored_ratio,
+            evaluates_all,
         )
         self.replicas.append(replica)
         return replica

@@ -50,7 +50,8 @@ def uninterrupted(
     """What a trainer that got all events at once has become. If `replica` is given, it must be
     as this trainer's, published as often, has become."""
     trainer = new_trainer(schema=schema)
-    followed = trainer.add_replica(trainer.config.training.publish_every_events)
+    every_events = trainer.config.training.publish_every_events
+    followed = trainer.add_replica(every_events, evaluates_all=False)
     for start in range(0, len(events), 64):
         if followed.due(trainer.step(events.slice(start, start + 64)).move):
             followed.refresh()

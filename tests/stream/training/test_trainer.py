@@ -1,12 +1,16 @@
 """The trainer: policies move the learner through its phases, snapshots lose nothing, checkpoints
 are what it says."""
 
+import itertools
+
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.errors import CheckpointError
+from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.published.checkpoint import pack, read_header, unpack
 from niwaki.model.published.served import PublishedModel
@@ -174,3 +178,28 @@ def test_at_the_default_budget_the_network_keeps_a_tenth_of_its_multiply_adds_an
         sum(p.numel() for p in learner.branches.sparse.parameters.values() if p.dim() == 2)
         <= learner.multiply_adds
     )
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.6])
+def test_the_mixture_learns_from_a_share_of_the_stream_whatever_else_is_evaluated(ratio):
+    config = small_trainer().config
+    training = msgspec.structs.replace(config.training, scored_ratio=ratio)
+    trainer = Trainer(msgspec.structs.replace(config, training=training))
+    whole, share = (trainer.add_replica(640, evaluates_all=every) for every in (True, False))
+    logits: list[np.ndarray] = []
+    whole.observe(logits.append)
+    for replica in (whole, share):
+        replica.refresh()
+    events = click_events(6_400)
+    for start, stop in itertools.pairwise([0, *range(100, 6_400, 150), 6_400]):
+        move = trainer.step(events.slice(start, stop)).move
+        for replica in (whole, share):
+            if replica.due(move):
+                replica.refresh()
+    whole.settle()
+    assert sum(map(len, logits)) == 6_400 == whole.evaluation.total.events
+    assert share.evaluation.total.events == 6_400 // 128 * round(128 * ratio)
+    np.testing.assert_array_equal(whole.mixture.weights, share.mixture.weights)
+    places = np.arange(6_400) % 128 < round(128 * ratio)
+    labels_B, logits_B = events.labels_B[places], np.concatenate(logits)[places]
+    assert share.evaluation.total.loss_sum == pytest.approx(log_losses(logits_B, labels_B).sum())
