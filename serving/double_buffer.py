@@ -15,15 +15,30 @@ import torch
 
 from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
-from niwaki.model.published.served import PublishedModel, Tables
+from niwaki.model.published.served import ModelFrame, PublishedModel, Tables
 
 Checkpoint = tuple[Header, dict[str, torch.Tensor]]
+
+
+class Shelf:
+    """The place of tables: the memory of this process, where nobody else reads them."""
+
+    def empty_tables(self, frame: ModelFrame) -> Tables:
+        """Fresh tables of a model's shapes, all zero."""
+        return frame.empty_tables()
+
+    def is_read(self, tables: Tables) -> bool:
+        """True while another process may still read `tables`, so that they must not be
+        written to."""
+        return False
 
 
 class DoubleBuffer:
     """One thread makes and adopts models; any thread may read `model`."""
 
-    def __init__(self) -> None:
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        """`shelf`: the place of tables; None: the memory of this process."""
+        self._shelf = shelf or Shelf()
         self.model: PublishedModel | None = None
         """The model that serves."""
         self._reserve: Tables | None = None
@@ -42,7 +57,8 @@ class DoubleBuffer:
         header, tensors = path[0]
         if not header.base:
             _check_order(header, path[1:])
-            model = PublishedModel.from_checkpoint(header, tensors)
+            frame = ModelFrame.of(header)
+            model = PublishedModel(frame, self._shelf.empty_tables(frame), header, tensors)
             return model.successor(path[1:], model.tables)
         if self.model is None:
             raise CheckpointError(f"version {header.version}", "is a delta, and nothing is held")
@@ -51,8 +67,8 @@ class DoubleBuffer:
 
     def _make_from(self, served: PublishedModel, deltas: list[Checkpoint]) -> PublishedModel:
         """The model after deltas to `served`, on the tables in reserve."""
-        if self._reserve is None or (self._reader and self._reader() is not None):
-            self._reserve = served.frame.empty_tables()
+        if self._reserve is None or self._is_read(self._reserve):
+            self._reserve = self._shelf.empty_tables(served.frame)
             self._reader = None
             if not self._missing or self._missing[0][0].base:
                 full = msgspec.structs.replace(served.header, base=0)
@@ -63,6 +79,10 @@ class DoubleBuffer:
         tables = self._reserve
         self._reserve = None
         return served.successor(changes, tables)
+
+    def _is_read(self, tables: Tables) -> bool:
+        alive = self._reader is not None and self._reader() is not None
+        return alive or self._shelf.is_read(tables)
 
     def adopt(self, model: PublishedModel, path: list[Checkpoint]) -> None:
         """Serve from `model`, which `path` made."""

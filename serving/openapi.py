@@ -10,7 +10,7 @@ from typing import Any
 from niwaki.model.features.schema import Schema
 from niwaki.model.features.values import UNITS_PER_S, time_rule
 from niwaki.model.published.checkpoint import Header
-from niwaki.serving.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
+from niwaki.serving.bodies.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
 Json = dict[str, Any]
 

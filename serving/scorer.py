@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.published.checkpoint import unpack
 from niwaki.model.published.served import PublishedModel
-from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
+from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer, Shelf
 from niwaki.serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
 from niwaki.serving.store import CheckpointStore, Pointer, Watch
 
@@ -31,7 +32,48 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 5.0
 _STOP_WITHIN_S = 0.2
 
 
-class Scorer:
+class Serving(ABC):
+    """Something that has the newest model of a name, as the HTTP server reads it."""
+
+    name: str
+    swaps = 0
+    """Checkpoints taken over."""
+    refused = 0
+    """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
+
+    @property
+    @abstractmethod
+    def newest(self) -> PublishedModel | None:
+        """The model that serves now; None before the first checkpoint."""
+
+    @property
+    @abstractmethod
+    def following(self) -> bool:
+        """True while newer checkpoints are looked for."""
+
+    @property
+    def model(self) -> PublishedModel:
+        """The model that serves now. Raises `NotReady` before the first checkpoint."""
+        model = self.newest
+        if model is None:
+            raise NotReady(f"no checkpoint of {self.name!r} yet")
+        return model
+
+    @property
+    def version(self) -> int:
+        """Version of the checkpoint that serves now; 0 before the first."""
+        model = self.newest
+        return model.header.version if model else 0
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the trainer made the checkpoint that serves now; infinite before the
+        first."""
+        model = self.newest
+        return max(time.time() - model.header.created_s, 0.0) if model else math.inf
+
+
+class Scorer(Serving):
     """Follows one model's published checkpoints from `follow` to `close`, scores with the newest.
     Threads may share it.
 
@@ -41,13 +83,10 @@ class Scorer:
     For several calls that must be answered by one version, take `model` once and use that.
     """
 
-    def __init__(self, store: CheckpointStore):
+    def __init__(self, store: CheckpointStore, shelf: Shelf | None = None):
+        """`shelf`: where tables are kept; None: in the memory of this process."""
         self.store, self.name = store, store.name
-        self.swaps = 0
-        """Checkpoints taken over."""
-        self.refused = 0
-        """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
-        self._versions = DoubleBuffer()
+        self._versions = DoubleBuffer(shelf)
         self._held = ""
         """`upload` of the checkpoint that serves."""
         self._seen: Pointer | None = None
@@ -67,6 +106,10 @@ class Scorer:
         return cls(CheckpointStore.from_url(url, name)).follow()
 
     @property
+    def newest(self) -> PublishedModel | None:
+        return self._versions.model
+
+    @property
     def model(self) -> PublishedModel:
         """The model that serves now. Raises `NotReady` before the first checkpoint."""
         model = self._versions.model
@@ -75,21 +118,7 @@ class Scorer:
         return model
 
     @property
-    def version(self) -> int:
-        """Version of the checkpoint that serves now; 0 before the first."""
-        model = self._versions.model
-        return model.header.version if model else 0
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the trainer made the checkpoint that serves now; infinite before the
-        first."""
-        model = self._versions.model
-        return max(time.time() - model.header.created_s, 0.0) if model else math.inf
-
-    @property
     def following(self) -> bool:
-        """True while the scorer looks for newer checkpoints."""
         return self._follower is not None and self._follower.is_alive()
 
     def score(self, events: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -219,6 +248,7 @@ class Scorer:
         with self._swapped:
             self._versions.adopt(model, path)
             self.swaps += 1
+            self.swapped(model)
             self._swapped.notify_all()
         if now.shape != shape:  # another network, not only newer weights
             log.info(
@@ -227,6 +257,9 @@ class Scorer:
                 now.phase,
                 100 * now.sparsity_ratio,
             )
+
+    def swapped(self, model: PublishedModel) -> None:
+        """Called, by the thread that swaps, with the model that serves from here on."""
 
     def _follow(self) -> None:
         retry_s = _FIRST_RETRY_S

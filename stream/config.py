@@ -21,7 +21,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.errors import RuleError, nearest
-from niwaki.serving.server import ServeConfig
+from niwaki.serving.app import ServeConfig
 from niwaki.serving.store import StoreConfig
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.errors import ConfigError

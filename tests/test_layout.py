@@ -23,8 +23,8 @@ WINGS = {  # each may import those before it, and the rooms below
         " branches learner"
     ).split(),
     "serving": (
-        "errors redis_client store double_buffer scorer wire inference content openapi"
-        " network_export metrics server"
+        "errors redis_client store double_buffer scorer bodies openapi network_export metrics app"
+        " listener workers server"
     ).split(),
     "stream": (
         "errors events files kafka recordings synthetic drift training config app offline cli"
@@ -41,7 +41,6 @@ HOMES = {
     "prometheus_client": {
         "stream/training/telemetry.py",
         "serving/metrics.py",
-        "serving/server.py",
     },
     "river": {"stream/drift/", "niwaki/river_classifier.py"},
     "safetensors": {"model/published/checkpoint.py"},
@@ -49,8 +48,8 @@ HOMES = {
     "typer": {"stream/cli/"},
     "rich": {"stream/cli/console.py"},
     "matplotlib": {"stream/offline/figures.py"},
-    "starlette": {"serving/server.py"},
-    "uvicorn": {"serving/server.py"},
+    "starlette": {"serving/app.py"},
+    "uvicorn": {"serving/listener.py"},
 }
 IMPURE = {
     "asyncio",

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.frame import Findings, at_least, spread
 from benchmarks.scoring import rivals
-from niwaki.serving import wire
+from niwaki.serving.bodies import wire
 from niwaki.stream.synthetic.columns import SCHEMA
 
 TOPS = ((512, 256), (1024, 1024, 512, 256))

@@ -156,21 +156,42 @@ class Encoder:
         text = f"{self._prefix}:{name}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
+    @property
+    def column_seeds(self) -> np.ndarray:
+        """uint64, the seed of each categorical column's hashes."""
+        return self._hashing.seeds_F[: self._hashing.columns]
+
+    def empty_hashes(self, events: int) -> np.ndarray:
+        """(B, F) uint64 with undefined contents: room for the hashes of all fields, of which the
+        categorical columns are the first."""
+        return np.empty((events, len(self._hashing.seeds_F)), np.uint64)
+
     def encode(self, batch: EventBatch) -> HashedEvents:
         """The rows and raw numerics of the events of `batch`."""
-        hashing = self._hashing
-        events = len(batch)
-        hashes_BF = np.empty((events, len(hashing.seeds_F)), np.uint64)
-        rows_BF = np.empty(hashes_BF.shape, np.int64)
-        if hashing.columns and events:
+        hashes_BF = self.empty_hashes(len(batch))
+        if self._hashing.columns and len(batch):
             strings = pa.concat_arrays(batch.categorical)
             buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in strings.buffers()]
             valid, text = buffers[0], buffers[2]
-            seeds_F = hashing.seeds_F[: hashing.columns]
             offsets = buffers[1].view(np.int32)
-            hash_strings(valid, offsets, text, strings.offset, seeds_F, hashes_BF)
-        _locate_rows(hashes_BF, batch.times_s_B, *hashing, rows_BF)
+            hash_strings(valid, offsets, text, strings.offset, self.column_seeds, hashes_BF)
         numerics_BN = np.ascontiguousarray(batch.numerics_BN)
+        times_s_B = np.array(batch.times_s_B)
+        lists = tuple(map(self.encode_list, batch.lists, range(len(batch.lists))))
+        return self.encode_hashes(hashes_BF, numerics_BN, times_s_B, lists)
+
+    def encode_hashes(
+        self,
+        hashes_BF: np.ndarray,
+        numerics_BN: np.ndarray,
+        times_s_B: np.ndarray,
+        lists: tuple[ListRows, ...],
+    ) -> HashedEvents:
+        """The rows of events whose categorical columns are hashed already, as the first columns of
+        `hashes_BF`; the others are written. The arrays are the result's from then on."""
+        events = len(hashes_BF)
+        rows_BF = np.empty((events, len(self._hashing.seeds_F)), np.int64)
+        _locate_rows(hashes_BF, times_s_B, *self._hashing, rows_BF)
         if self._made_numerics:
             empty_BA = np.full((events, self._made_numerics), np.nan, np.float32)
             numerics_BN = np.concatenate([numerics_BN, empty_BA], 1)
@@ -188,14 +209,14 @@ class Encoder:
             embedded_BF=torch.from_numpy(embedded_BF) if self._shares else rows,
             hashes_BF=torch.from_numpy(hashes_BF.view(np.int64)),
             raw_numerics_BN=torch.from_numpy(numerics_BN),
-            times_s_B=torch.from_numpy(np.array(batch.times_s_B)),
+            times_s_B=torch.from_numpy(times_s_B),
             keys_BM=torch.from_numpy(keys_BM),
             values_BH=torch.from_numpy(values_BH),
-            lists=tuple(map(self._encode_list, batch.lists, range(len(batch.lists)))),
+            lists=lists,
         )
 
-    def _encode_list(self, column: pa.Array, place: int) -> ListRows:
-        """The rows of the list column at `place`."""
+    def encode_list(self, column: pa.Array, place: int) -> ListRows:
+        """The rows of the list column at `place`, an array of type `LIST`."""
         field = self._first_list + place
         seeds_1 = self._list_seeds_L[place : place + 1]
         values, weights_V, offsets, known_B = flat_list(column)

@@ -7,7 +7,7 @@ Shapes: B events, F fields.
 
 import numpy as np
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import inlined, kernel
 
 
 @kernel("uint64(uint64)")
@@ -32,6 +32,20 @@ def _end_of_name(text: np.ndarray, start: np.int64, stop: np.int64) -> np.int64:
     return stop - 2
 
 
+@inlined
+def hash_text(text: np.ndarray, start: int, stop: int, seed: np.uint64) -> np.uint64:
+    """The hash of the string at `text[start:stop]`, from its length and its bytes, eight at a time;
+    "4711.0" has the hash of "4711"."""
+    end = int(_end_of_name(text, np.int64(start), np.int64(stop)))
+    h = mix_bits(seed ^ np.uint64(end - start))
+    for at in range(start, end, 8):
+        word = np.uint64(0)
+        for j in range(min(8, end - at)):
+            word |= np.uint64(text[at + j]) << np.uint64(8 * j)
+        h = mix_bits(h ^ word)
+    return h
+
+
 @kernel(
     "void(Array(uint8, 1, 'C', readonly=True), Array(int32, 1, 'C', readonly=True),"
     " Array(uint8, 1, 'C', readonly=True), int64, uint64[::1], uint64[:,::1])"
@@ -44,8 +58,7 @@ def hash_strings(
     seeds_F: np.ndarray,
     hashes_BF: np.ndarray,
 ) -> None:
-    """Write the hash of each string of an Arrow array, from its length and its bytes, eight at a
-    time; 0 where it is null. "4711.0" has the hash of "4711".
+    """Write the hash of each string of an Arrow array; 0 where it is null.
 
     `valid`, `offsets`, `text`: the array's buffers, the first empty where nothing is null. `first`:
     the array's offset. The array holds B strings of the first field, then B of the second, and so
@@ -58,12 +71,5 @@ def hash_strings(
             if len(valid) and not valid[i >> 3] >> (i & 7) & 1:
                 hashes_BF[b, f] = 0
                 continue
-            start = np.int64(offsets[i])
-            stop = _end_of_name(text, start, np.int64(offsets[i + 1]))
-            h = mix_bits(seeds_F[f] ^ np.uint64(stop - start))
-            for at in range(start, stop, 8):
-                word = np.uint64(0)
-                for j in range(min(8, int(stop - at))):
-                    word |= np.uint64(text[at + j]) << np.uint64(8 * j)
-                h = mix_bits(h ^ word)
-            hashes_BF[b, f] = h
+            start = int(offsets[i])
+            hashes_BF[b, f] = hash_text(text, start, int(offsets[i + 1]), seeds_F[f])

@@ -42,6 +42,11 @@ class ListRows(NamedTuple):
         """Events `start` to `stop` (exclusive), as views."""
         return self._replace(offsets=self.offsets[start : stop + 1])
 
+    def repeat(self, events: int) -> "ListRows":
+        """So many events that all have the list of the one event here."""
+        flat = (np.tile(part, events) for part in self[:3])
+        return ListRows._make([*flat, len(self.rows_V) * np.arange(events + 1)])
+
     @classmethod
     def concat(cls, parts: Sequence["ListRows"]) -> "ListRows":
         """The events of `parts`, one after the other."""

@@ -34,12 +34,12 @@ _LONGEST_WAIT_EVENTS = 65_536
 class Prepared(NamedTuple):
     """The prepared numerics of B events."""
 
-    scores_BM: torch.Tensor
+    scores_BM: np.ndarray
     """float32: N scores, asinh of the standard score within -8..8, 0 where the value is missing or
     nothing has been seen yet; then N marks, 1 where the value is missing, else 0."""
-    code_BN: torch.Tensor
+    code_BN: np.ndarray
     """int64: the code just below each value; the code just above it is the next one."""
-    above_BN: torch.Tensor
+    above_BN: np.ndarray
     """float32, 0..1: the share of each value that belongs to the code above."""
 
 
@@ -56,16 +56,12 @@ def prepare(numerics_BN: torch.Tensor, scale: Scale) -> Prepared:
     """Prepared numerics of B events."""
     events, numerics = numerics_BN.shape
     prepared = Prepared(
-        torch.empty(events, 2 * numerics),
-        torch.empty(events, numerics, dtype=torch.int64),
-        torch.empty(events, numerics),
+        np.empty((events, 2 * numerics), np.float32),
+        np.empty((events, numerics), np.int64),
+        np.empty((events, numerics), np.float32),
     )
-    prepare_numerics(
-        numerics_BN.numpy(),
-        scale.moments_2N.numpy(),
-        scale.knots_NQ.numpy(),
-        *(part.numpy() for part in prepared),
-    )
+    moments_2N, knots_NQ = scale.moments_2N.numpy(), scale.knots_NQ.numpy()
+    prepare_numerics(numerics_BN.numpy(), moments_2N, knots_NQ, *prepared)
     return prepared
 
 
@@ -168,6 +164,12 @@ def prepare_numerics(
             finite += math.isfinite(knots_NQ[n, q])
         for b in range(events):
             value = numerics_BN[b, n]
+            if b and value == numerics_BN[b - 1, n]:  # as candidates of one context have it
+                scores_BM[b, n] = scores_BM[b - 1, n]
+                scores_BM[b, numerics + n] = scores_BM[b - 1, numerics + n]
+                code_BN[b, n] = code_BN[b - 1, n]
+                above_BN[b, n] = above_BN[b - 1, n]
+                continue
             missing = math.isnan(value)
             scores_BM[b, numerics + n] = missing
             score = 0.0 if missing else math.asinh((value - moments_2N[0, n]) * moments_2N[1, n])

@@ -57,13 +57,16 @@ class Inference:
         """(B, E) float32 logits of the experts; the columns of further experts are undefined.
         `prior_SK`: 1 / prior variance of each slot. `columns`: E."""
         prepared = prepare(features.numerics_BN, scale)
-        parts = features.rows_BF, features.hashes_BF, *prepared
-        events = _Events(*(part.numpy() for part in parts))
+        events = _Events(features.rows_BF.numpy(), features.hashes_BF.numpy(), *prepared)
+        count = len(events.rows_BF)
         embedded = Embedded.of(features)
         lists = self._slots.of_lists(features.lists, events.hashes_BF)
         model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
-        experts_BE = np.empty((len(events.rows_BF), columns), np.float32)
-        for start in range(0, len(experts_BE), _PIECE_EVENTS):
+        experts_BE = np.empty((count, columns), np.float32)
+        if count <= _PIECE_EVENTS:
+            self._write_logits(*model, events, embedded, lists, experts_BE)
+            return experts_BE
+        for start in range(0, count, _PIECE_EVENTS):
             piece = slice(start, start + _PIECE_EVENTS)
             self._write_logits(
                 *model,

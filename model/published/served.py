@@ -227,7 +227,11 @@ class ServedModel:
 
     def predict(self, batch: EventBatch) -> np.ndarray:
         """(B,) float32 click probabilities; labels are not read."""
-        return self.probabilities(self.logits(self.experts(self.encoder.encode(batch))))
+        return self.predict_hashed(self.encoder.encode(batch))
+
+    def predict_hashed(self, hashed: HashedEvents) -> np.ndarray:
+        """(B,) float32 click probabilities of events that this model's encoder has hashed."""
+        return self.probabilities(self.logits(self.experts(hashed)))
 
     @staticmethod
     def probabilities(logits_B: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from benchmarks.scoring.compute import _measured, in_turns, request
 from benchmarks.scoring.latency import _servable
 from benchmarks.scoring.publication import precision, time_taken
 from niwaki.model.learner import Learner
-from niwaki.serving import wire
+from niwaki.serving.bodies import wire
 from niwaki.stream.synthetic.columns import SCHEMA
 
 ABOUT = {"what": "ids", "top": "64-32", "candidates": 128, "threads": 1}

@@ -220,7 +220,7 @@ def test_standardised_numerics_have_unit_scale_whatever_the_batches_and_never_lo
     )
     prepared = prepare(values, whole.scale())
     assert (prepared.scores_BM[::7, 3] == 1).all() and (prepared.scores_BM[::7, 1] == 0).all()
-    assert prepared.scores_BM[:, 0].sinh().std() == pytest.approx(1, abs=0.01)
+    assert np.sinh(prepared.scores_BM[:, 0]).std() == pytest.approx(1, abs=0.01)
     constant = Numerics(1, 1e9)
     constant.update(torch.full((300, 1), 7.0))
     assert prepare(torch.tensor([[7.0], [8.0]]), constant.scale()).scores_BM[:, 0].tolist() == [

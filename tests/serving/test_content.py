@@ -8,8 +8,8 @@ import zlib
 
 import pytest
 
-from niwaki.serving import content
-from niwaki.serving.wire import RequestError
+from niwaki.serving.bodies import content
+from niwaki.serving.bodies.wire import RequestError
 from tests.support.publisher import rows
 from tests.support.served import JSON, error
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niwaki.model.features.schema import EventBatch, Schema
-from niwaki.serving.inference import model_metadata, read_infer
+from niwaki.serving.bodies.inference import model_metadata, read_infer
+from niwaki.serving.bodies.wire import RequestError, read_score
 from niwaki.serving.openapi import document
-from niwaki.serving.wire import RequestError, read_score
 from tests.support.served import tensor
 
 SCHEMA = Schema(categorical=("user",), lists=("seen",), timestamp=None, weight="w")

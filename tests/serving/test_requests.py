@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from niwaki.serving import wire
+from niwaki.serving.bodies import wire
 from tests.support.served import JSON, error
 from tests.support.streams import SCHEMA
 

@@ -15,9 +15,10 @@ import httpx
 import msgspec
 import pytest
 
+from niwaki.serving.app import ServeConfig
 from niwaki.serving.errors import ServingError
 from niwaki.serving.scorer import Scorer
-from niwaki.serving.server import ServeConfig, running
+from niwaki.serving.server import running
 from niwaki.serving.store import CheckpointStore
 from niwaki.stream.offline.local import free_port
 from tests.support.publisher import rows
@@ -154,7 +155,8 @@ def test_answers_under_concurrent_publication_are_whole_and_of_one_version(serve
 
 SERVE = """
 import logging, sys
-from niwaki.serving.server import ServeConfig, run
+from niwaki.serving.app import ServeConfig
+from niwaki.serving.server import run
 from niwaki.serving.store import StoreConfig
 logging.basicConfig(level=logging.INFO)
 run(ServeConfig(port=int(sys.argv[1])), StoreConfig(url=sys.argv[2], name=sys.argv[3]))

@@ -9,8 +9,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from niwaki.serving.app import ServeConfig
 from niwaki.serving.scorer import Scorer
-from niwaki.serving.server import ServeConfig, running
+from niwaki.serving.server import running
 from niwaki.serving.store import CheckpointStore
 from tests.support.publisher import Publisher
 

@@ -8,8 +8,8 @@ import zlib
 from collections.abc import Mapping
 from email.message import Message
 
-from niwaki.serving.inference import JSON_BYTES_HEADER
-from niwaki.serving.wire import RequestError
+from niwaki.serving.bodies.inference import JSON_BYTES_HEADER
+from niwaki.serving.bodies.wire import RequestError
 
 ENCODINGS = {"gzip": 31, "deflate": 15}
 """Ways to compress a body, and the `wbits` of zlib for each."""

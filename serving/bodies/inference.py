@@ -3,7 +3,7 @@
 In: the bytes of a body, JSON and perhaps the bytes of tensors after it. Out: the events to score,
 and an answer in the form that was asked for. A tensor is a column, of shape [B] or [B, 1]; one of
 lists may have the shape [B, K], and in JSON its data may be B lists of any length, or maps. As in
-`serving/wire.py`, whatever is wrong becomes a `RequestError`.
+`serving/bodies/wire.py`, whatever is wrong becomes a `RequestError`.
 
 Shapes: B events, K values of each list.
 """
@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import shorten
-from niwaki.serving.wire import FINITE, Answer, RequestError, check_count, decode, to_batch
+from niwaki.serving.bodies.wire import FINITE, Answer, RequestError, check_count, decode, to_batch
 
 JSON_BYTES_HEADER = "inference-header-content-length"
 """Header with the length of the JSON before binary tensors."""

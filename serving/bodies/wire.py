@@ -1,5 +1,5 @@
 """HTTP bodies <-> rows and probabilities: our own `/score`, and what it shares with the Open
-Inference Protocol (`serving/inference.py`).
+Inference Protocol (`serving/bodies/inference.py`).
 
 In: the bytes of a body. Out: the events to score, and the bytes of an answer. Whatever is wrong
 with a body becomes a `RequestError` that names the field, the rule and the value; nothing that a
@@ -18,10 +18,12 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 
 from niwaki.model.errors import FeatureError
+from niwaki.model.features.encoder import Encoder, HashedEvents
 from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import RuleError, shorten
+from niwaki.serving.bodies.json_rows import scan_score
 
 Row = Mapping[str, Any]
 B = TypeVar("B", bound=msgspec.Struct)
@@ -64,6 +66,15 @@ class ScoreAnswer(msgspec.Struct):
 
     version: int
     probabilities: list[float]
+
+
+def hash_score(body: bytes, encoder: Encoder, max_events: int) -> HashedEvents:
+    """The events in the body of `POST /score`, hashed for the model of `encoder`: at once where the
+    body is plain, else by way of `read_score`."""
+    hashed = scan_score(body, encoder, max_events)
+    if hashed is None:
+        hashed = encoder.encode(read_score(body, encoder.schema, max_events))
+    return hashed
 
 
 def read_score(body: bytes, schema: Schema, max_events: int) -> EventBatch:

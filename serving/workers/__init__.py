@@ -1,0 +1,1 @@
+"""Several processes that score at one port, with one copy of the tables."""
