@@ -54,7 +54,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     inline_bytes: int = 32_768
     """Bodies up to this length are scored on the event loop, longer ones on a thread, >= 0."""
     threads: int = 2
-    """Threads for long bodies, >= 1; each request takes one core."""
+    """Threads for long bodies, >= 1, in each worker; each request takes one core."""
+    workers: int = 1
+    """Processes that score, >= 1, with one copy of the tables. 1: the process that follows Redis
+    scores; more: it only follows, and is a further one. Linux only."""
     stop_timeout_s: float = 10.0
     """On SIGTERM, how long requests in flight may take to finish, >= 0."""
 
@@ -65,6 +68,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ("max_body_bytes", 1),
             ("max_events", 1),
             ("threads", 1),
+            ("workers", 1),
             ("inline_bytes", 0),
         ):
             if getattr(self, name) < least:

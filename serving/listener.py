@@ -17,13 +17,27 @@ from niwaki.serving.scorer import Serving
 
 def listen(config: ServeConfig) -> socket.socket:
     """A socket that listens at the address of `config`. Raises `ServingError`."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        return socket.create_server(
+            (config.host, config.port), family=_family(config), backlog=2048
+        )
     except OSError as error:
-        raise ServingError(
-            f"serve.port: can't listen on {config.host}:{config.port} ({error.strerror})"
-        ) from error
+        raise _no_port(config, error) from error
+
+
+def bind(config: ServeConfig, port: int) -> socket.socket:
+    """A socket at the address of `config` and `port`, which other processes may bind to as well and
+    which does not listen yet. Of those that listen, the kernel gives each new connection to one.
+    Raises `ServingError`."""
+    bound = socket.socket(_family(config))
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((config.host, port))
+    except OSError as error:
+        bound.close()
+        raise _no_port(config, error) from error
+    return bound
 
 
 def url_of(listener: socket.socket) -> str:
@@ -47,3 +61,12 @@ def new_server(scorer: Serving, config: ServeConfig) -> uvicorn.Server:
             timeout_graceful_shutdown=math.ceil(config.stop_timeout_s),
         )
     )
+
+
+def _family(config: ServeConfig) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in config.host else socket.AF_INET
+
+
+def _no_port(config: ServeConfig, error: OSError) -> ServingError:
+    where = f"{config.host}:{config.port}"
+    return ServingError(f"serve.port: can't listen on {where} ({error.strerror})")
