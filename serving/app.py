@@ -28,6 +28,7 @@ from niwaki.model.published.served import PublishedModel
 from niwaki.pruning.errors import RuleError
 from niwaki.serving import openapi
 from niwaki.serving.bodies import content, inference, wire
+from niwaki.serving.bodies.arrow_rows import ARROW, arrow_answer, hash_arrow
 from niwaki.serving.bodies.wire import Answer, RequestError
 from niwaki.serving.errors import NotReady
 from niwaki.serving.metrics import OUTCOMES, ScoringMetrics
@@ -132,11 +133,11 @@ class _Endpoints:
         self._pool.shutdown()
 
     async def post_score(self, request: Request) -> Response:
-        return await self._answer("score", request, self._score)
+        return await self._answer("score", request, self._score, ARROW)
 
     async def infer(self, request: Request) -> Response:
         self._named(request)
-        return await self._answer("infer", request, partial(self._infer, request))
+        return await self._answer("infer", request, self._infer, content.BINARY)
 
     async def server(self, _: Request) -> Response:
         return _json({"name": "niwaki", "version": "2", "extensions": inference.EXTENSIONS})
@@ -174,14 +175,17 @@ class _Endpoints:
         header = self._model().header if self._scorer.version else None
         return _json(openapi.document(self._scorer.name, self._config.max_events, header))
 
-    def _score(self, body: bytes) -> Answer:
+    def _score(self, request: Request, kind: str, body: bytes) -> Answer:
         model = self._model()
-        hashed = wire.hash_score(body, model.encoder, self._config.max_events)
+        read = hash_arrow if kind == ARROW else wire.hash_score
+        hashed = read(body, model.encoder, self._config.max_events)
         probabilities_B = model.predict_hashed(hashed)
         self._metrics.events.inc(len(probabilities_B))
+        if ARROW in request.headers.get("accept", ""):
+            return arrow_answer(model.header.version, probabilities_B)
         return wire.score_answer(model.header, probabilities_B)
 
-    def _infer(self, request: Request, body: bytes) -> Answer:
+    def _infer(self, request: Request, kind: str, body: bytes) -> Answer:
         model = self._model()
         _check_version(request, model.header.version)
         json_bytes = content.json_bytes(request.headers)
@@ -192,19 +196,24 @@ class _Endpoints:
         return inference.infer_answer(model.header, probabilities_B, self._scorer.name, asked)
 
     async def _answer(
-        self, endpoint: str, request: Request, answer: Callable[[bytes], Answer]
+        self,
+        endpoint: str,
+        request: Request,
+        answer: Callable[[Request, str, bytes], Answer],
+        *types: str,
     ) -> Response:
+        """`answer` to a body, which may be JSON or one of other `types`."""
         outcome = "failed"
         try:
-            content.check_type(request.headers, binary=endpoint == "infer")
+            kind = content.read_type(request.headers, *types)
             encoding = content.encoding(request.headers)
             body = await self._read(request)
             started_s = time.perf_counter()
             if len(body) <= self._config.inline_bytes and not encoding:
-                answered = answer(body)
+                answered = answer(request, kind, body)
             else:  # a compressed body may be a long one
                 answered = await asyncio.get_running_loop().run_in_executor(
-                    self._pool, self._unpacked, answer, body, encoding
+                    self._pool, self._unpacked, partial(answer, request, kind), body, encoding
                 )
             self._metrics.seconds.observe(time.perf_counter() - started_s)
             outcome = "scored"
@@ -217,9 +226,9 @@ class _Endpoints:
         finally:
             self._metrics.requests.labels(endpoint, outcome).inc()
         if answered.json_bytes is None:
-            return Response(answered.content, media_type="application/json")
+            return Response(answered.content, media_type=answered.type)
         headers = {inference.JSON_BYTES_HEADER: str(answered.json_bytes)}
-        return Response(answered.content, headers=headers, media_type="application/octet-stream")
+        return Response(answered.content, headers=headers, media_type=content.BINARY)
 
     def _unpacked(self, answer: Callable[[bytes], Answer], body: bytes, encoding: str) -> Answer:
         if encoding:

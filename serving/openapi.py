@@ -10,6 +10,7 @@ from typing import Any
 from niwaki.model.features.schema import Schema
 from niwaki.model.features.values import UNITS_PER_S, time_rule
 from niwaki.model.published.checkpoint import Header
+from niwaki.serving.bodies.arrow_rows import ARROW
 from niwaki.serving.bodies.inference import DATATYPES, JSON_BYTES_HEADER, OUTPUT
 
 Json = dict[str, Any]
@@ -23,7 +24,8 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
     events = {"type": "array", "items": event, "maxItems": max_events}
     part = {
         **event,
-        "description": "Part of an event. No column is in the context and in a candidate.",
+        "description": "Part of an event. No column is in the context and in a candidate. What the"
+        " context has is read and hashed once.",
     }
     ask_events = {"type": "object", "properties": {"events": events}, "required": ["events"]}
     ask_candidates = {
@@ -31,7 +33,7 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
         "properties": {"context": part, "candidates": {**events, "items": part}},
         "required": ["candidates"],
     }
-    score = {
+    score: Json = {
         "summary": "Click probabilities of events, or of one context's candidates.",
         "requestBody": _body(
             {
@@ -54,6 +56,8 @@ def document(name: str, max_events: int, header: Header | None) -> Json:
         }
         | _refusals("Refusal", 400, 408, 413, 415, 503),
     }
+    score["requestBody"]["content"] |= {ARROW: _ARROW_BODY}
+    score["responses"]["200"]["content"] |= {ARROW: _ARROW_ANSWER}
     version = str(header.version) if header else None
     return {
         "openapi": "3.1.0",
@@ -136,6 +140,25 @@ _BINARY = {
             "description": f"The JSON, of {JSON_BYTES_HEADER} bytes, then the binary tensors of"
             " the protocol's extension binary_tensor_data.",
         }
+    }
+}
+
+
+_ARROW_BODY = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "An Arrow IPC stream without compressed buffers: a column for each column of"
+        " events or candidates, and perhaps the context, a JSON object, in the metadata of its"
+        " schema, under the key context.",
+    }
+}
+_ARROW_ANSWER = {
+    "schema": {
+        "type": "string",
+        "format": "binary",
+        "description": "If asked for by the header accept: an Arrow IPC stream with the column"
+        " probability, FP32, and the version in the metadata of its schema, under the key version.",
     }
 }
 

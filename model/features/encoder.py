@@ -156,6 +156,15 @@ class Encoder:
         text = f"{self._prefix}:{name}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
+    def hash_column(self, column: pa.Array, place: int) -> np.ndarray:
+        """(B,) uint64: the hashes of the categorical column at `place`, an array of strings."""
+        hashes_B1 = np.empty((len(column), 1), np.uint64)
+        buffers = [np.frombuffer(buffer or b"", np.uint8) for buffer in column.buffers()]
+        if len(column):
+            offsets, seed_1 = buffers[1].view(np.int32), self.column_seeds[place : place + 1]
+            hash_strings(buffers[0], offsets, buffers[2], column.offset, seed_1, hashes_B1)
+        return hashes_B1[:, 0]
+
     @property
     def column_seeds(self) -> np.ndarray:
         """uint64, the seed of each categorical column's hashes."""

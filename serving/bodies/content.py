@@ -13,26 +13,27 @@ from niwaki.serving.bodies.wire import RequestError
 
 ENCODINGS = {"gzip": 31, "deflate": 15}
 """Ways to compress a body, and the `wbits` of zlib for each."""
+JSON, BINARY = "application/json", "application/octet-stream"
 _UTF_8 = ("", "utf-8", "utf8", "us-ascii", "ascii")
 
 
-def check_type(headers: Mapping[str, str], *, binary: bool = False) -> None:
-    """Raise `RequestError` unless the content is JSON in UTF-8, or of no type that is said.
-    `binary`: JSON with binary tensors after it will do, too."""
-    said = headers.get("content-type", "application/json")
-    if said == "application/json":
-        return
+def read_type(headers: Mapping[str, str], *others: str) -> str:
+    """The type of the content: application/json where it is JSON in UTF-8, or of no type that is
+    said, or one of `others`. Raises `RequestError` for any other."""
+    said = headers.get("content-type", JSON)
+    if said == JSON or said in others:
+        return said
     header = Message()  # the standard library's parser of a type and its parameters
     header["content-type"] = said[:1_000]  # its time is more than proportional to the length
     kind = header.get_content_type()
-    if binary and kind == "application/octet-stream":
-        return
-    if kind != "application/json" and not kind.endswith("+json"):
-        rule = "must be application/json or another type of JSON"
-        rule += ", or application/octet-stream" if binary else ""
+    if kind in others:
+        return kind
+    if kind != JSON and not kind.endswith("+json"):
+        rule = ", or ".join(["must be application/json or another type of JSON", *others])
         raise RequestError(415, "content-type", rule, said[:80])
     if str(header.get_param("charset", "")).lower() not in _UTF_8:
         raise RequestError(415, "content-type", "must be in UTF-8: charset=utf-8", said[:80])
+    return JSON
 
 
 def encoding(headers: Mapping[str, str]) -> str:

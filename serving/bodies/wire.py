@@ -58,7 +58,9 @@ class Answer(NamedTuple):
 
     content: bytes
     json_bytes: int | None = None
-    """Length of the JSON that comes before binary tensors; None: all of it is JSON."""
+    """Length of the JSON that comes before binary tensors; None: there are none."""
+    type: str = "application/json"
+    """Content type, where there are no binary tensors."""
 
 
 class ScoreAnswer(msgspec.Struct):

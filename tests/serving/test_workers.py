@@ -1,9 +1,11 @@
 """Several processes score at one port, with one copy of the tables: each version whole, in all of
 them."""
 
+import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,19 +88,31 @@ class Service:
             assert time.monotonic() < deadline, "".join(self.log)
 
 
-@pytest.fixture
-def service(redis_url) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(redis_url, publisher) -> Iterator[Service]:
+    """A server that runs, and has a first version."""
     with ExitStack() as stack:
         service = Service(stack, redis_url)
+        service.store.publish(*publisher.first)
+        service.start()
+        yield service
+        service.stop()
+
+
+@pytest.fixture
+def unpublished(redis_url) -> Iterator[Service]:
+    """A server that runs, and has no version."""
+    with ExitStack() as stack:
+        service = Service(stack, redis_url)
+        service.start()
         yield service
         service.stop()
 
 
 def test_every_answer_is_of_one_whole_version_while_versions_change(service, publisher):
-    first, last = 12, 30
+    first = service.score([])["version"]
+    last = first + 18
     events = rows(publisher.events)
-    service.store.publish(*publisher.first)
-    service.start()
 
     def ask() -> list[int]:
         versions = []
@@ -119,68 +133,69 @@ def test_every_answer_is_of_one_whole_version_while_versions_change(service, pub
             assert seen == sorted(seen)
 
 
-def test_counts_are_those_of_all_workers_whichever_is_asked(service, publisher):
-    service.store.publish(*publisher.first)
-    service.start()
+def test_counts_are_those_of_all_workers_whichever_is_asked(service):
+    names = [
+        ("niwaki_requests_total", "score", "scored"),
+        ("niwaki_scored_events_total",),
+        ("niwaki_scoring_seconds_count",),
+    ]
+    before = service.metrics()
     for _ in range(40):
         service.score([{}, {}])
     for _ in range(5):
         found = service.metrics()
-        assert found["niwaki_requests_total", "score", "scored"] == 40
-        assert found["niwaki_scored_events_total",] == 80
-        assert found["niwaki_scoring_seconds_count",] == 40
-        assert found["niwaki_served_version",] == 12
-        service.until(lambda: service.metrics()["niwaki_swaps_total",] == 1)
+        assert [found[name] - before[name] for name in names] == [40, 80, 40]
+        assert found["niwaki_served_version",] == service.score([])["version"]
+        before[names[0]] += 1
+        before[names[2]] += 1
+    service.until(lambda: service.metrics()["niwaki_swaps_total",] >= 1)
 
 
 def test_a_worker_that_is_killed_is_started_again_and_has_the_newest_version(service, publisher):
-    service.store.publish(*publisher.first)
-    service.start()
-    before = set(service.workers())
+    before, version = set(service.workers()), service.score([])["version"] + 1
     assert len(before) == 2
     for killed in before:
         os.kill(killed, signal.SIGKILL)
         service.read_until("by SIGKILL, and is started again")
-    service.store.publish(*publisher.checkpoint(13))
+    service.store.publish(*publisher.checkpoint(version))
 
     def is_new() -> bool:
         try:
-            return service.score([])["version"] == 13 and len(set(service.workers()) - before) == 2
+            answer = service.score(rows(publisher.events))
         except httpx.TransportError:  # none of the two listens yet
             return False
+        assert answer["probabilities"] == publisher.answers[answer["version"]]
+        return answer["version"] == version and len(set(service.workers()) - before) == 2
 
     service.until(is_new)
-    answer = service.score(rows(publisher.events))
-    assert answer["probabilities"] == publisher.answers[13]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_workers_after_requests_in_flight(service, publisher, stop):
+def test_before_the_first_checkpoint_they_live_and_after_a_signal_they_end_cleanly(
+    unpublished, publisher
+):
+    service = unpublished
+    assert httpx.get(f"{service.url}/v2/health/live").status_code == 200
+    assert httpx.get(f"{service.url}/v2/health/ready").status_code == 503
     service.store.publish(*publisher.first)
-    service.start()
+    ready = f"{service.url}/v2/health/ready"  # each time asked of any of them
+    service.until(lambda: all(httpx.get(ready).status_code == 200 for _ in range(20)))
     workers = service.workers()
-    with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(service.score, rows(publisher.events)) for _ in range(20)]
-        for answer in answers:
-            assert answer.result(timeout=20)["probabilities"] == publisher.answers[12]
-    service.process.send_signal(stop)
+    body = json.dumps({"events": rows(publisher.events)}).encode()
+    head = b"POST /score HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        connection.sendall(head % len(body) + body[:10])
+        assert service.score([])["version"] == 12
+        service.process.terminate()
+        connection.sendall(body[10:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["probabilities"] == publisher.answers[12]
     out, rest = service.process.communicate(timeout=30)
     assert (service.process.returncode, out) == (0, "ended well\n"), rest
     assert "stopped serving" in rest and "Traceback" not in rest
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-def test_workers_end_when_the_process_that_follows_is_killed(service, publisher):
-    service.store.publish(*publisher.first)
-    service.start()
-    workers = service.workers()
-    service.process.kill()
-    service.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-
-
-def test_before_the_first_checkpoint_they_live_but_are_not_ready(service, publisher):
-    service.start()
-    assert httpx.get(f"{service.url}/v2/health/live").status_code == 200
-    assert httpx.get(f"{service.url}/v2/health/ready").status_code == 503
-    service.store.publish(*publisher.first)
-    service.until(lambda: httpx.get(f"{service.url}/v2/health/ready").status_code == 200)
+def test_workers_end_when_the_process_that_follows_is_killed(unpublished):
+    workers = unpublished.workers()
+    unpublished.process.kill()
+    unpublished.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
