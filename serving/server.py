@@ -6,6 +6,7 @@ until it is told to stop; requests in flight are answered first.
 
 import contextlib
 import logging
+import os
 import signal
 import socket
 import tempfile
@@ -17,6 +18,7 @@ import torch
 
 from niwaki.model.published.served import PublishedModel
 from niwaki.serving.app import ServeConfig
+from niwaki.serving.errors import ServingError
 from niwaki.serving.listener import bind, listen, new_server, url_of
 from niwaki.serving.scorer import Scorer
 from niwaki.serving.store import CheckpointStore, StoreConfig
@@ -32,8 +34,11 @@ def run(config: ServeConfig, store: StoreConfig) -> None:
     """Serve the model in `store` until SIGTERM or Ctrl-C; requests in flight are answered first.
     For the main thread.
 
-    Raises `StoreRefused` where Redis refuses, `ServingError` where the port can't be had.
+    Raises `StoreRefused` where Redis refuses, `ServingError` where the port can't be had or workers
+    can't be started.
     """
+    if config.workers > 1 and not hasattr(os, "memfd_create"):
+        raise ServingError("serve.workers: more than one needs Linux")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt), listen(config) as listener:

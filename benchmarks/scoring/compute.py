@@ -104,8 +104,8 @@ def _requests(learner: Any, top: tuple[int, ...], seconds: float) -> Rows:
 
     def answer(score: rivals.Score) -> Callable[[], bytes]:
         def call() -> bytes:
-            batch = wire.read_score(body, SCHEMA, 4_096)
-            return msgspec.json.encode(wire.ScoreAnswer(1, score(encoder.encode(batch)).tolist()))
+            hashed = wire.hash_score(body, encoder, 4_096)
+            return msgspec.json.encode(wire.ScoreAnswer(1, score(hashed).tolist()))
 
         return call
 

@@ -15,7 +15,6 @@ import threading
 import weakref
 
 import torch
-import uvicorn
 
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header, unpack_as
@@ -110,9 +109,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     replica = Replica(connection, order.name)
     server = new_server(replica, order.serve)
-    thread = threading.Thread(
-        target=_receive, args=(replica, server), name="niwaki-link", daemon=True
-    )
+
+    def receive() -> None:
+        try:
+            replica.receive()
+        finally:
+            server.should_exit = True
+
+    thread = threading.Thread(target=receive, name="niwaki-link", daemon=True)
     with contextlib.suppress(KeyboardInterrupt):
         thread.start()
         if order.await_model:
@@ -120,10 +124,3 @@ def main() -> None:
         listener.listen(_BACKLOG)
         link.send(connection, link.Ready())
         server.run([listener])
-
-
-def _receive(replica: Replica, server: uvicorn.Server) -> None:
-    try:
-        replica.receive()
-    finally:
-        server.should_exit = True

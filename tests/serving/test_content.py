@@ -49,14 +49,17 @@ def test_a_body_without_a_type_is_json(served):
     assert "content-type" not in response.request.headers and response.status_code == 200
 
 
+NO_TYPE = "must be application/json or another type of JSON, or application/vnd.apache.arrow.stream"
+
+
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
-        ("application/x-www-form-urlencoded", "must be application/json or another type of JSON"),
-        ("text/plain; charset=utf-8", "must be application/json or another type of JSON"),
-        ("", "must be application/json or another type of JSON"),
-        ("json", "must be application/json or another type of JSON"),
-        ("application/octet-stream", "must be application/json or another type of JSON"),
+        ("application/x-www-form-urlencoded", NO_TYPE),
+        ("text/plain; charset=utf-8", NO_TYPE),
+        ("", NO_TYPE),
+        ("json", NO_TYPE),
+        ("application/octet-stream", NO_TYPE),
         ("application/json; charset=latin-1", "must be in UTF-8: charset=utf-8"),
         ("application/json; charset=UTF-16", "must be in UTF-8: charset=utf-8"),
         ("application/x+json;charset=\xe9", "must be in UTF-8: charset=utf-8"),

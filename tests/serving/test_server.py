@@ -219,6 +219,7 @@ def test_a_port_that_is_taken_is_said(serve, redis_url):
         {"max_body_bytes": 0},
         {"max_events": 0},
         {"threads": 0},
+        {"workers": 0},
         {"inline_bytes": -1},
         {"max_age_s": -1.0},
         {"read_timeout_s": 0.0},
