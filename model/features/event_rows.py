@@ -8,7 +8,7 @@ Shapes: B events.
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from operator import itemgetter
 from types import MappingProxyType, NoneType
@@ -79,15 +79,47 @@ def rows_to_batch(
         except KeyError:
             return [row.get(name) for row in rows]
 
-    count = len(rows)
+    return _to_batch(
+        column, len(rows), {*given, *shared}, schema, labelled, timed, decimal=decimal, odd=odd
+    )
+
+
+def columns_to_batch(columns: Mapping[str, list[Any]], count: int, schema: Schema) -> EventBatch:
+    """A batch of `count` events to score, from the values of each column. Raises `FeatureError` as
+    `rows_to_batch` does."""
+    known = {*schema.columns, *schema.ignore}
+    for name, values in columns.items():
+        if name not in known:
+            value = values[0] if values else None
+            raise FeatureError(name, "must be a column of the schema", value)
+
+    def column(name: str) -> list[Any]:
+        return columns.get(name) or [None] * count
+
+    return _to_batch(column, count, columns.keys(), schema)
+
+
+def _to_batch(
+    column: Callable[[str], list[Any]],
+    count: int,
+    given: Set[str],
+    schema: Schema,
+    labelled: bool = False,
+    timed: bool = False,
+    *,
+    decimal: str = ".",
+    odd: list[Odd] | None = None,
+) -> EventBatch:
+    """A batch of `count` events. `column`: all values of a column, or the one that all events
+    share. `given`: names of the columns that are there. Others: see `rows_to_batch`."""
     labels_B = np.full(count, np.nan, np.float32)
     times_s_B = np.zeros(count)
-    if labelled or schema.label in given or schema.label in shared:
+    if labelled or schema.label in given:
         required = label_rule(schema) if labelled else None
         read = partial(read_label, schema=schema)
         labels_B[:] = _required(schema.label, column(schema.label), read, required)
     timestamp = schema.timestamp
-    if timestamp is not None and (timed or timestamp in given or timestamp in shared):
+    if timestamp is not None and (timed or timestamp in given):
         required = time_rule(schema) if timed else None
         read = partial(read_time, schema=schema)
         times_s_B[:] = np.nan_to_num(_required(timestamp, column(timestamp), read, required))

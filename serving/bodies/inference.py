@@ -14,6 +14,8 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 
+from niwaki.model.errors import FeatureError
+from niwaki.model.features.event_rows import columns_to_batch
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import shorten
@@ -123,13 +125,17 @@ def read_infer(
     check_count("inputs[0].shape", count, max_events)
     start = len(body) if json_bytes is None else json_bytes
     columns = _columns(asked.inputs, count, schema, body, start)
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
-    position = {name: i for i, name in enumerate(columns)}
-    batch = to_batch(
-        rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"
-    )
+    try:
+        batch = columns_to_batch(columns, count, schema)
+    except (FeatureError, RecursionError):  # row by row, to say which value it is
+        rows = [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
+        position = {name: i for i, name in enumerate(columns)}
+        batch = to_batch(
+            rows, schema, lambda i, column: f"inputs[{position[column]}].data[{i}] ({column})"
+        )
     return InferRequest(batch, asked.id, _is_binary(asked))
 
 

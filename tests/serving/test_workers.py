@@ -11,14 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from niwaki.serving.app import ServeConfig
+from niwaki.serving.errors import ServingError
 from niwaki.serving.store import CheckpointStore
+from niwaki.serving.workers.team import Team
 from niwaki.stream.offline.local import free_port
 from tests.support.publisher import rows
 
@@ -151,6 +154,16 @@ def test_counts_are_those_of_all_workers_whichever_is_asked(service):
     service.until(lambda: service.metrics()["niwaki_swaps_total",] >= 1)
 
 
+def test_all_processes_map_the_same_tables_of_which_there_are_two_sets_at_most(service):
+    def mapped(pid: int) -> set[str]:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        return {line.split()[4] for line in lines if "memfd:niwaki-tables" in line}
+
+    tables = [mapped(pid) for pid in service.workers()]
+    both = mapped(service.process.pid)
+    assert len(tables) == 2 and all(tables) and set().union(*tables) <= both and len(both) <= 2
+
+
 def test_a_worker_that_is_killed_is_started_again_and_has_the_newest_version(service, publisher):
     before, version = set(service.workers()), service.score([])["version"] + 1
     assert len(before) == 2
@@ -199,3 +212,10 @@ def test_workers_end_when_the_process_that_follows_is_killed(unpublished):
     workers = unpublished.workers()
     unpublished.process.kill()
     unpublished.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_a_worker_that_never_listens_stops_the_server_with_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    team = Team(ServeConfig(workers=2), free_port(), "model", str(tmp_path))
+    with closing(team), pytest.raises(ServingError, match="ended with exit code 1 before"):
+        team.start()
