@@ -224,7 +224,7 @@ class _Endpoints:
             outcome = "gone"
             raise
         finally:
-            self._metrics.requests.labels(endpoint, outcome).inc()
+            self._metrics.requests[endpoint, outcome].inc()
         if answered.json_bytes is None:
             return Response(answered.content, media_type=answered.type)
         headers = {inference.JSON_BYTES_HEADER: str(answered.json_bytes)}
@@ -240,18 +240,24 @@ class _Endpoints:
         length = request.headers.get("content-length", "0")
         if len(length) > 18 or int(length) > limit:
             raise RequestError(413, "body", f"must be at most {limit} bytes", length[:80])
-        body = bytearray()
+        chunks: list[bytes] = []
+        size, more = 0, True
         try:
             async with asyncio.timeout(self._config.read_timeout_s):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunks.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+                    size += len(chunks[-1])
+                    if size > limit:
                         raise RequestError(413, "body", f"must be at most {limit} bytes")
         except TimeoutError as error:
             raise RequestError(
                 408, "body", f"must arrive within {self._config.read_timeout_s} s"
             ) from error
-        return bytes(body)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _model(self) -> PublishedModel:
         try:

@@ -48,7 +48,7 @@ class ScoringMetrics(Collector):
             buckets=_BUCKETS_S,
             registry=registry,
         )
-        self.requests = Counter(
+        requests = Counter(
             "niwaki_requests",
             "Requests to score, by what became of them.",
             ("endpoint", "outcome"),
@@ -57,9 +57,12 @@ class ScoringMetrics(Collector):
         self.events = Counter(
             "niwaki_scored_events", "Events or candidates scored.", registry=registry
         )
-        for endpoint in ("score", "infer"):
-            for outcome in ("scored", "refused", "failed", "gone", *OUTCOMES.values()):
-                self.requests.labels(endpoint, outcome)
+        self.requests = {
+            (endpoint, outcome): requests.labels(endpoint, outcome)
+            for endpoint in ("score", "infer")
+            for outcome in ("scored", "refused", "failed", "gone", *OUTCOMES.values())
+        }
+        """By endpoint and outcome, the counter of requests."""
         if os.environ.get(FOLDER):
             registry = CollectorRegistry()
             # As above.

@@ -5,6 +5,7 @@ until it is told to stop; requests in flight are answered first.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -54,6 +55,7 @@ def _run_alone(config: ServeConfig, store: StoreConfig, listener: socket.socket)
     with Scorer(CheckpointStore(store)) as scorer:
         scorer.follow()
         log.info("serving %s on %s", scorer.name, url_of(listener))
+        gc.freeze()  # or all that is imported would be searched for cycles now and then
         new_server(scorer, config).run([listener])
 
 

@@ -7,6 +7,7 @@ to its tables. The process ends when its link is closed, and on SIGTERM, after r
 """
 
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -123,4 +124,5 @@ def main() -> None:
             replica.wait()
         listener.listen(_BACKLOG)
         link.send(connection, link.Ready())
+        gc.freeze()  # as where one process serves
         server.run([listener])
