@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import torch
 
 from benchmarks.frame import Findings, at_least, spread
@@ -143,6 +144,17 @@ def request(candidates: int) -> bytes:
         for values in zip(*(given[name] for name in rest), strict=True)
     ]
     return msgspec.json.encode({"context": context, "candidates": rows})
+
+
+def arrow_request(candidates: int) -> bytes:
+    """The same body as an Arrow IPC stream."""
+    asked = msgspec.json.decode(request(candidates))
+    table = pa.Table.from_pylist(asked["candidates"])
+    table = table.replace_schema_metadata({"context": msgspec.json.encode(asked["context"])})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
 def _measured(
