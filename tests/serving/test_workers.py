@@ -159,9 +159,9 @@ def test_all_processes_map_the_same_tables_of_which_there_are_two_sets_at_most(s
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         return {line.split()[4] for line in lines if "memfd:niwaki-tables" in line}
 
-    tables = [mapped(pid) for pid in service.workers()]
-    both = mapped(service.process.pid)
-    assert len(tables) == 2 and all(tables) and set().union(*tables) <= both and len(both) <= 2
+    one, other = (mapped(pid) for pid in service.workers())
+    followers = mapped(service.process.pid)
+    assert one & other & followers and len(one | other | followers) <= 2
 
 
 def test_a_worker_that_is_killed_is_started_again_and_has_the_newest_version(service, publisher):
