@@ -24,6 +24,8 @@ _PATHS = 16
 _TAIL_EVENTS = 5_000
 _LEAST_PEAKS = 20
 _NEWTON_STEPS = 8
+_STEEPEST = 8.0
+"""Factor on the rate at which peaks would become rare by theory, which no other rate exceeds."""
 
 
 def cusum_threshold(
@@ -55,15 +57,22 @@ def _height(calm_E: np.ndarray, slack: float, expected_events: float) -> float:
     peaks[:kept] = 0
     count = _excursions(calm_E, starts_PK, block, means_P + slack, peaks)
     tail = np.partition(peaks[: max(count, kept)], -kept)[-kept:]
-    measured = 1 / max(float((tail - tail.min()).mean()), 1e-12)
-    decay = math.sqrt(measured * _decay(calm_E - calm_E.mean(), slack))
+    lundberg = _decay(calm_E - calm_E.mean(), slack)
+    # Where calm sums never rise above 0 all peaks are 0, and their decay cannot be measured.
+    measured = 1 / max(float((tail - tail.min()).mean()), 1 / (_STEEPEST * lundberg))
+    decay = math.sqrt(measured * lundberg)
     return float(tail.min()) + max(math.log(kept / events * expected_events), 0.0) / decay
 
 
 def _decay(noise_E: np.ndarray, slack: float) -> float:
     """Rate at which high peaks become rare: Lundberg's exponent, the root of
     E exp(rate (noise - slack)) = 1, which takes skewness into account. Neighbours that are alike
-    make sums vary more, and peaks higher by that factor."""
+    make sums vary more, and peaks higher by that factor.
+
+    Where no value of the noise exceeds the slack, or hardly one, there is no root, or one that says
+    nothing of the next values; the rate is then that of normal noise of the same variance, or at
+    most 8 times that.
+    """
     variance = float(noise_E.var())
     span = min(SPAN_EVENTS, len(noise_E) // 4)
     sums_E = np.append(0, np.cumsum(noise_E))
@@ -73,9 +82,13 @@ def _decay(noise_E: np.ndarray, slack: float) -> float:
     # Neither this mean nor the detector's is the true one, so the slack is less by a standard
     # error.
     slack -= min(math.sqrt(variance * inflation / len(noise_E)), slack / 2)
-    rate = 2 * slack / variance
+    rate = normal = 2 * slack / variance
+    if noise_E.max() <= slack:
+        return float(normal / inflation)
     while np.exp(rate * (noise_E - slack)).mean() < 1:
         rate *= 2
+        if rate > _STEEPEST * normal:
+            return float(_STEEPEST * normal / inflation)
     for _ in range(_NEWTON_STEPS):  # from above, since the function is convex
         powers_E = np.exp(rate * (noise_E - slack))
         step = (powers_E.mean() - 1) / (powers_E * (noise_E - slack)).mean()

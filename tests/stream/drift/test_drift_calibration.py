@@ -177,3 +177,28 @@ def test_sensitivity_follows_the_spread_of_the_signal_after_a_reset():
     read(target, 3 * noise[20_001:30_000])
     assert parameters(target)[0]["threshold"] == pytest.approx(3 * before["threshold"], rel=0.1)
     assert parameters(target)[0]["delta"] == pytest.approx(3 * before["delta"], rel=0.1)
+
+
+@pytest.mark.parametrize("direction", ["up", "down", "both"])
+@pytest.mark.parametrize("delta", [0.005, 0.0099, 0.02, 1.0])
+def test_a_slack_that_no_calm_value_exceeds_leaves_a_threshold_that_is_finite(direction, delta):
+    labels = (np.random.default_rng(0).random(20_001) < 0.01).astype(np.float64)
+    target = calibrated(
+        detectors=(
+            DetectorConfig(signal="label", direction=direction, parameters={"delta": delta}),
+        ),
+    )
+    read(target, labels, "label")
+    (found,) = parameters(target)
+    assert found["delta"] == delta
+    assert 0.01 < found["threshold"] < 1_000
+
+
+def test_a_detector_whose_calm_sums_are_always_zero_raises_no_alarm_on_more_of_the_same():
+    rng = np.random.default_rng(0)
+    target = calibrated(
+        detectors=(DetectorConfig(signal="label", direction="down", parameters={"delta": 0.02}),),
+    )
+    for _ in range(10):
+        assert not read(target, (rng.random(50_000) < 0.01).astype(np.float64), "label")
+    assert target.achieved()["watched_events"] > 400_000
