@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 
 from niwaki.model.features.encoder import Features, HashedEvents
+from niwaki.model.features.event_clock import BEHIND_S
 from niwaki.model.features.schema import Schema
 from niwaki.model.rows import lazy_zeros
 
@@ -58,7 +59,9 @@ class Ages:
         if not self.sizes:
             return {}
         new_BA = self._known(features.rows_BF, features.times_s_B)
-        new_BA &= self._first_s(features.rows_BF, self.first_s_R1) == 0
+        first_s_BA = self._first_s(features.rows_BF, self.first_s_R1)
+        # A first sight far ahead is one of before the stream began anew at an earlier time.
+        new_BA &= (first_s_BA == 0) | (features.times_s_B[:, None] < first_s_BA - BEHIND_S)
         rows_X = (features.rows_BF[:, self._fields_A] + self._shift_A)[new_BA]
         times_s_X = features.times_s_B[:, None].expand_as(new_BA)[new_BA]
         # Of several events of a row, the last to be written must be the first in the stream.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.recfunctions import structured_to_unstructured, unstructured_to_structured
 
+from niwaki.model.features.event_clock import BEHIND_S
 from niwaki.model.jit import kernel, structs, types
 
 _DAY_S, _HOUR_S = 86_400.0, 3_600
@@ -62,13 +63,17 @@ class Seasonality:
         return self._day_known or math.isnan(self._day_ends_s)
 
     def begin(self, times_s_B: np.ndarray) -> None:
-        """Announce the times of the next batch, float64 (B,), seconds; ends the day if it is
-        over."""
-        first_s = float(times_s_B[0])
-        if first_s >= self._day_ends_s and self._day_events >= _LEAST_DAY_EVENTS:
-            self._end_day(first_s)
-        elif math.isnan(self._day_ends_s) and (first_s or times_s_B[-1]):
-            self._day_ends_s = first_s + _DAY_S
+        """Announce the times of the next batch, float64 (B,), seconds; ends the day if it is over.
+
+        The median of three of these times counts, so that no single event moves the day. A stream
+        that begins anew, more than 30 days earlier, begins a day anew.
+        """
+        size = len(times_s_B)
+        now_s = sorted(float(times_s_B[b]) for b in (0, size // 2, size - 1))[1]
+        if now_s >= self._day_ends_s and self._day_events >= _LEAST_DAY_EVENTS:
+            self._end_day(now_s)
+        elif now_s and not now_s >= self._day_ends_s - _DAY_S - BEHIND_S:
+            self._day_ends_s = now_s + _DAY_S
         self._day_events += len(times_s_B)
 
     def update(self, values_B: np.ndarray, times_s_B: np.ndarray) -> np.ndarray:

@@ -34,12 +34,17 @@ class Observer:
         find out. `lag_events`: by partition, messages that are in no batch yet."""
 
 
+_GROWTH = 10
+
+
 class StepLog(Observer):
-    """Logs the rare events of training: drifts, moves, cuts, and rests of the network."""
+    """Logs the rare events of training: drifts, moves, cuts, rests of the network, and, ever more
+    rarely, event times that were put back."""
 
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
         self._resting = trainer.learner.branches.resting
+        self._outlier_times = self._told_times = 0
 
     def stepped(self, step: Step) -> None:
         """Log the drifts and the move of a step."""
@@ -58,6 +63,13 @@ class StepLog(Observer):
             self._log_cut(step)
         if trainer.learner.branches.resting is not self._resting:
             self._log_rest()
+        self._outlier_times += step.outlier_times
+        if step.outlier_times and self._outlier_times >= _GROWTH * self._told_times:
+            self._told_times = self._outlier_times
+            log.warning(
+                "event %d: %d event times so far were far from those around them, and put back",
+                *(trainer.events, self._outlier_times),
+            )
 
     def _log_rest(self) -> None:
         trainer = self._trainer
@@ -105,7 +117,11 @@ class Metrics(Observer):
     def stepped(self, step: Step) -> None:
         """Count events, drifts and moves."""
         telemetry = self._telemetry
-        telemetry.learned(step.events, event_time_s=self._trainer.last_event_time_s)
+        telemetry.learned(
+            step.events,
+            event_time_s=self._trainer.last_event_time_s,
+            outlier_times=step.outlier_times,
+        )
         for drift in step.drifts:
             telemetry.drift(
                 drift.detector,

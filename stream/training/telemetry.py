@@ -71,6 +71,9 @@ class Telemetry:
         self._lag = self._gauge(
             "niwaki_lag_events", "Messages in the topic that are in no batch yet.", "partition"
         )
+        self._outlier_times = self._counter(
+            "niwaki_outlier_times", "Event times far from those around them, put back."
+        )
         self._messages = self._counter("niwaki_polled_messages", "Messages polled.")
         self._polled_bytes = self._counter("niwaki_polled_bytes", "Bytes of the messages polled.")
         self._stages = self._counter(
@@ -192,10 +195,11 @@ class Telemetry:
                 self._bounded("detector", detector), self._bounded("signal", signal)
             )
 
-    def learned(self, events: int, *, event_time_s: float) -> None:
+    def learned(self, events: int, *, event_time_s: float, outlier_times: int = 0) -> None:
         """Count a learned batch. `event_time_s`: time of its last event, seconds since the epoch; 0
-        where events carry no time."""
+        where events carry no time. `outlier_times`: event times in it that were put back."""
         self._events.labels("learned").inc(events)
+        self._outlier_times.inc(outlier_times)
         if event_time_s:
             self._event_time_s = event_time_s
 

@@ -6,6 +6,7 @@ both drive this class, so what a backtest measures is what runs. It knows no Kaf
 whoever drives it publishes and saves.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 
 from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import WindowedEvaluation
+from niwaki.model.features.event_clock import EventClock
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner, LearnerState
@@ -110,6 +112,8 @@ class Step(NamedTuple):
     forced: bool
     """True where the network that was just cut took over though it predicts worse: the wait was at
     its bound."""
+    outlier_times: int
+    """Events whose time was far from those around it, and was put back."""
 
 
 class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -148,6 +152,7 @@ class Trainer:
         self.replicas: list[ServedReplica] = []
         """The series of publications that are evaluated beside the learning."""
         self.last_event_time_s = 0.0
+        self._clock = EventClock()
 
     @property
     def events(self) -> int:
@@ -201,6 +206,9 @@ class Trainer:
         watch.restart()
         policy, learner = self.policy, self.learner
         first_event = self.events
+        times_s_B, outlier_times = self._clock.bound(batch.times_s_B)
+        if outlier_times:
+            batch = dataclasses.replace(batch, times_s_B=times_s_B)
         hashed, outcomes = learner.encoder.encode(batch), Outcomes.of(batch)
         watch.lap("encode")
         for replica in self.replicas:
@@ -232,9 +240,16 @@ class Trainer:
         self._make(move)
         self.last_event_time_s = float(batch.times_s_B[-1])
         watch.lap("decide")
-        logits_B = learned.logits_B
         return Step(
-            len(batch), losses_B, logits_B, drifts, move, policy.phase, watch.seconds, forced
+            len(batch),
+            losses_B,
+            learned.logits_B,
+            drifts,
+            move,
+            policy.phase,
+            watch.seconds,
+            forced,
+            outlier_times,
         )
 
     def detect(self) -> list[Drift]:
@@ -267,6 +282,7 @@ class Trainer:
             ("prequential", self.prequential.state()),
             ("monitor", self.monitor.state()),
             ("signals", self.signals.state()),
+            ("clock", self._clock.state()),
             ("unchecked", {name: array.copy() for name, array in unchecked.items()}),
         ):
             for name, array in arrays.items():
@@ -289,6 +305,7 @@ class Trainer:
         self.prequential.restore(arrays("prequential."))
         self.monitor.restore(arrays("monitor."))
         self.signals.restore(arrays("signals."))
+        self._clock.restore(arrays("clock."))
         unchecked = arrays("unchecked.")
         self._unchecked = [Observations(**unchecked)] if unchecked else []
         self.policy.state = state.policy

@@ -3,7 +3,8 @@
 In: events in the order of the stream. Out: for each event the values that its key has had, oldest
 first, strictly from the past: events of one time do not see each other. So a row has the values of
 earlier times, and beside them, not visible yet, those of its latest time. An event that comes late
-sees the values of earlier times, and what it adds counts as of the latest time.
+sees the values of earlier times, and what it adds counts as of the latest time; more than 30 days
+late, it is one of a stream that has begun anew, and a row's latest time is its own.
 
 Shapes: B events, V values of all their histories, N values of one history at most, R rows of W
 numbers, P places of the index.
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from niwaki.model.features.event_clock import BEHIND_S
 from niwaki.model.features.memory.keyed import (
     FIRST,
     ORDER,
@@ -88,7 +90,8 @@ def _write(
         numbers = rows_RW[row].view(np.int32)
         settled = min(max(numbers[_SETTLED], 0), last)
         waiting = min(max(numbers[_WAITING], 0), last)
-        if time_s != 0 and time_s <= rows_RW[row].view(np.float64)[TIME]:
+        latest_s = rows_RW[row].view(np.float64)[TIME]
+        if time_s != 0 and latest_s - BEHIND_S <= time_s <= latest_s:
             waiting = 0
         skipped = max(settled + waiting - last, 0)
         for i in range(skipped, settled):
@@ -141,7 +144,8 @@ def _learn(
         row = claim(rows_RW, index_P, order, used, key, written)
         numbers, times = rows_RW[row].view(np.int32), rows_RW[row].view(np.float64)
         settled, waiting = numbers[_SETTLED], numbers[_WAITING]
-        if waiting == 0 or time_s > times[TIME]:
+        anew = time_s != 0 and time_s < times[TIME] - BEHIND_S
+        if waiting == 0 or time_s > times[TIME] or anew:
             over = max(settled + waiting - last, 0)
             for i in range(settled - over):
                 numbers[_VALUES + i] = numbers[_VALUES + over + i]

@@ -2,8 +2,9 @@
 
 In: events in the order of the stream. Out: for each event the smoothed click rate of its key, and
 the evidence for it, strictly from the past: events of one time do not see each other. Counts fade
-with the time of events. The rate is drawn to that of the whole stream, which is counted in the same
-way, by a number of events as evidence (a beta prior), and is given in log odds, as logits are.
+with the time of events; where that begins anew more than 30 days earlier, rows go on from there.
+The rate is drawn to that of the whole stream, which is counted in the same way, by a number of
+events as evidence (a beta prior), and is given in log odds, as logits are.
 
 Shapes: B events, R rows of W numbers, P places of the index.
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from niwaki.model.features.event_clock import BEHIND_S
 from niwaki.model.features.memory.keyed import (
     FIRST,
     ORDER,
@@ -84,7 +86,7 @@ def _counts(
     if row != 0:
         sums = rows_RW[row].view(np.float64)
         events, clicks = sums[_EVENTS], sums[_CLICKS]
-        if time_s == 0 or time_s > sums[TIME]:
+        if time_s == 0 or time_s > sums[TIME] or time_s < sums[TIME] - BEHIND_S:
             events += sums[_WAITING_EVENTS]
             clicks += sums[_WAITING_CLICKS]
             if time_s > sums[TIME]:
@@ -121,8 +123,9 @@ def _count(sums: np.ndarray, time_s: float, label: float, weight: float, decay: 
     """Count an event in a row."""
     if sums[_WAITING_EVENTS] == 0 and sums[_EVENTS] == 0:
         sums[TIME] = time_s
-    elif time_s > sums[TIME]:
-        fade = math.exp(-decay * (time_s - sums[TIME]))
+    elif time_s > sums[TIME] or (time_s != 0 and time_s < sums[TIME] - BEHIND_S):
+        # Nothing fades where the stream has begun anew at an earlier time.
+        fade = math.exp(-decay * max(time_s - sums[TIME], 0.0))
         sums[_EVENTS] = (sums[_EVENTS] + sums[_WAITING_EVENTS]) * fade
         sums[_CLICKS] = (sums[_CLICKS] + sums[_WAITING_CLICKS]) * fade
         sums[_WAITING_EVENTS] = sums[_WAITING_CLICKS] = 0

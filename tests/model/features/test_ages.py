@@ -126,3 +126,17 @@ def test_where_clicks_depend_on_it_an_age_is_worth_having():
         learn(learned, fading_items(6000))
         entropy[schema.time_features] = learned.prequential.total.normalized_entropy
     assert entropy[SCHEMA.time_features] < 0.9 * entropy[()]
+
+
+def test_a_first_sight_of_before_the_stream_began_anew_years_earlier_is_forgotten():
+    ages, rows = Ages(SCHEMA, 16), Encoder(SCHEMA, rows=16)
+    batch = fading_items(2)
+    item = tuple(pa.array(["one", "one"]) for _ in batch.categorical)
+    earlier_s = 1e9 - 365 * 86_400.0
+    for first_s, expected in ((1e9, 0.0), (earlier_s, 0.0), (earlier_s + 60, math.log1p(60))):
+        hashed = rows.encode(
+            EventBatch(batch.labels_B, np.full(2, first_s), item, batch.numerics_BN)
+        )
+        features = ages.complete(hashed)
+        assert features.numerics_BN[0, -1] == pytest.approx(expected)
+        ages.see(features)

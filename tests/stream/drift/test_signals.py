@@ -290,3 +290,31 @@ def test_restored_the_usual_course_of_the_day_is_known_at_once():
     values = adjusted(second, labels, times_s + 120_000)
     assert np.array_equal(values, adjusted(first, labels, times_s + 120_000))
     assert not np.isnan(values).any() and np.abs(values - labels).max() > 0.05
+
+
+@pytest.mark.parametrize("wrong_s", [32_503_680_000.0, 1.0])
+@pytest.mark.parametrize("at", [0, 500 * 400])
+def test_an_event_of_another_age_that_comes_first_in_a_batch_does_not_end_the_adjustment(
+    wrong_s, at
+):
+    times_s = 1_700_000_000 + np.arange(6 * 86_400) * 1.0
+    rate = 0.2 + 0.15 * np.sin(times_s * 2 * np.pi / 86_400)
+    labels = np.random.default_rng(0).random(len(rate)) < rate
+    right, wrong = signals("adjusted_label"), signals("adjusted_label")
+    expected = adjusted(right, labels, times_s)
+    times_s[at] = wrong_s
+    np.testing.assert_allclose(
+        adjusted(wrong, labels, times_s)[-86_400:], expected[-86_400:], atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("days", [60, -3 * 365])
+def test_a_stream_that_goes_on_at_another_time_is_adjusted_again(days):
+    times_s = 1_700_000_000 + np.arange(8 * 86_400) * 1.0
+    rate = 0.2 + 0.15 * np.sin(times_s * 2 * np.pi / 86_400)
+    times_s[3 * 86_400 :] += days * 86_400.0
+    labels = np.random.default_rng(0).random(len(rate)) < rate
+    day = slice(-86_400, None)
+    values, hours = adjusted(signals("adjusted_label"), labels, times_s)[day], times_s[day] // 3600
+    by_hour = [values[hours % 24 == hour].mean() for hour in range(24)]
+    assert max(by_hour) - min(by_hour) < 0.06  # of 0.3

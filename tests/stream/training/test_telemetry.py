@@ -57,7 +57,7 @@ def scrape(port: int) -> dict[str, float]:
 
 def fill(telemetry: Telemetry) -> Telemetry:
     """Something in each of the metrics."""
-    telemetry.learned(128, event_time_s=990.0)
+    telemetry.learned(128, event_time_s=990.0, outlier_times=2)
     telemetry.rejected("label must be a number")
     telemetry.lag({0: 12, 1: 30})
     telemetry.polled(130, 84_000)
@@ -85,6 +85,7 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_events_total{outcome="learned"}': 128,
         'niwaki_events_total{outcome="rejected"}': 1,
         'niwaki_rejected_events_total{rule="label must be a number"}': 1,
+        "niwaki_outlier_times_total": 2,
         'niwaki_lag_events{partition="0"}': 12,
         'niwaki_lag_events{partition="1"}': 30,
         "niwaki_polled_messages_total": 130,

@@ -1,6 +1,7 @@
 """The trainer: policies move the learner through its phases, snapshots lose nothing, checkpoints
 are what it says."""
 
+import dataclasses
 import itertools
 
 import msgspec
@@ -203,3 +204,13 @@ def test_the_mixture_learns_from_a_share_of_the_stream_whatever_else_is_evaluate
     places = np.arange(6_400) % 128 < round(128 * ratio)
     labels_B, logits_B = events.labels_B[places], np.concatenate(logits)[places]
     assert share.evaluation.total.loss_sum == pytest.approx(log_losses(logits_B, labels_B).sum())
+
+
+def test_event_times_of_another_age_are_put_back_and_change_no_header():
+    events = click_events(1_280)
+    times_s = events.times_s_B.copy()
+    times_s[[0, 640, 1_279]] = 32_503_680_000.0, 1.0, 32_503_680_000.0
+    trainer = small_trainer()
+    steps = run(trainer, dataclasses.replace(events, times_s_B=times_s))
+    assert sum(step.outlier_times for step in steps) in (2, 3, 4)
+    assert 0 <= events.times_s_B[-1] - trainer.status().event_time_s < 128

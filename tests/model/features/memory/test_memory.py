@@ -197,3 +197,17 @@ def test_partitions_by_key_may_come_in_any_order_beside_one_another(stream, rand
     for b, (history, evidence) in found[0].items():
         assert history == found[1][b][0]
         np.testing.assert_array_equal(evidence, found[1][b][1])
+
+
+def test_rows_whose_time_is_far_ahead_go_on_where_the_stream_begins_anew():
+    years_back_s = 1_000.0 - 3 * 365 * 86_400.0
+    times_s = np.concatenate([1_000.0 + np.arange(20), years_back_s + np.arange(20)])
+    keys, values = np.full(40, 2), np.arange(40, dtype=np.int32)
+    histories, rates = Histories("h", 3, 4), Rates("r", 1e6, EVIDENCE, 4)
+    seen_V, offsets, _ = histories.learn(keys, values, times_s, np.ones(40, bool))
+    assert seen_V[offsets[39] :].tolist() == [36, 37, 38]
+    found_B2, _ = rates.learn(
+        keys, times_s, Outcomes.made((np.arange(40) >= 20).astype(np.float32))
+    )
+    assert found_B2[39, 1] == pytest.approx(math.log1p(39), rel=1e-3)
+    assert found_B2[39, 0] > found_B2[20, 0] + 1
