@@ -127,7 +127,7 @@ class Watcher:
                 self.signals.compute(seen), self.events, times_s_B, losses_B[cut]
             )
             self.seconds += time.perf_counter() - started_s
-            self.alarms += sorted({drift.event for drift in found})
+            self.alarms += sorted({drift.event for drift in found if drift.event == drift.sign_of})
             self.events += len(labels_B)
             if self.events in trace.exchanged:
                 self.monitor.reset(network_replaced=True)
@@ -246,7 +246,7 @@ def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> d
                 watched_s.append(0.0)
                 loop_s.append(0.0)
             watcher.seconds += step.seconds["watch"]
-            watcher.alarms += sorted({drift.event for drift in step.drifts})
+            watcher.alarms += sorted({d.event for d in step.drifts if d.event == d.sign_of})
     watcher.monitor, watcher.events = trainer.monitor, trainer.events
     parts = [watched / whole for watched, whole in zip(watched_s, loop_s, strict=True) if whole]
     shares = {"share": median(parts), "share_mean": sum(watched_s) / sum(loop_s)}

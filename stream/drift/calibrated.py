@@ -169,13 +169,16 @@ class CalibratedDetector(MeasuredDetector):
         parameters = self._parameters
         return self.config.build_page_hinkley(parameters._asdict() if parameters else None)
 
-    def _read(self, values_B: np.ndarray) -> list[tuple[int, Change]]:
-        self._since_reset.unsettled_in_events -= len(values_B)
+    def _read(self, values_B: np.ndarray) -> tuple[int, Change | None]:
+        read_events = len(values_B)
+        change = None
         if self.watching:
-            return super()._read(values_B)
-        self._sums.add(values_B)
-        self._take_in(values_B)
-        return []
+            read_events, change = super()._read(values_B)
+        else:
+            self._sums.add(values_B)
+            self._take_in(values_B)
+        self._since_reset.unsettled_in_events -= read_events
+        return read_events, change
 
     def _take_in(self, values_B: np.ndarray) -> None:
         """Add values to the calm stretch, and to the mean and spread of now, while these are

@@ -66,14 +66,14 @@ class MeasuredDetector:
         """Let events pass unread."""
         self.quiet_left_events = max(self.quiet_left_events - events, 0)
 
-    def read(self, values_B: np.ndarray) -> list[tuple[int, Change]]:
-        """Read values (B,), at most as many as `settle` allows.
+    def read(self, values_B: np.ndarray) -> tuple[int, Change | None]:
+        """Read values (B,), at most as many as `settle` allows, to the first change that counts.
 
-        Returns the changes that count, each with its index.
+        Returns the number of values that were read, and the change that the last one completed.
         """
         if self.quiet_left_events:
             self.wait(len(values_B))
-            return []
+            return len(values_B), None
         return self._read(np.ascontiguousarray(values_B, np.float64))
 
     def achieved(self) -> dict[str, Any]:
@@ -108,9 +108,8 @@ class MeasuredDetector:
     def _fresh_detector(self) -> Detector:
         return self.config.build()
 
-    def _read(self, values_B: np.ndarray) -> list[tuple[int, Change]]:
+    def _read(self, values_B: np.ndarray) -> tuple[int, Change | None]:
         """`read` outside the quiet period; contiguous float64 values."""
-        changes: list[tuple[int, Change]] = []
         start = 0
         while start < len(values_B):
             found = self._detector.read(values_B, start)
@@ -121,9 +120,9 @@ class MeasuredDetector:
                 change = self._measure()
                 self._sums.clear()  # as River's detectors do after a change
                 if self.config.counts in ("up" if change.rose else "down", "both"):
-                    changes.append((found, change))
+                    return stop, change
             start = stop
-        return changes
+        return start, None
 
     def _take_in(self, values_B: np.ndarray) -> None:
         """Called with the values that the detector has just read; for subclasses."""

@@ -2,8 +2,9 @@
 
 In: signals of consecutive batches, after the model learned from them. Out: `Drift`s, each with the
 event at which it was noticed and its size. Detectors see single events, never means of batches: on
-means ADWIN notices 24 times later. After a drift, and on `reset`, all detectors begin anew once a
-quiet period is over. The monitor never decides what follows from a drift.
+means ADWIN notices 24 times later. After a drift the detectors that noticed it begin anew once a
+quiet period is over, and the others go on; what they notice within that period is a sign of the
+same drift. The monitor never decides what follows from a drift.
 
 The state for a snapshot is exact and nothing in it is executable; it has at most some hundred
 kilobytes a detector, however long the stream. It holds for one version of River and one
@@ -12,7 +13,6 @@ configuration of a detector.
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
@@ -29,7 +29,7 @@ from niwaki.stream.drift.signals import signal_named
 
 log = logging.getLogger("niwaki")
 
-_STATE_VERSION = 1  # of the detectors' state
+_STATE_VERSION = 2  # of the detectors' state
 
 
 class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,16 +120,34 @@ class Drift(NamedTuple):
     """Mean log loss since the change."""
     loss_error: float | None = None
     """Standard error of their difference."""
+    sign_of: int = 0
+    """Index of the event at which the drift was first noticed: `event`, or an earlier one that
+    another detector noticed less than `quiet_events` before."""
 
 
-class _Noticed(NamedTuple):
-    """A change that one detector noticed within a batch."""
+class _Reading:
+    """One detector's way through a batch."""
 
-    position: int
-    """Position in the batch of the event at which it was noticed."""
-    place: int
-    """Place of the detector in `DriftConfig.detectors`."""
-    change: Change
+    def __init__(self, detector: MeasuredDetector, values_B: np.ndarray):
+        self.detector = detector
+        self.position = 0
+        """Index of the next value to be read."""
+        self.change: Change | None = None
+        """The change that the value before it completed."""
+        self.watched_B = np.zeros(len(values_B), bool)
+        """True for events in which the detector could notice a change."""
+        self._values_B = values_B
+
+    def read_to(self, stop: int) -> None:
+        """Read on, to the next change that counts or up to index `stop`."""
+        while self.position < stop and self.change is None:
+            left_events = self.detector.settle()
+            last = min(self.position + left_events, stop) if left_events else stop
+            watching = self.detector.watching
+            read_events, self.change = self.detector.read(self._values_B[self.position : last])
+            if watching:
+                self.watched_B[self.position : self.position + read_events] = True
+            self.position += read_events
 
 
 class DriftMonitor:
@@ -143,6 +161,8 @@ class DriftMonitor:
         self._losses = RunningSums()
         self._watched_events = 0
         self._drifts = 0
+        self._first: Drift | None = None
+        """The first sign of the last drift."""
 
     def update(
         self,
@@ -165,45 +185,32 @@ class DriftMonitor:
                 raise ValueError(
                     f"signal {signal} is not finite in the batch from event {first_event} on"
                 )
-        reading: list[tuple[int, MeasuredDetector]] = []
-        waiting: list[MeasuredDetector] = []
+        size = len(times_s_B)
+        readings: dict[int, _Reading] = {}
         for place, detector in enumerate(self._detectors):
             if detector.config.signal in signals:
-                reading.append((place, detector))
+                readings[place] = _Reading(detector, signals[detector.config.signal])
             else:
-                waiting.append(detector)
-                detector.wait(len(times_s_B))
+                detector.wait(size)
         drifts: list[Drift] = []
         start = 0
-        size = len(times_s_B)
-        while reading and start < size:
-            stop = size
-            for _, detector in reading:
-                left_events = detector.settle()
-                if left_events and start + left_events < stop:
-                    stop = start + left_events
-            watching = [detector for _, detector in reading if detector.watching]
-            noticed = [
-                _Noticed(start + index, place, change)
-                for place, detector in reading
-                for index, change in detector.read(signals[detector.config.signal][start:stop])
-            ]
-            agreed = self._agreed(noticed, first_event, times_s_B) if noticed else None
-            if agreed is not None:
-                stop = agreed + 1
-            self._watched_events += (stop - start) * bool(watching)
+        while (index := self._next_change(readings, size)) is not None:
+            self._vote(readings, index, first_event + index, float(times_s_B[index]))
+            if len(self._votes) < self.config.votes:
+                continue
             if losses_B is not None:
-                self._losses.add(losses_B[start:stop].astype(np.float64))
-            for detector in watching:
-                detector.watched_events += stop - start
-            if agreed is not None:
-                drifts += self._new_drifts(first_event + stop)
-                self.reset()  # later values of this batch lie in the quiet period
-                for detector in waiting:
-                    detector.wait(size - stop)
-            start = stop
-        if losses_B is not None and start < size:
-            self._losses.add(losses_B.astype(np.float64))  # no detector reads yet
+                self._losses.add(losses_B[start : index + 1].astype(np.float64))
+            start = index + 1
+            drifts += self._new_drifts(first_event + start)
+            for place in list(self._votes):  # the others go on: each notices in its own time
+                self._reset_detector(place, self.config.quiet_events)
+        if losses_B is not None:
+            self._losses.add(losses_B[start:].astype(np.float64))
+        watched_B = np.zeros(size, bool)
+        for reading in readings.values():
+            reading.detector.watched_events += int(reading.watched_B.sum())
+            watched_B |= reading.watched_B
+        self._watched_events += int(watched_B.sum())
         return drifts
 
     def reset(self, hold_events: int | None = None, *, network_replaced: bool = False) -> None:
@@ -217,11 +224,8 @@ class DriftMonitor:
         for place, detector in enumerate(self._detectors):
             if network_replaced and not signal_named(detector.config.signal).of_the_network:
                 continue
-            self._votes.pop(place, None)
-            detector.quiet_left_events = (
-                self.config.quiet_events if hold_events is None else hold_events
-            )
-            detector.reset()
+            quiet_events = self.config.quiet_events if hold_events is None else hold_events
+            self._reset_detector(place, quiet_events)
 
     def achieved(self) -> dict[str, Any]:
         """The false-alarm target and its outcome, for a report: events between false alarms asked
@@ -250,6 +254,7 @@ class DriftMonitor:
             "votes": [[place, list(vote)] for place, vote in self._votes.items()],
             "watched_events": self._watched_events,
             "drifts": self._drifts,
+            "first": None if self._first is None else list(self._first),
             "losses": self._losses.state(),
         }
         return {"detectors": np.frombuffer(msgspec.msgpack.encode(state), np.uint8).copy()}
@@ -278,17 +283,40 @@ class DriftMonitor:
                 )
         if readable:
             self._losses.restore(state["losses"])
+        self._first = Drift(*state["first"]) if state["first"] else None
         keys = [_key(detector.config) for detector in self._detectors]
         if [one["config"] for one in state["detectors"]] == keys:
             self._votes = {place: Drift(*vote) for place, vote in state["votes"]}
 
+    def _reset_detector(self, place: int, quiet_events: int) -> None:
+        self._votes.pop(place, None)
+        self._detectors[place].quiet_left_events = quiet_events
+        self._detectors[place].reset()
+
     def _new_drifts(self, events: int) -> list[Drift]:
-        """The votes as drifts, in order, counted, and with their losses; `events` are read."""
-        self._drifts += 1
+        """The votes as drifts, in order, counted, and with their losses; `events` are read. Within
+        the quiet period after a drift, what further detectors notice is a sign of the same one."""
         for place in self._votes:
             self._detectors[place].alarms += 1
         votes = sorted(self._votes.values(), key=lambda vote: vote.event)
-        return [self._with_losses(vote, events) for vote in votes]
+        first = self._first
+        if first and 0 <= votes[-1].event - first.event < self.config.quiet_events:
+            losses = first.loss_before, first.loss_after, first.loss_error
+            return [
+                vote._replace(
+                    sign_of=first.event,
+                    loss_before=losses[0],
+                    loss_after=losses[1],
+                    loss_error=losses[2],
+                )
+                for vote in votes
+            ]
+        self._drifts += 1
+        event = votes[-1].event
+        drifts = [self._with_losses(vote, events)._replace(sign_of=event) for vote in votes]
+        self._first = drifts[-1]
+        self._losses.clear()
+        return drifts
 
     def _with_losses(self, drift: Drift, events: int) -> Drift:
         """The drift with the mean losses before and after; `events` are read."""
@@ -300,36 +328,48 @@ class DriftMonitor:
             loss_before=means.before, loss_after=means.after, loss_error=means.error
         )
 
-    def _agreed(
-        self, noticed: list[_Noticed], first_event: int, times_s_B: np.ndarray
-    ) -> int | None:
-        """Index in the batch at which enough detectors had noticed, if any; `_votes` then holds
-        their changes."""
-        by_index: dict[int, list[tuple[int, Change]]] = defaultdict(list)
-        for one in noticed:
-            by_index[one.position].append((one.place, one.change))
-        for index in sorted(by_index):
-            event = first_event + index
-            for place, change in by_index[index]:
-                config = self._detectors[place].config
-                self._votes[place] = Drift(
-                    event=event,
-                    signal=config.signal,
-                    detector=config.detector,
-                    before=change.means.before,
-                    after=change.means.after,
-                    error=change.means.error,
-                    began=event + 1 - change.events,
-                    kind=change.kind,
-                    time_s=float(times_s_B[index]),
-                )
-            oldest = event - self.config.within_events
-            self._votes = {
-                place: vote for place, vote in self._votes.items() if vote.event >= oldest
-            }
-            if len(self._votes) >= self.config.votes:
-                return index
-        return None
+    def _next_change(self, readings: Mapping[int, _Reading], size: int) -> int | None:
+        """Index in the batch of the next change that any detector notices; None: there is none, and
+        all have read `size` values. A detector that has voted reads no further than that, since it
+        begins anew where another one agrees."""
+        free = [reading for place, reading in readings.items() if place not in self._votes]
+        stop = size
+        for reading in free:
+            reading.read_to(size)
+            if reading.change is not None:
+                stop = min(stop, reading.position)
+        for place in self._votes:
+            if place in readings:
+                readings[place].read_to(stop)
+                if readings[place].change is not None:
+                    stop = min(stop, readings[place].position)
+        noticed = any(reading.change is not None for reading in readings.values())
+        return stop - 1 if noticed else None
+
+    def _vote(
+        self, readings: Mapping[int, _Reading], index: int, event: int, time_s: float
+    ) -> None:
+        """Turn the changes noticed at an index in the batch, which is an event of the stream, into
+        votes; votes that are too old end."""
+        for place, reading in readings.items():
+            change = reading.change
+            if change is None or reading.position != index + 1:
+                continue
+            reading.change = None
+            config = reading.detector.config
+            self._votes[place] = Drift(
+                event=event,
+                signal=config.signal,
+                detector=config.detector,
+                before=change.means.before,
+                after=change.means.after,
+                error=change.means.error,
+                began=event + 1 - change.events,
+                kind=change.kind,
+                time_s=time_s,
+            )
+        oldest = event - self.config.within_events
+        self._votes = {place: vote for place, vote in self._votes.items() if vote.event >= oldest}
 
 
 def _detector(config: DetectorConfig, drift: DriftConfig) -> MeasuredDetector:

@@ -16,8 +16,8 @@ from niwaki.pruning.errors import nearest
 from niwaki.stream.drift.column_signals import Stability, Unseen
 from niwaki.stream.drift.observations import Computation, Observations
 from niwaki.stream.drift.page_hinkley import Direction
-from niwaki.stream.drift.seasonality import Seasonality
-from niwaki.stream.drift.staleness import Staleness
+from niwaki.stream.drift.seasonal.adjusted_label import AdjustedLabel
+from niwaki.stream.drift.seasonal.staleness import Staleness
 from niwaki.stream.errors import ConfigError
 
 
@@ -63,30 +63,6 @@ class _Stateless:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Change nothing."""
-
-
-class _AdjustedLabel:
-    """The label, seasonally adjusted; not defined during the first day of event time."""
-
-    def __init__(self) -> None:
-        self._season = Seasonality(learned=False)
-
-    def update(self, observed: Observations, errors_B: np.ndarray) -> np.ndarray | None:
-        """Adjusted labels, float64 (B,); None during the first day."""
-        labels_B = observed.labels_B.astype(np.float64)
-        adjusted_B = self._season.update(labels_B, observed.times_s_B)
-        return adjusted_B if self._season.known else None
-
-    def reset(self) -> None:
-        """Change nothing: labels do not depend on what the model has learned."""
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Everything, as arrays by name, for a snapshot."""
-        return {f":{name}": array for name, array in self._season.state().items()}
-
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Continue where `state` was taken."""
-        self._season.restore({name: arrays[f":{name}"] for name in self._season.state()})
 
 
 def _stateless(
@@ -148,7 +124,7 @@ SIGNALS = {
             "adjusted_label",
             "the label, seasonally adjusted; begins after the first day of event time, in which the"
             " daily cycle is measured",
-            lambda schema, rows, column: _AdjustedLabel(),
+            lambda schema, rows, column: AdjustedLabel(),
         ),
         Signal(
             "prediction",

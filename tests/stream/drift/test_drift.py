@@ -154,6 +154,8 @@ def test_a_restored_monitor_goes_on_exactly_where_the_other_stopped(detector):
 def test_the_state_stays_small_however_long_the_stream():
     target, values = monitor(*EVERY_DETECTOR[:3]), signals()
     feed(target, values)
+    feed(target, signals(change=EVENTS))
+    feed(target, signals(change=EVENTS))  # as many values as a detector keeps, since its last drift
     small = target.state()["detectors"].nbytes
     for _ in range(30):
         feed(target, signals(change=EVENTS))
@@ -209,11 +211,30 @@ def test_a_reset_forgets_what_was_and_holds_as_long_as_asked():
     assert feed(target, values, start=EVENTS // 2) == []
 
 
-def test_of_several_detectors_the_first_to_notice_counts_and_ties_are_all_told():
+def test_of_several_detectors_ties_are_all_told_and_later_ones_are_signs_of_the_same_drift():
     quick = DetectorConfig(detector="PageHinkley", signal="log_loss", parameters={"threshold": 5.0})
-    drifts = feed(monitor(ADWIN, quick, quick, quiet_events=1500), signals())
-    assert {drift.detector for drift in drifts} == {"PageHinkley"}
-    assert drifts[0::2] == drifts[1::2] != []
+    target = monitor(ADWIN, quick, quick, quiet_events=1500)
+    drifts = feed(target, signals())
+    ties = [drift for drift in drifts if drift.detector == "PageHinkley"]
+    assert ties[0::2] == ties[1::2] != []
+    (late,) = [drift for drift in drifts if drift.detector == "ADWIN"]
+    first = next(drift for drift in ties if drift.event == late.sign_of)
+    assert late.event > first.event
+    assert late.loss_before == first.loss_before
+    assert target.achieved()["drifts"] == len({drift.sign_of for drift in drifts})
+
+
+@pytest.mark.parametrize("batch", [1, 128, EVENTS])
+def test_a_detector_that_fires_leaves_the_others_as_they_are(batch):
+    detectors = EVERY_DETECTOR[:4] + EVERY_DETECTOR[7:8]
+    together = feed(monitor(*detectors), signals(), batch=batch)
+    alone = [drift for one in detectors for drift in feed(monitor(one), signals(), batch=batch)]
+    assert len({(drift.detector, drift.signal) for drift in alone}) >= 3
+
+    def places(drifts: list[Drift]) -> list[tuple]:
+        return sorted((d.event, d.detector, d.signal, d.before, d.after) for d in drifts)
+
+    assert places(together) == places(alone)
 
 
 def test_a_detector_that_draws_at_random_is_reproducible():
@@ -287,7 +308,8 @@ def test_a_detector_waits_for_a_signal_that_is_not_there_yet():
     (drift, *_) = feed(target, values, start=1_000)
     assert drift.signal == "label" and EVENTS // 2 <= drift.event
     first, second = target.achieved()["detectors"]
-    assert first["watched_events"] == second["watched_events"] + 500
+    # The second one also waited for the signal, and was quiet after its drift.
+    assert first["watched_events"] == second["watched_events"] + 500 + 500
 
 
 def test_another_network_disturbs_only_detectors_that_read_its_predictions():

@@ -13,7 +13,7 @@ import numpy as np
 
 from niwaki.model.jit import kernel, structs, types
 from niwaki.stream.drift.observations import Observations
-from niwaki.stream.drift.seasonality import HOURLY_SUMS, USUAL, Seasonality, by_hour
+from niwaki.stream.drift.seasonal.seasonality import HOURLY_SUMS, USUAL, Seasonality, by_hour
 
 _SPREAD_HALF_LIFE_EVENTS = 10_000.0
 _KEPT_EVENTS = 1_000.0  # weight that a reset leaves to the spread measured before
