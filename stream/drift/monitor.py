@@ -63,6 +63,9 @@ class DriftConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     calibration_events: int = 40_000
     """Length of the calm stretch that calibration reads, at the start and after each change of the
     network; >= 1,000. Before the first one is over, PageHinkley notices nothing."""
+    answer_click_rate: bool = False
+    """True: a step of the click rate alone is answered as any other drift. The experts repair such
+    a step by themselves."""
 
     def __post_init__(self) -> None:
         expected = self.expected_events_between_false_alarms
@@ -123,6 +126,9 @@ class Drift(NamedTuple):
     sign_of: int = 0
     """Index of the event at which the drift was first noticed: `event`, or an earlier one that
     another detector noticed less than `quiet_events` before."""
+    answered: bool = True
+    """False for a step of the click rate alone and for a further sign of an answered drift, for
+    which nothing is regrown, and where the policy never regrows."""
 
 
 class _Reading:

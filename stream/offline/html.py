@@ -111,7 +111,7 @@ def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
     """True drifts with their detections, and the detections that belong to none, in order."""
     detections: dict[int, list[dict[str, Any]]] = {}
     for drift in data["drifts"]:
-        detections.setdefault(drift["event"], []).append(drift)
+        detections.setdefault(drift["sign_of"], []).append(drift)
     cuts = [pruning["event"] for pruning in data["prunings"]]
 
     def noticed(event: int) -> tuple[str, ...]:
@@ -121,8 +121,9 @@ def _drift_rows(data: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         change = "; ".join(_size(drift) for drift in detections[event])
         since = "; ".join(f"{drift['began']:,}, {drift['kind']}" for drift in detections[event])
-        cut = next((f"{at:,}" for at in cuts if at > event), "")
-        return by, change, since, cut
+        if not any(drift["answered"] for drift in detections[event]):
+            return by, change, since, "not answered"
+        return by, change, since, next((f"{at:,}" for at in cuts if at > event), "")
 
     if not data["true_drifts"]:
         return [(f"{event:,}", *noticed(event)) for event in detections]

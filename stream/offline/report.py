@@ -110,6 +110,7 @@ def summary_rows(data: dict[str, Any], measured: Measured) -> list[tuple[str, st
         ("click rate", percent(served["base_rate"])),
         ("true drifts", events_of(true_drifts) if true_drifts else "none known"),
         ("detected drifts", events_of(data["drifts"]) + _delays(true_drifts)),
+        ("of these, not answered", _unanswered(data["drifts"])),
         ("drift detection", _achieved(data["detection"])),
         ("phases", _phases(data)),
         ("newly pruned networks at", events_of(data["prunings"])),
@@ -182,7 +183,7 @@ def _matched(true_drifts: Sequence[Mapping[str, Any]], history: History) -> list
     for drift in true_drifts:
         until = next((start for start in starts if start > drift["event"]), float("inf"))
         found = next(
-            (d["event"] for d in history.drifts if drift["event"] <= d["event"] < until), None
+            (d["sign_of"] for d in history.drifts if drift["event"] <= d["sign_of"] < until), None
         )
         matched.append(
             {
@@ -201,6 +202,12 @@ def _delays(true_drifts: Sequence[Mapping[str, Any]]) -> str:
         return ""
     late = f", {listed(found)} events late" if found else ""
     return f": {len(found)} of {len(delays)} true ones{late}"
+
+
+def _unanswered(drifts: Sequence[Mapping[str, Any]]) -> str:
+    """Number of drifts for which nothing was regrown, such as steps of the click rate alone."""
+    answered = {drift["sign_of"] for drift in drifts if drift["answered"]}
+    return str(len({drift["sign_of"] for drift in drifts} - answered))
 
 
 def _achieved(detection: Mapping[str, Any]) -> str:

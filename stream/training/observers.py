@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from niwaki.pruning.policy import Move
+from niwaki.stream.drift.monitor import Drift
 from niwaki.stream.kafka.reader import PolledBatch
 from niwaki.stream.kafka.sink import Outbox
 from niwaki.stream.training.served_replica import ServedReplica
@@ -52,10 +53,11 @@ class StepLog(Observer):
         for drift in step.drifts:
             log.info(
                 "drift at event %d, event time %.3f s: %s, since event %d; %s of %s from %.4f to"
-                " %.4f, error %.4f; log loss from %s to %s, error %s",
+                " %.4f, error %.4f; log loss from %s to %s, error %s; %s",
                 *(drift.event, drift.time_s, drift.kind, drift.began, drift.detector, drift.signal),
                 *(drift.before, drift.after, drift.error),
                 *(drift.loss_before, drift.loss_after, drift.loss_error),
+                self._answer(drift),
             )
         if step.move is not Move.STAY:
             log.info("event %d: %s, now %s", trainer.events, step.move, step.phase)
@@ -70,6 +72,15 @@ class StepLog(Observer):
                 "event %d: %d event times so far were far from those around them, and put back",
                 *(trainer.events, self._outlier_times),
             )
+
+    def _answer(self, drift: Drift) -> str:
+        if drift.answered:
+            return "answered"
+        if not self._trainer.policy.adapts:
+            return "not answered: the policy never regrows"
+        if drift.event != drift.sign_of:
+            return f"not answered anew: a sign of the drift of event {drift.sign_of}"
+        return "not answered: a step of the click rate alone"
 
     def _log_rest(self) -> None:
         trainer = self._trainer
@@ -129,6 +140,7 @@ class Metrics(Observer):
                 before=drift.before,
                 after=drift.after,
                 error=drift.error,
+                answered=drift.answered,
             )
         if step.move is not Move.STAY:
             telemetry.phase(step.phase)

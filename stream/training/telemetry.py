@@ -126,7 +126,13 @@ class Telemetry:
         self._phase = self._gauge(
             "niwaki_phase", "1 for the phase that the learner is in, 0 for the others.", "phase"
         )
-        self._drifts = self._counter("niwaki_drifts", "Drifts noticed.", "detector", "signal")
+        self._drifts = self._counter(
+            "niwaki_drifts",
+            "Drifts noticed; answered: true where the network was regrown for it, or would be.",
+            "detector",
+            "signal",
+            "answered",
+        )
         self._drift_mean = self._gauge(
             "niwaki_drift_mean",
             "Mean of the signal before and after the last drift.",
@@ -191,9 +197,9 @@ class Telemetry:
         for stage in STAGES:
             self._stages.labels(stage)
         for detector, signal in drifts_of:
-            self._drifts.labels(
-                self._bounded("detector", detector), self._bounded("signal", signal)
-            )
+            labels = self._bounded("detector", detector), self._bounded("signal", signal)
+            for answered in ("true", "false"):
+                self._drifts.labels(*labels, answered)
 
     def learned(self, events: int, *, event_time_s: float, outlier_times: int = 0) -> None:
         """Count a learned batch. `event_time_s`: time of its last event, seconds since the epoch; 0
@@ -263,12 +269,20 @@ class Telemetry:
             self._phase.labels(str(phase)).set(phase == name)
 
     def drift(
-        self, detector: str, signal: str, *, before: float, after: float, error: float
+        self,
+        detector: str,
+        signal: str,
+        *,
+        before: float,
+        after: float,
+        error: float,
+        answered: bool,
     ) -> None:
         """Count a drift. `before`, `after`: means of the detector's signal on either side of the
-        drift; `error`: the standard error of their difference."""
+        drift; `error`: the standard error of their difference; `answered`: False where nothing is
+        regrown for it."""
         labels = self._bounded("detector", detector), self._bounded("signal", signal)
-        self._drifts.labels(*labels).inc()
+        self._drifts.labels(*labels, str(answered).lower()).inc()
         self._drift_mean.labels(*labels, "before").set(before)
         self._drift_mean.labels(*labels, "after").set(after)
         self._drift_error.labels(*labels).set(error)

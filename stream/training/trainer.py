@@ -26,6 +26,7 @@ from niwaki.model.step import run_in_turn
 from niwaki.pruning.config import PruningConfig, policy_for
 from niwaki.pruning.errors import RuleError
 from niwaki.pruning.policy import Move, Phase, PolicyState
+from niwaki.stream.drift.click_rate import ClickRate
 from niwaki.stream.drift.monitor import Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
@@ -122,6 +123,8 @@ class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     learner: LearnerState
     policy: PolicyState
     last_event_time_s: float
+    answered_event: int = -1
+    """Index of the event at which the last answered drift was first noticed; -1: there was none."""
 
 
 class Trainer:
@@ -145,6 +148,8 @@ class Trainer:
         self.monitor = DriftMonitor(config.drift)
         signals = [one.signal for one in config.drift.detectors]
         self.signals = Signals(config.schema, config.model.table_rows, signals)
+        self._click_rate = ClickRate()
+        self._answered_event = -1
         self._unchecked: list[Observations] = []
         """Events in which drift has not been looked for."""
         self.prequential = WindowedEvaluation(training.window_events)
@@ -228,9 +233,10 @@ class Trainer:
         drifts = self.detect() if due else []
         watch.lap("watch")
         forced = policy.state.forced
-        move = policy.decide(self.events, bool(drifts), learner.branches.comparison)
+        answered = any(drift.answered for drift in drifts)
+        move = policy.decide(self.events, answered, learner.branches.comparison)
         forced = policy.state.forced > forced
-        if drifts and policy.adapts:
+        if answered:
             config = policy.config
             learner.check_evidence(
                 config.doubt_events, config.evidence_ratio, config.remembered_ratio
@@ -261,7 +267,20 @@ class Trainer:
         self._unchecked = []
         first_event = self.events - len(seen.labels_B)
         signals = self.signals.compute(seen)
-        return self.monitor.update(signals, first_event, seen.times_s_B, seen.losses_B)
+        drifts = self.monitor.update(signals, first_event, seen.times_s_B, seen.losses_B)
+        self._click_rate.add(seen)
+        return [drift._replace(answered=self._answers(drift)) for drift in drifts]
+
+    def _answers(self, drift: Drift) -> bool:
+        """True if the policy is to answer the drift; each drift once."""
+        if not self.policy.adapts or drift.sign_of == self._answered_event:
+            return False
+        since_events = self.events - drift.began
+        answers = self.config.drift.answer_click_rate
+        if answers or not self._click_rate.explains(since_events, drift.signal):
+            self._answered_event = drift.sign_of
+            return True
+        return False
 
     def status(self) -> TrainingStatus:
         """The training as the header of a checkpoint describes it."""
@@ -283,12 +302,16 @@ class Trainer:
             ("monitor", self.monitor.state()),
             ("signals", self.signals.state()),
             ("clock", self._clock.state()),
+            ("click_rate", self._click_rate.state()),
             ("unchecked", {name: array.copy() for name, array in unchecked.items()}),
         ):
             for name, array in arrays.items():
                 tensors[f"{prefix}.{name}"] = torch.from_numpy(np.asarray(array))
         state = TrainerState(
-            learner=learner, policy=self.policy.state, last_event_time_s=self.last_event_time_s
+            learner=learner,
+            policy=self.policy.state,
+            last_event_time_s=self.last_event_time_s,
+            answered_event=self._answered_event,
         )
         return state, tensors
 
@@ -306,10 +329,12 @@ class Trainer:
         self.monitor.restore(arrays("monitor."))
         self.signals.restore(arrays("signals."))
         self._clock.restore(arrays("clock."))
+        self._click_rate.restore(arrays("click_rate."))
         unchecked = arrays("unchecked.")
         self._unchecked = [Observations(**unchecked)] if unchecked else []
         self.policy.state = state.policy
         self.last_event_time_s = state.last_event_time_s
+        self._answered_event = state.answered_event
 
     def _make(self, move: Move) -> None:
         """Make a move of the policy's, and tell it to those whom it concerns."""

@@ -69,7 +69,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.pairs({"user*item": 0.25})  # the other one lives no longer
     telemetry.network(resting=True, gain_ratio=0.001)
     telemetry.phase("sparse")
-    telemetry.drift("ADWIN", "log_loss", before=0.3, after=0.5, error=0.02)
+    telemetry.drift("ADWIN", "log_loss", before=0.3, after=0.5, error=0.02, answered=True)
     telemetry.watched("ADWIN", "log_loss", 4_000, expected_events=1_000)
     telemetry.pruned(forced=True)
     telemetry.regrown()
@@ -115,7 +115,8 @@ def test_each_number_handed_over_is_shown(telemetry):
         'niwaki_phase{phase="dense"}': 0,
         'niwaki_phase{phase="pruning"}': 0,
         'niwaki_phase{phase="sparse"}': 1,
-        'niwaki_drifts_total{detector="ADWIN",signal="log_loss"}': 1,
+        'niwaki_drifts_total{detector="ADWIN",signal="log_loss",answered="true"}': 1,
+        'niwaki_drifts_total{detector="ADWIN",signal="log_loss",answered="false"}': 0,
         **{
             f'niwaki_drift_mean{{detector="ADWIN",signal="log_loss",side="{side}"}}': mean
             for side, mean in (("before", 0.3), ("after", 0.5))
@@ -143,7 +144,9 @@ def test_counters_start_at_zero_so_that_their_first_increase_is_seen(telemetry):
     shown = samples(telemetry)
     assert shown['niwaki_events_total{outcome="learned"}'] == 0
     assert shown['niwaki_events_total{outcome="rejected"}'] == 0
-    assert shown['niwaki_drifts_total{detector="ADWIN",signal="log_loss"}'] == 0
+    for answered in ("true", "false"):
+        labels = f'detector="ADWIN",signal="log_loss",answered="{answered}"'
+        assert shown[f"niwaki_drifts_total{{{labels}}}"] == 0
 
 
 def test_ages_grow_while_nothing_happens_and_are_unknown_before_anything_has():

@@ -1,0 +1,109 @@
+"""Steps of the click rate alone: drifts that the experts repair by themselves, within some thousand
+events, and that need no regrowing.
+
+In: the last observations, and a drift. Out: whether a step of the click rate explains all of it. A
+score test (Rao, 1948) looks for anything beyond such a step: whether a faster expert knows better
+than a slower one *which* events are clicked, when the click rate is right. It decides nothing.
+
+Shapes: B events, E experts, R events that are remembered.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from niwaki.stream.drift.observations import Observations
+
+_EVENTS = 4_096  # as far back as a drift may have begun
+_BLOCK_EVENTS = 512
+_SCALES = 3
+_BEYOND = 2.5
+"""Standard errors by which a faster expert must know better for the change to be of more than the
+click rate."""
+_STEP = 3.0
+"""Standard errors by which the slowest expert must miss the number of clicks for the click rate to
+have changed, where a signal other than the label was noticed."""
+_NEWTON_STEPS = 12
+_LABELS = ("label", "adjusted_label")
+"""Signals whose change is one of the click rate."""
+
+
+class ClickRate:
+    """The last events, with the test of what has changed in them."""
+
+    def __init__(self) -> None:
+        self._labels_R = np.empty(0)
+        self._logits_R = np.empty(0, np.float32)
+        self._experts_RE = np.empty((0, 0), np.float32)
+
+    def add(self, observed: Observations) -> None:
+        """Take in the next events."""
+        experts_BE = observed.experts_BE[:, :_SCALES]
+        if experts_BE.shape[1] != self._experts_RE.shape[1]:
+            self._labels_R = self._labels_R[:0]
+            self._logits_R = self._logits_R[:0]
+            self._experts_RE = experts_BE[:0]
+        self._labels_R = np.concatenate([self._labels_R, observed.labels_B])[-_EVENTS:]
+        self._logits_R = np.concatenate([self._logits_R, observed.logits_B])[-_EVENTS:]
+        self._experts_RE = np.concatenate([self._experts_RE, experts_BE])[-_EVENTS:]
+
+    def explains(self, events: int, signal: str) -> bool:
+        """True if the click rate has changed, and nothing else has, in the last `events` events,
+        after a change of `signal` was noticed."""
+        labels_R = self._labels_R[-events:].astype(np.float64)
+        experts_RE = self._experts_RE[-events:].astype(np.float64)
+        if experts_RE.shape[1] < 2 or not len(labels_R):
+            return False
+        slow_R = _probabilities(experts_RE[:, 0])
+        spread = np.sqrt((slow_R * (1 - slow_R)).sum())
+        stepped = abs((labels_R - slow_R).sum()) >= _STEP * spread
+        if not stepped and signal not in _LABELS:
+            return False
+        logits_R = self._logits_R[-events:].astype(np.float64)
+        pairs = range(experts_RE.shape[1] - 1)
+        differences = (experts_RE[:, slow] - experts_RE[:, slow + 1] for slow in pairs)
+        return max(_beyond(labels_R, logits_R, one_R) for one_R in differences) < _BEYOND
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, as arrays by name, for a snapshot."""
+        return {
+            "labels": self._labels_R,
+            "logits": self._logits_R,
+            "experts": self._experts_RE,
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue where `state` was taken; a snapshot without these events begins anew."""
+        if "labels" in arrays:
+            self._labels_R = arrays["labels"].copy()
+            self._logits_R = arrays["logits"].copy()
+            self._experts_RE = arrays["experts"].copy()
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    values: np.ndarray = 1 / (1 + np.exp(-logits))
+    return values
+
+
+def _beyond(labels_R: np.ndarray, logits_R: np.ndarray, differences_R: np.ndarray) -> float:
+    """How much the difference between two experts says of the errors, in standard errors: the score
+    of a slope, with an intercept of each block of events as a nuisance, since the experts follow a
+    step of the click rate meanwhile."""
+    score = variance = 0.0
+    blocks = max(len(labels_R) // _BLOCK_EVENTS, 1)
+    parts = (np.array_split(array, blocks) for array in (labels_R, logits_R, differences_R))
+    for labels, logits, differences in zip(*parts, strict=True):
+        if not 0 < labels.sum() < len(labels):
+            continue
+        intercept = 0.0
+        for _ in range(_NEWTON_STEPS):
+            predicted = _probabilities(logits + intercept)
+            slope = float((predicted * (1 - predicted)).sum())
+            miss = float((predicted - labels).sum()) / max(slope, 1e-9)
+            intercept -= min(max(miss, -1.0), 1.0)
+        predicted = _probabilities(logits + intercept)
+        weights = predicted * (1 - predicted)
+        apart = differences - (weights * differences).sum() / weights.sum()
+        score += float(((predicted - labels) * apart).sum())
+        variance += float((weights * apart**2).sum())
+    return score / np.sqrt(variance) if variance else 0.0
