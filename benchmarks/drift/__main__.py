@@ -123,9 +123,9 @@ class Watcher:
             predicted = trace.experts_BE[cut], trace.logits_B[cut], losses_B[cut]
             seen = Observations(labels_B, times_s_B, *predicted)
             started_s = time.perf_counter()
-            found = self.monitor.update(
-                self.signals.compute(seen), self.events, times_s_B, losses_B[cut]
-            )
+            signals = self.signals.compute(seen)
+            self.monitor.begin_anew(self.signals.begun)
+            found = self.monitor.update(signals, self.events, times_s_B, losses_B[cut])
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found if drift.event == drift.sign_of})
             self.events += len(labels_B)

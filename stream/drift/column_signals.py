@@ -23,6 +23,8 @@ class Unseen:
     Two values that are hashed to one row count as one. A missing value counts as seen.
     """
 
+    begun = False
+
     def __init__(self, schema: Schema, rows: int, column: str):
         """`rows`: of the column's table. `column`: one of `schema.fields`."""
         self._rows = rows
@@ -56,6 +58,8 @@ class Stability:
 
     Numbers are put into buckets at quantiles of the first events, rows by their remainder.
     """
+
+    begun = False
 
     def __init__(self, schema: Schema, rows: int, column: str):
         """`column`: one of `schema.fields` or `schema.numeric`. `rows` is not used."""

@@ -144,3 +144,28 @@ class MeasuredDetector:
         since = min(int(lengths[np.argmax(rise if rose else -rise)]), len(recent))
         kind = "abrupt" if since <= _ABRUPT_EVENTS else "gradual"
         return Change(self._sums.around(since), since, kind, rose)
+
+
+class Reading:
+    """One detector's way through a batch."""
+
+    def __init__(self, detector: MeasuredDetector, values_B: np.ndarray):
+        self.detector = detector
+        self.position = 0
+        """Index of the next value to be read."""
+        self.change: Change | None = None
+        """The change that the value before it completed."""
+        self.watched_B = np.zeros(len(values_B), bool)
+        """True for events in which the detector could notice a change."""
+        self._values_B = values_B
+
+    def read_to(self, stop: int) -> None:
+        """Read on, to the next change that counts or up to index `stop`."""
+        while self.position < stop and self.change is None:
+            left_events = self.detector.settle()
+            last = min(self.position + left_events, stop) if left_events else stop
+            watching = self.detector.watching
+            read_events, self.change = self.detector.read(self._values_B[self.position : last])
+            if watching:
+                self.watched_B[self.position : self.position + read_events] = True
+            self.position += read_events

@@ -13,7 +13,7 @@ configuration of a detector.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ import numpy as np
 from niwaki.pruning.errors import check_rules
 from niwaki.stream.drift.calibrated import CalibratedDetector
 from niwaki.stream.drift.detectors import DetectorConfig
-from niwaki.stream.drift.measured import Change, MeasuredDetector
+from niwaki.stream.drift.measured import MeasuredDetector, Reading
 from niwaki.stream.drift.running_sums import RunningSums
 from niwaki.stream.drift.signals import signal_named
 
@@ -131,31 +131,6 @@ class Drift(NamedTuple):
     which nothing is regrown, and where the policy never regrows."""
 
 
-class _Reading:
-    """One detector's way through a batch."""
-
-    def __init__(self, detector: MeasuredDetector, values_B: np.ndarray):
-        self.detector = detector
-        self.position = 0
-        """Index of the next value to be read."""
-        self.change: Change | None = None
-        """The change that the value before it completed."""
-        self.watched_B = np.zeros(len(values_B), bool)
-        """True for events in which the detector could notice a change."""
-        self._values_B = values_B
-
-    def read_to(self, stop: int) -> None:
-        """Read on, to the next change that counts or up to index `stop`."""
-        while self.position < stop and self.change is None:
-            left_events = self.detector.settle()
-            last = min(self.position + left_events, stop) if left_events else stop
-            watching = self.detector.watching
-            read_events, self.change = self.detector.read(self._values_B[self.position : last])
-            if watching:
-                self.watched_B[self.position : self.position + read_events] = True
-            self.position += read_events
-
-
 class DriftMonitor:
     """Feeds the signals of consecutive batches to all detectors. Where one batch ends makes no
     difference."""
@@ -192,10 +167,10 @@ class DriftMonitor:
                     f"signal {signal} is not finite in the batch from event {first_event} on"
                 )
         size = len(times_s_B)
-        readings: dict[int, _Reading] = {}
+        readings: dict[int, Reading] = {}
         for place, detector in enumerate(self._detectors):
             if detector.config.signal in signals:
-                readings[place] = _Reading(detector, signals[detector.config.signal])
+                readings[place] = Reading(detector, signals[detector.config.signal])
             else:
                 detector.wait(size)
         drifts: list[Drift] = []
@@ -232,6 +207,13 @@ class DriftMonitor:
                 continue
             quiet_events = self.config.quiet_events if hold_events is None else hold_events
             self._reset_detector(place, quiet_events)
+
+    def begin_anew(self, signals: Collection[str]) -> None:
+        """Begin the detectors on `signals` anew, at once: their values come from another
+        computation from now on."""
+        for place, detector in enumerate(self._detectors):
+            if detector.config.signal in signals:
+                self._reset_detector(place, detector.quiet_left_events)
 
     def achieved(self) -> dict[str, Any]:
         """The false-alarm target and its outcome, for a report: events between false alarms asked
@@ -334,7 +316,7 @@ class DriftMonitor:
             loss_before=means.before, loss_after=means.after, loss_error=means.error
         )
 
-    def _next_change(self, readings: Mapping[int, _Reading], size: int) -> int | None:
+    def _next_change(self, readings: Mapping[int, Reading], size: int) -> int | None:
         """Index in the batch of the next change that any detector notices; None: there is none, and
         all have read `size` values. A detector that has voted reads no further than that, since it
         begins anew where another one agrees."""
@@ -352,9 +334,7 @@ class DriftMonitor:
         noticed = any(reading.change is not None for reading in readings.values())
         return stop - 1 if noticed else None
 
-    def _vote(
-        self, readings: Mapping[int, _Reading], index: int, event: int, time_s: float
-    ) -> None:
+    def _vote(self, readings: Mapping[int, Reading], index: int, event: int, time_s: float) -> None:
         """Turn the changes noticed at an index in the batch, which is an event of the stream, into
         votes; votes that are too old end."""
         for place, reading in readings.items():

@@ -78,6 +78,10 @@ class Observations(NamedTuple):
 class Computation(Protocol):
     """One signal's way from observations to values, with its memory."""
 
+    begun: bool
+    """True if the values of the last `update` are made in another way than those before, so that
+    their mean may be another."""
+
     def update(self, observed: Observations, errors_B: np.ndarray) -> np.ndarray | None:
         """Values of the signal, float64 (B,), or None if it is not defined yet; called in the order
         of events. `errors_B`: `observed.errors()`, computed once for all signals."""

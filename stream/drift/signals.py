@@ -47,6 +47,8 @@ class Signal(NamedTuple):
 class _Stateless:
     """A computation that remembers nothing."""
 
+    begun = False
+
     def __init__(self, function: Callable[[Observations, np.ndarray], np.ndarray]):
         self._function = function
 
@@ -122,8 +124,9 @@ SIGNALS = {
         ),
         Signal(
             "adjusted_label",
-            "the label, seasonally adjusted; begins after the first day of event time, in which the"
-            " daily cycle is measured",
+            "the label, seasonally adjusted; in the first day of event time, in which the daily"
+            " cycle is measured, less its level of the last half hour, if there are 2.3 events a"
+            " second",
             lambda schema, rows, column: AdjustedLabel(),
         ),
         Signal(
@@ -178,6 +181,9 @@ class Signals:
         """
         self.reads_columns = False
         """True if any signal is one of a column."""
+        self.begun: frozenset[str] = frozenset()
+        """Signals whose last values are made in another way than those before: detectors begin anew
+        with them."""
         self._computations: dict[str, Computation] = {}
         for name in sorted(set(names)):
             signal = signal_named(name)
@@ -199,6 +205,7 @@ class Signals:
             values_B = computation.update(observed, errors_B)
             if values_B is not None:
                 signals[name] = values_B
+        self.begun = frozenset(name for name, one in self._computations.items() if one.begun)
         return signals
 
     def reset(self) -> None:

@@ -267,6 +267,7 @@ class Trainer:
         self._unchecked = []
         first_event = self.events - len(seen.labels_B)
         signals = self.signals.compute(seen)
+        self.monitor.begin_anew(self.signals.begun)
         drifts = self.monitor.update(signals, first_event, seen.times_s_B, seen.losses_B)
         self._click_rate.add(seen)
         return [drift._replace(answered=self._answers(drift)) for drift in drifts]

@@ -24,6 +24,8 @@ class Staleness:
     """Staleness of one expert, divided by its recent root mean square and adjusted for the hour of
     day."""
 
+    begun = False
+
     def __init__(self, expert: int):
         """`expert`: index of the expert, counted from the slowest; the next one is compared with
         it."""
