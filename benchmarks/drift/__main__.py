@@ -41,7 +41,8 @@ from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Phase
-from niwaki.stream.drift.monitor import DetectorConfig, DriftConfig, DriftMonitor
+from niwaki.stream.drift.click_rate import ClickRate
+from niwaki.stream.drift.monitor import DetectorConfig, Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
 from niwaki.stream.offline.backtest import rebatch
@@ -100,7 +101,8 @@ class Watcher:
         self.config = config
         self.monitor = DriftMonitor(config)
         self.signals = Signals(SCHEMA, 2, [one.signal for one in config.detectors])
-        self.events = 0
+        self.click_rate = ClickRate()
+        self.events = self.read = 0
         self.seconds = 0.0
         self.alarms = []
 
@@ -109,6 +111,7 @@ class Watcher:
         other = Watcher(self.config)
         other.monitor.restore(self.monitor.state())
         other.signals.restore(self.signals.state())
+        other.click_rate.restore(self.click_rate.state())
         other.events = self.events
         other.seconds = self.seconds
         other.alarms = list(self.alarms)
@@ -125,13 +128,21 @@ class Watcher:
             started_s = time.perf_counter()
             signals = self.signals.compute(seen)
             self.monitor.begin_anew(self.signals.begun)
-            found = self.monitor.update(signals, self.events, times_s_B, losses_B[cut])
+            self.click_rate.add(seen)
+            self.read = self.events + len(labels_B)
+            found = self.monitor.update(
+                signals, self.events, times_s_B, losses_B[cut], self.confirmed
+            )
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found if drift.event == drift.sign_of})
             self.events += len(labels_B)
             if self.events in trace.exchanged:
                 self.monitor.reset(network_replaced=True)
         return self
+
+    def confirmed(self, drift: Drift) -> bool:
+        """Whether anything has changed, as a trainer asks."""
+        return self.click_rate.changed(self.read - drift.began, drift.signal) != "nothing"
 
     def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:
         """The alarms as a row, for drifts that start at `starts`, the last one over at `end`."""

@@ -139,6 +139,7 @@ class Recorder:
     """Stands where the signals of a trainer do: keeps what they are made of."""
 
     reads_columns = False
+    begun: frozenset[str] = frozenset()
 
     def __init__(self):
         self.parts: list[tuple[np.ndarray, ...]] = []

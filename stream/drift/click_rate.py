@@ -1,14 +1,16 @@
 """Steps of the click rate alone: drifts that the experts repair by themselves, within some thousand
 events, and that need no regrowing.
 
-In: the last observations, and a drift. Out: whether a step of the click rate explains all of it. A
-score test (Rao, 1948) looks for anything beyond such a step: whether a faster expert knows better
-than a slower one *which* events are clicked, when the click rate is right. It decides nothing.
+In: the last observations, and a change. Out: whether a step of the click rate explains all of it,
+or, where staleness was noticed, whether anything has changed at all. A score test (Rao, 1948) looks
+for anything beyond such a step: whether a faster expert knows better than a slower one *which*
+events are clicked, when the click rate is right. It decides nothing.
 
 Shapes: B events, E experts, R events that are remembered.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -20,12 +22,18 @@ _SCALES = 3
 _BEYOND = 2.5
 """Standard errors by which a faster expert must know better for the change to be of more than the
 click rate."""
+_AT_ALL = 2.0
+"""Likewise, for staleness to be more than a fluctuation, where the click rate has not changed."""
 _STEP = 3.0
 """Standard errors by which the slowest expert must miss the number of clicks for the click rate to
 have changed, where a signal other than the label was noticed."""
 _NEWTON_STEPS = 12
 _LABELS = ("label", "adjusted_label")
 """Signals whose change is one of the click rate."""
+_STALENESS = ("staleness", "recent_staleness")
+"""Signals that fluctuate for long, so that their change must show in the test, too."""
+Changed = Literal["nothing", "click rate", "more"]
+"""What a change turns out to be of; more: of anything beside the click rate."""
 
 
 class ClickRate:
@@ -47,22 +55,24 @@ class ClickRate:
         self._logits_R = np.concatenate([self._logits_R, observed.logits_B])[-_EVENTS:]
         self._experts_RE = np.concatenate([self._experts_RE, experts_BE])[-_EVENTS:]
 
-    def explains(self, events: int, signal: str) -> bool:
-        """True if the click rate has changed, and nothing else has, in the last `events` events,
-        after a change of `signal` was noticed."""
+    def changed(self, events: int, signal: str) -> Changed:
+        """What has changed in the last `events` events, after a change of `signal` was noticed."""
         labels_R = self._labels_R[-events:].astype(np.float64)
         experts_RE = self._experts_RE[-events:].astype(np.float64)
         if experts_RE.shape[1] < 2 or not len(labels_R):
-            return False
+            return "more"
         slow_R = _probabilities(experts_RE[:, 0])
         spread = np.sqrt((slow_R * (1 - slow_R)).sum())
-        stepped = abs((labels_R - slow_R).sum()) >= _STEP * spread
-        if not stepped and signal not in _LABELS:
-            return False
+        stepped = signal in _LABELS or abs((labels_R - slow_R).sum()) >= _STEP * spread
+        if not stepped and signal not in _STALENESS:
+            return "more"
         logits_R = self._logits_R[-events:].astype(np.float64)
         pairs = range(experts_RE.shape[1] - 1)
         differences = (experts_RE[:, slow] - experts_RE[:, slow + 1] for slow in pairs)
-        return max(_beyond(labels_R, logits_R, one_R) for one_R in differences) < _BEYOND
+        beyond = max(_beyond(labels_R, logits_R, one_R) for one_R in differences)
+        if stepped:
+            return "click rate" if beyond < _BEYOND else "more"
+        return "nothing" if beyond < _AT_ALL else "more"
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays by name, for a snapshot."""

@@ -13,7 +13,7 @@ configuration of a detector.
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
@@ -151,13 +151,15 @@ class DriftMonitor:
         first_event: int,
         times_s_B: np.ndarray,
         losses_B: np.ndarray | None = None,
+        confirmed: Callable[[Drift], bool] | None = None,
     ) -> list[Drift]:
         """Read the next batch and return its drifts, in order.
 
         `signals`: values (B,) by name; a detector whose signal is missing waits. `first_event`:
         index in the stream of the batch's first event. `times_s_B`: event times, seconds.
-        `losses_B`: log losses, from which a drift's losses are computed. Where several detectors
-        must agree, each has a `Drift` of its own, at the event where it noticed.
+        `losses_B`: log losses, from which a drift's losses are computed. `confirmed`: called with
+        each change before it counts; where it returns False the detector takes its mean anew. Where
+        several detectors must agree, each has a `Drift` of its own, at the event where it noticed.
 
         Raises `ValueError` for a signal that is not finite.
         """
@@ -176,8 +178,9 @@ class DriftMonitor:
         drifts: list[Drift] = []
         start = 0
         while (index := self._next_change(readings, size)) is not None:
-            self._vote(readings, index, first_event + index, float(times_s_B[index]))
-            if len(self._votes) < self.config.votes:
+            time_s = float(times_s_B[index])
+            self._vote(readings, index, first_event + index, time_s, confirmed)
+            if not self._votes or len(self._votes) < self.config.votes:
                 continue
             if losses_B is not None:
                 self._losses.add(losses_B[start : index + 1].astype(np.float64))
@@ -334,7 +337,14 @@ class DriftMonitor:
         noticed = any(reading.change is not None for reading in readings.values())
         return stop - 1 if noticed else None
 
-    def _vote(self, readings: Mapping[int, Reading], index: int, event: int, time_s: float) -> None:
+    def _vote(
+        self,
+        readings: Mapping[int, Reading],
+        index: int,
+        event: int,
+        time_s: float,
+        confirmed: Callable[[Drift], bool] | None,
+    ) -> None:
         """Turn the changes noticed at an index in the batch, which is an event of the stream, into
         votes; votes that are too old end."""
         for place, reading in readings.items():
@@ -343,7 +353,7 @@ class DriftMonitor:
                 continue
             reading.change = None
             config = reading.detector.config
-            self._votes[place] = Drift(
+            vote = Drift(
                 event=event,
                 signal=config.signal,
                 detector=config.detector,
@@ -354,6 +364,10 @@ class DriftMonitor:
                 kind=change.kind,
                 time_s=time_s,
             )
+            if confirmed is None or confirmed(vote):
+                self._votes[place] = vote
+            else:
+                self._reset_detector(place, 0)
         oldest = event - self.config.within_events
         self._votes = {place: vote for place, vote in self._votes.items() if vote.event >= oldest}
 

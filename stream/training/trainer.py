@@ -26,7 +26,7 @@ from niwaki.model.step import run_in_turn
 from niwaki.pruning.config import PruningConfig, policy_for
 from niwaki.pruning.errors import RuleError
 from niwaki.pruning.policy import Move, Phase, PolicyState
-from niwaki.stream.drift.click_rate import ClickRate
+from niwaki.stream.drift.click_rate import Changed, ClickRate
 from niwaki.stream.drift.monitor import Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
@@ -268,17 +268,24 @@ class Trainer:
         first_event = self.events - len(seen.labels_B)
         signals = self.signals.compute(seen)
         self.monitor.begin_anew(self.signals.begun)
-        drifts = self.monitor.update(signals, first_event, seen.times_s_B, seen.losses_B)
         self._click_rate.add(seen)
+        drifts = self.monitor.update(
+            signals,
+            first_event,
+            seen.times_s_B,
+            seen.losses_B,
+            lambda drift: self._changed(drift) != "nothing",
+        )
         return [drift._replace(answered=self._answers(drift)) for drift in drifts]
+
+    def _changed(self, drift: Drift) -> Changed:
+        return self._click_rate.changed(self.events - drift.began, drift.signal)
 
     def _answers(self, drift: Drift) -> bool:
         """True if the policy is to answer the drift; each drift once."""
         if not self.policy.adapts or drift.sign_of == self._answered_event:
             return False
-        since_events = self.events - drift.began
-        answers = self.config.drift.answer_click_rate
-        if answers or not self._click_rate.explains(since_events, drift.signal):
+        if self.config.drift.answer_click_rate or self._changed(drift) != "click rate":
             self._answered_event = drift.sign_of
             return True
         return False
