@@ -27,6 +27,7 @@ from benchmarks.drift.streams import (
     AT,
     BATCH,
     DAILY_CYCLE,
+    FIRST_DAY_KINDS,
     KINDS,
     MAX_DELAY,
     RATES,
@@ -40,7 +41,7 @@ from niwaki.model.config import LearnerConfig
 from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.config import PruningConfig
-from niwaki.pruning.policy import Phase
+from niwaki.pruning.policy import Move, Phase
 from niwaki.stream.drift.click_rate import ClickRate
 from niwaki.stream.drift.monitor import DetectorConfig, Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
@@ -54,7 +55,7 @@ from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfi
 STATIONARY_EVENTS, WHOLE_EVENTS = 2_000_000, 300_000
 COST_ROUNDS = 3
 ROW_FIELDS = ("stream", "rate", "seed", "setting")
-PARTS = ("drifts", "stationary", "adaptive")
+PARTS = ("drifts", "stationary", "first day", "adaptive")
 
 
 def _one(
@@ -157,15 +158,20 @@ class Watcher:
 
 
 def measure_drifts(
-    kept: Rows, traces: Traces, seeds: Sequence[int], rates: Sequence[float], kinds: Sequence[str]
+    kept: Rows,
+    traces: Traces,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    kinds: Sequence[str],
+    settings: Sequence[str],
 ) -> list[dict]:
     """A row for each kind of drift, click rate, seed and setting."""
     rows = []
     for seed, rate in ((seed, rate) for seed in seeds for rate in rates):
-        known = [kept.get(name, rate, seed, setting) for name in kinds for setting in SETTINGS]
+        known = [kept.get(name, rate, seed, setting) for name in kinds for setting in settings]
         if not all(known):
             prefix, rests = traces.drifting(rate, seed, kinds)
-            watchers = {name: Watcher(config).watch(prefix) for name, config in SETTINGS.items()}
+            watchers = {name: Watcher(SETTINGS[name]).watch(prefix) for name in settings}
             known = []
             for name, rest in rests:
                 starts = (AT, AGAIN) if "recurring" in name else (AT,)
@@ -179,22 +185,43 @@ def measure_drifts(
     return rows
 
 
-def measure_stationary(kept: Rows, traces: Traces, seeds: Sequence[int], events: int) -> list[dict]:
+def measure_stationary(
+    kept: Rows, traces: Traces, seeds: Sequence[int], events: int, settings: Sequence[str]
+) -> list[dict]:
     """A row for each seed and setting; click rates take turns, and every other seed has a daily
     cycle."""
     rows = []
     for seed in seeds:
         name, rate = ("daily cycle", "stationary")[seed % 2], RATES[seed % 3]
-        known = [kept.get(name, rate, seed, setting) for setting in LONG_SETTINGS]
+        known = [kept.get(name, rate, seed, setting) for setting in settings]
         if not all(known):
             trace = traces.calm(rate, seed, DAILY_CYCLE if name == "daily cycle" else 0.0, events)
             known = [
                 {"stream": name, "rate": rate, "seed": seed, "setting": setting}
                 | Watcher(SETTINGS[setting]).watch(trace).row()
-                for setting in LONG_SETTINGS
+                for setting in settings
             ]
             keep(kept, known)
         rows += known
+    return rows
+
+
+def measure_first_day(kept: Rows, traces: Traces, seeds: Sequence[int], events: int) -> list[dict]:
+    """Rows of the default setting within the first day of event time, at many events a second: a
+    drift of each kind, and a calm stream with a daily cycle; click rates take turns in that."""
+    rows = []
+    cases = [(name, rate, seed) for seed in seeds for rate in RATES for name in FIRST_DAY_KINDS]
+    cases += [(None, RATES[seed % 3], seed) for seed in seeds]
+    for name, rate, seed in cases:
+        row = {"stream": f"first day: {name or 'daily cycle'}", "rate": rate, "seed": seed}
+        row |= {"setting": "default"}
+        found = kept.get(*row.values())
+        if found is None:
+            watcher = Watcher(SETTINGS["default"])
+            watcher.watch(traces.first_day(rate, seed, name, events))
+            found = row | (watcher.row((AT,), AT) if name else watcher.row())
+            keep(kept, [found])
+        rows.append(found)
     return rows
 
 
@@ -228,10 +255,12 @@ def measure_adaptive(
 
 
 def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> dict[str, Any]:
-    """`share` is that of detection in the loop of a trainer that publishes as it does by default,
+    """`regrown`: answers; `for_nothing`: those that follow no known drift. `share` is that of
+    detection in the loop of a trainer that publishes as it does by default,
     while the network is pruned: the median over what lies between two publications, since what else
     the machine does falls on a few of them; `share_mean` is that of all of it."""
     watched_s, loop_s = [0.0], [0.0]
+    regrown: list[int] = []
     for _ in range(COST_ROUNDS):
         trainer = Trainer(
             TrainerConfig(
@@ -244,6 +273,7 @@ def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> d
         )
         replica = trainer.add_replica(TrainingConfig().publish_every_events)
         watcher = Watcher(DriftConfig())  # all rounds notice the same
+        regrown = []
         for batch in rebatch(events, TrainingConfig().batch_events):
             started_s = time.perf_counter()
             step = trainer.step(batch)
@@ -257,11 +287,14 @@ def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> d
                 watched_s.append(0.0)
                 loop_s.append(0.0)
             watcher.seconds += step.seconds["watch"]
+            if step.move is Move.REGROW:
+                regrown.append(trainer.events)
             watcher.alarms += sorted({d.event for d in step.drifts if d.event == d.sign_of})
     watcher.monitor, watcher.events = trainer.monitor, trainer.events
     parts = [watched / whole for watched, whole in zip(watched_s, loop_s, strict=True) if whole]
     shares = {"share": median(parts), "share_mean": sum(watched_s) / sum(loop_s)}
-    return watcher.row(starts) | shares
+    for_nothing = judge(regrown, starts)[1]
+    return watcher.row(starts) | shares | {"regrown": len(regrown), "for_nothing": len(for_nothing)}
 
 
 def keep(kept: Rows, rows: Sequence[dict[str, Any]]) -> None:
@@ -280,9 +313,12 @@ def measure(quick: bool, options: argparse.Namespace) -> Findings:
     rates, kinds = (RATES[1:2], list(KINDS)[4:5]) if quick else (RATES, list(KINDS))
     rows = []
     if "stationary" in options.parts and not quick:
-        rows += measure_stationary(kept, traces, seeds, options.events)
+        long = [name for name in LONG_SETTINGS if name in options.settings]
+        rows += measure_stationary(kept, traces, seeds, options.events, long)
     if "drifts" in options.parts:
-        rows += measure_drifts(kept, traces, seeds, rates, kinds)
+        rows += measure_drifts(kept, traces, seeds, rates, kinds, options.settings)
+    if "first day" in options.parts and not quick:
+        rows += measure_first_day(kept, traces, seeds, options.events)
     if "adaptive" in options.parts and not quick:
         rows += measure_adaptive(
             kept, [seed for seed in seeds if seed < 5], WHOLE_EVENTS, options.recordings
@@ -311,6 +347,9 @@ def run_main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=seeds_of, default=list(range(20)), help="as in 0-9")
     parser.add_argument(
         "--parts", nargs="*", choices=PARTS, default=list(PARTS), help="what to measure"
+    )
+    parser.add_argument(
+        "--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS), help="detectors to try"
     )
     options, rest = parser.parse_known_args(arguments)
 

@@ -38,6 +38,8 @@ RATES = (0.01, 0.05, 0.2)
 EVENTS_PER_S = 0.5  # a day is 43,200 events: the daily cycle is known before the drift
 BATCH = 512
 DAILY_CYCLE = 0.4
+FIRST_DAY_EVENTS_PER_S = 50.0  # a day is 4,320,000 events: all of a stream lies in the first one
+FIRST_DAY_KINDS = ("rate x 2", "rate x 1.4", "concept, all")
 
 
 class Kind(NamedTuple):
@@ -93,6 +95,21 @@ class Traces:
         return self._kept(
             f"calm {rate} {seed} {daily_cycle} {events}", lambda: learn(new_trainer(), config)
         )
+
+    def first_day(self, rate: float, seed: int, name: str | None, events: int) -> Trace:
+        """A stream with a daily cycle, all in its first day, with a drift of this kind or none; it
+        begins at any hour."""
+        config = stream(rate, seed, name) if name else SyntheticConfig(events=events, drifts=())
+        config = msgspec.structs.replace(
+            config,
+            seed=2_000 + seed,
+            base_rate=rate,
+            daily_cycle=DAILY_CYCLE,
+            events_per_s=FIRST_DAY_EVENTS_PER_S,
+            start_s=config.start_s + 3_600 * (5 * seed % 24),
+        )
+        what = f"{name} {rate} {seed}" if name else f"calm {rate} {seed} {events}"
+        return self._kept(f"first day {what}", lambda: learn(new_trainer(), config))
 
     def drifting(
         self, rate: float, seed: int, kinds: Sequence[str]
