@@ -1,17 +1,18 @@
 """The stream's clock: event times that are far from those around them, put back.
 
-In: event times in the order of the stream. Out: the same times, but for those that lie far ahead of
-the running median of the last events, or far behind it: such an event happens at the median. So no
-single event moves what depends on event time: ages, histories, rates, seasonal adjustment. Where
-event time really jumps, as after a pause, the median follows within 128 events. Where a batch ends
-makes no difference. Memory is bounded: 255 times.
+In: event times in the order of the stream, a batch at a time. Out: the same times, but for those
+that lie far ahead of the running median of the last events, or far behind it, and from which the
+rest of the batch returns: such an event happens at that median. So no single event moves what
+depends on event time: ages, histories, rates, seasonal adjustment. Where event time really jumps,
+as after a pause, the rest of the batch shows it; the median follows within 128 events, whatever the
+batches. Memory is bounded: 255 times.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from niwaki.model.jit import kernel, types
+from niwaki.model.jit import inlined, kernel, types
 
 AHEAD_S = 2 * 86_400.0
 """Event time that may pass from one event to the next, as over a night or a holiday."""
@@ -28,7 +29,7 @@ _F1, _I1 = types.float64[::1], types.int64[::1]
 
 
 class EventClock:
-    """Bounds event times by the running median of the last 255."""
+    """Bounds event times by the running median of the last 255 and by the rest of their batch."""
 
     def __init__(self) -> None:
         self._recent = np.zeros(_EVENTS)  # a ring
@@ -58,6 +59,41 @@ class EventClock:
         self._counts = np.array([len(recent), len(recent) % _EVENTS])
 
 
+@inlined
+def _spread(ordered: np.ndarray, events: int) -> float:
+    """Distance from the median within which half of the times lie."""
+    middle = (events - 1) // 2
+    low = high = middle
+    while high - low < events // 2:
+        below = ordered[middle] - ordered[low - 1] if low > 0 else np.inf
+        above = ordered[high + 1] - ordered[middle] if high + 1 < events else np.inf
+        if below <= above:
+            low -= 1
+        else:
+            high += 1
+    return max(ordered[middle] - ordered[low], ordered[high] - ordered[middle])
+
+
+@inlined
+def _insert(recent: np.ndarray, ordered: np.ndarray, counts: np.ndarray, time_s: float) -> None:
+    """Put a time into the ring, in the place of the oldest one, and into the sorted times."""
+    events, place = counts
+    at = events
+    if events == len(recent):
+        at = np.searchsorted(ordered, recent[place])
+    else:
+        events += 1
+    while at > 0 and ordered[at - 1] > time_s:
+        ordered[at] = ordered[at - 1]
+        at -= 1
+    while at + 1 < events and ordered[at + 1] < time_s:
+        ordered[at] = ordered[at + 1]
+        at += 1
+    ordered[at] = time_s
+    recent[place] = time_s
+    counts[0], counts[1] = events, (place + 1) % len(recent)
+
+
 @kernel(types.int64(_F1, _F1, _F1, _I1, _F1), brief=True)
 def _bound(
     times_s_B: np.ndarray,
@@ -74,37 +110,28 @@ def _bound(
         bounded_B[b] = time_s
         if time_s == 0:
             continue
-        events, place = counts
-        if events == len(recent):
-            at = np.searchsorted(ordered, recent[place])
+        events = counts[0]
+        median_s = ordered[(events - 1) // 2] if events > 0 else np.nan
+        ahead_s = time_s - median_s
+        far = not -BEHIND_S <= ahead_s <= AHEAD_S
+        if far and events > 1:
+            within_s = _SPREADS * _spread(ordered, events)
+            far = not -BEHIND_S - within_s <= ahead_s <= AHEAD_S + within_s
+        _insert(recent, ordered, counts, time_s)
+        if not far:
+            continue
+        rest = times_s_B[b + 1 :]
+        rest = np.sort(rest[rest != 0])
+        if len(rest) > 0:
+            rest_s = rest[(len(rest) - 1) // 2]
+            if events == 0:
+                median_s = rest_s
+            returns = time_s - rest_s > AHEAD_S if time_s > median_s else rest_s - time_s > BEHIND_S
+        elif b > 0 and bounded_B[b - 1] == times_s_B[b - 1]:
+            returns = not -BEHIND_S <= time_s - times_s_B[b - 1] <= AHEAD_S
         else:
-            at = events
-            events += 1
-        # The new time moves from the place of the oldest one to its own.
-        while at > 0 and ordered[at - 1] > time_s:
-            ordered[at] = ordered[at - 1]
-            at -= 1
-        while at + 1 < events and ordered[at + 1] < time_s:
-            ordered[at] = ordered[at + 1]
-            at += 1
-        ordered[at] = time_s
-        recent[place] = time_s
-        counts[0], counts[1] = events, (place + 1) % len(recent)
-        middle = (events - 1) // 2
-        ahead_s = time_s - ordered[middle]
-        if -BEHIND_S <= ahead_s <= AHEAD_S:
-            continue
-        low = high = middle
-        while high - low < events // 2:  # the half of the times that is nearest to the median
-            below = ordered[middle] - ordered[low - 1] if low > 0 else np.inf
-            above = ordered[high + 1] - ordered[middle] if high + 1 < events else np.inf
-            if below <= above:
-                low -= 1
-            else:
-                high += 1
-        spread = max(ordered[middle] - ordered[low], ordered[high] - ordered[middle])
-        if -BEHIND_S <= ahead_s + _SPREADS * spread and ahead_s - _SPREADS * spread <= AHEAD_S:
-            continue
-        bounded_B[b] = ordered[middle]
-        outliers += 1
+            returns = events > 0
+        if returns:
+            bounded_B[b] = median_s
+            outliers += 1
     return outliers
