@@ -42,7 +42,7 @@ from niwaki.model.evaluation import log_losses
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policy import Move, Phase
-from niwaki.stream.drift.click_rate import ClickRate
+from niwaki.stream.drift.click_rate import Changed, ClickRate
 from niwaki.stream.drift.monitor import DetectorConfig, Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
@@ -132,8 +132,14 @@ class Watcher:
             self.click_rate.add(seen)
             self.read = self.events + len(labels_B)
             found = self.monitor.update(
-                signals, self.events, times_s_B, losses_B[cut], self.confirmed
+                signals,
+                self.events,
+                times_s_B,
+                losses_B[cut],
+                lambda drift: self.changed(drift) != "nothing",
             )
+            if any(self.changed(drift) == "more" for drift in found):
+                self.monitor.reset()
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found if drift.event == drift.sign_of})
             self.events += len(labels_B)
@@ -141,9 +147,9 @@ class Watcher:
                 self.monitor.reset(network_replaced=True)
         return self
 
-    def confirmed(self, drift: Drift) -> bool:
-        """Whether anything has changed, as a trainer asks."""
-        return self.click_rate.changed(self.read - drift.began, drift.signal) != "nothing"
+    def changed(self, drift: Drift) -> Changed:
+        """What has changed, as a trainer asks."""
+        return self.click_rate.changed(self.read - drift.began, drift.signal)
 
     def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:
         """The alarms as a row, for drifts that start at `starts`, the last one over at `end`."""

@@ -71,7 +71,8 @@ def _spread(ordered: np.ndarray, events: int) -> float:
             low -= 1
         else:
             high += 1
-    return max(ordered[middle] - ordered[low], ordered[high] - ordered[middle])
+    spread: float = max(ordered[middle] - ordered[low], ordered[high] - ordered[middle])
+    return spread
 
 
 @inlined

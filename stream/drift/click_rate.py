@@ -24,7 +24,7 @@ _BEYOND = 2.5
 click rate."""
 _AT_ALL = 2.0
 """Likewise, for staleness to be more than a fluctuation, where the click rate has not changed."""
-_STEP = 3.0
+_STEP = 5.0
 """Standard errors by which the slowest expert must miss the number of clicks for the click rate to
 have changed, where a signal other than the label was noticed."""
 _NEWTON_STEPS = 12

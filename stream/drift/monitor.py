@@ -4,7 +4,8 @@ In: signals of consecutive batches, after the model learned from them. Out: `Dri
 event at which it was noticed and its size. Detectors see single events, never means of batches: on
 means ADWIN notices 24 times later. After a drift the detectors that noticed it begin anew once a
 quiet period is over, and the others go on; what they notice within that period is a sign of the
-same drift. The monitor never decides what follows from a drift.
+same drift. (A trainer resets all of them where more than the click rate has changed.) The monitor
+never decides what follows from a drift.
 
 The state for a snapshot is exact and nothing in it is executable; it has at most some hundred
 kilobytes a detector, however long the stream. It holds for one version of River and one

@@ -276,6 +276,8 @@ class Trainer:
             seen.losses_B,
             lambda drift: self._changed(drift) != "nothing",
         )
+        if any(self._changed(drift) == "more" for drift in drifts):
+            self.monitor.reset()
         return [drift._replace(answered=self._answers(drift)) for drift in drifts]
 
     def _changed(self, drift: Drift) -> Changed:
