@@ -106,6 +106,8 @@ class Watcher:
         self.events = self.read = 0
         self.seconds = 0.0
         self.alarms = []
+        self.answered = []
+        """Alarms that are not of the click rate alone: an adaptive policy would answer them."""
 
     def branch(self) -> "Watcher":
         """Another one that goes on from here."""
@@ -116,6 +118,7 @@ class Watcher:
         other.events = self.events
         other.seconds = self.seconds
         other.alarms = list(self.alarms)
+        other.answered = list(self.answered)
         return other
 
     def watch(self, trace: Trace) -> "Watcher":
@@ -138,8 +141,10 @@ class Watcher:
                 losses_B[cut],
                 lambda drift: self.changed(drift) != "nothing",
             )
-            if any(self.changed(drift) == "more" for drift in found):
+            more = {drift.sign_of for drift in found if self.changed(drift) == "more"}
+            if more:
                 self.monitor.reset()
+            self.answered += sorted(more)
             self.seconds += time.perf_counter() - started_s
             self.alarms += sorted({drift.event for drift in found if drift.event == drift.sign_of})
             self.events += len(labels_B)
@@ -151,13 +156,19 @@ class Watcher:
         """What has changed, as a trainer asks."""
         return self.click_rate.changed(self.read - drift.began, drift.signal)
 
-    def row(self, starts: Sequence[int] = (), end: int = 0) -> dict[str, Any]:
-        """The alarms as a row, for drifts that start at `starts`, the last one over at `end`."""
+    def row(
+        self, starts: Sequence[int] = (), end: int = 0, of_the_rate: bool = False
+    ) -> dict[str, Any]:
+        """The alarms as a row, for drifts that start at `starts`, the last one over at `end`.
+        `for_nothing`: answers that follow no drift, or one `of_the_rate` alone."""
         delays, false = judge(self.alarms, starts, end)
+        after = len(self.answered) if of_the_rate else len(judge(self.answered, starts, end)[1])
         return {
             "events": self.events,
             "delays": delays,
             "false_alarms": false,
+            "answers": len(self.answered),
+            "for_nothing": after,
             "watched": self.monitor.achieved()["watched_events"],
             "microseconds": 1e6 * self.seconds / self.events / len(self.config.detectors),
         }
@@ -181,9 +192,10 @@ def measure_drifts(
             known = []
             for name, rest in rests:
                 starts = (AT, AGAIN) if "recurring" in name else (AT,)
+                end, of_the_rate = KINDS[name].last, name.startswith("rate")
                 known += [
                     {"stream": name, "rate": rate, "seed": seed, "setting": setting}
-                    | watcher.branch().watch(rest).row(starts, KINDS[name].last)
+                    | watcher.branch().watch(rest).row(starts, end, of_the_rate)
                     for setting, watcher in watchers.items()
                 ]
             keep(kept, known)
@@ -225,7 +237,7 @@ def measure_first_day(kept: Rows, traces: Traces, seeds: Sequence[int], events: 
         if found is None:
             watcher = Watcher(SETTINGS["default"])
             watcher.watch(traces.first_day(rate, seed, name, events))
-            found = row | (watcher.row((AT,), AT) if name else watcher.row())
+            found = row | (watcher.row((AT,), AT, "rate" in name) if name else watcher.row())
             keep(kept, [found])
         rows.append(found)
     return rows
@@ -261,10 +273,10 @@ def measure_adaptive(
 
 
 def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> dict[str, Any]:
-    """`regrown`: answers; `for_nothing`: those that follow no known drift. `share` is that of
-    detection in the loop of a trainer that publishes as it does by default,
-    while the network is pruned: the median over what lies between two publications, since what else
-    the machine does falls on a few of them; `share_mean` is that of all of it."""
+    """`answers`: regrowths; `for_nothing`: those that follow no known drift. `share` is that of
+    detection in the loop of a trainer that publishes as it does by default, while the network is
+    pruned: the median over what lies between two publications, since what else the machine does
+    falls on a few of them; `share_mean` is that of all of it."""
     watched_s, loop_s = [0.0], [0.0]
     regrown: list[int] = []
     for _ in range(COST_ROUNDS):
@@ -300,7 +312,7 @@ def _whole(schema: Schema, events: Sequence[EventBatch], starts: list[int]) -> d
     parts = [watched / whole for watched, whole in zip(watched_s, loop_s, strict=True) if whole]
     shares = {"share": median(parts), "share_mean": sum(watched_s) / sum(loop_s)}
     for_nothing = judge(regrown, starts)[1]
-    return watcher.row(starts) | shares | {"regrown": len(regrown), "for_nothing": len(for_nothing)}
+    return watcher.row(starts) | shares | {"answers": len(regrown), "for_nothing": len(for_nothing)}
 
 
 def keep(kept: Rows, rows: Sequence[dict[str, Any]]) -> None:

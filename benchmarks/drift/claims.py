@@ -43,7 +43,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "false_alarms": false,
                 "false_per_million": 1e6 * false / sum(row["events"] for row in seeds),
                 "watched_per_false_alarm": watched / false if false else math.nan,
-                "answers": sum(row.get("regrown", math.nan) for row in seeds),
+                "answers": sum(row.get("answers", math.nan) for row in seeds),
                 "answers_for_nothing": sum(row.get("for_nothing", math.nan) for row in seeds),
                 "microseconds_per_detector": median(row["microseconds"] for row in seeds),
                 "share_of_loop": median(row.get("share", math.nan) for row in seeds),

@@ -9,8 +9,9 @@ events are clicked, when the click rate is right. It decides nothing.
 Shapes: B events, E experts, R events that are remembered.
 """
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,37 +37,43 @@ Changed = Literal["nothing", "click rate", "more"]
 """What a change turns out to be of; more: of anything beside the click rate."""
 
 
+class _Part(NamedTuple):
+    """Consecutive events."""
+
+    labels_R: np.ndarray
+    logits_R: np.ndarray
+    experts_RE: np.ndarray
+
+
 class ClickRate:
     """The last events, with the test of what has changed in them."""
 
     def __init__(self) -> None:
-        self._labels_R = np.empty(0)
-        self._logits_R = np.empty(0, np.float32)
-        self._experts_RE = np.empty((0, 0), np.float32)
+        self._parts: deque[_Part] = deque()
+        self._events = 0
 
     def add(self, observed: Observations) -> None:
         """Take in the next events."""
         experts_BE = observed.experts_BE[:, :_SCALES]
-        if experts_BE.shape[1] != self._experts_RE.shape[1]:
-            self._labels_R = self._labels_R[:0]
-            self._logits_R = self._logits_R[:0]
-            self._experts_RE = experts_BE[:0]
-        self._labels_R = np.concatenate([self._labels_R, observed.labels_B])[-_EVENTS:]
-        self._logits_R = np.concatenate([self._logits_R, observed.logits_B])[-_EVENTS:]
-        self._experts_RE = np.concatenate([self._experts_RE, experts_BE])[-_EVENTS:]
+        if self._parts and experts_BE.shape[1] != self._parts[-1].experts_RE.shape[1]:
+            self._parts.clear()
+            self._events = 0
+        self._parts.append(_Part(observed.labels_B, observed.logits_B, experts_BE))
+        self._events += len(experts_BE)
+        while self._events - len(self._parts[0].labels_R) >= _EVENTS:
+            self._events -= len(self._parts.popleft().labels_R)
 
     def changed(self, events: int, signal: str) -> Changed:
         """What has changed in the last `events` events, after a change of `signal` was noticed."""
-        labels_R = self._labels_R[-events:].astype(np.float64)
-        experts_RE = self._experts_RE[-events:].astype(np.float64)
-        if experts_RE.shape[1] < 2 or not len(labels_R):
+        if not self._parts or self._parts[-1].experts_RE.shape[1] < 2:
             return "more"
+        last = (array.astype(np.float64) for array in self._last(events))
+        labels_R, logits_R, experts_RE = last
         slow_R = _probabilities(experts_RE[:, 0])
         spread = np.sqrt((slow_R * (1 - slow_R)).sum())
         stepped = signal in _LABELS or abs((labels_R - slow_R).sum()) >= _STEP * spread
         if not stepped and signal not in _STALENESS:
             return "more"
-        logits_R = self._logits_R[-events:].astype(np.float64)
         pairs = range(experts_RE.shape[1] - 1)
         differences = (experts_RE[:, slow] - experts_RE[:, slow + 1] for slow in pairs)
         beyond = max(_beyond(labels_R, logits_R, one_R) for one_R in differences)
@@ -76,18 +83,25 @@ class ClickRate:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, as arrays by name, for a snapshot."""
-        return {
-            "labels": self._labels_R,
-            "logits": self._logits_R,
-            "experts": self._experts_RE,
-        }
+        if not self._parts:
+            return {}
+        arrays = self._last(_EVENTS)._asdict()
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue where `state` was taken; a snapshot without these events begins anew."""
-        if "labels" in arrays:
-            self._labels_R = arrays["labels"].copy()
-            self._logits_R = arrays["logits"].copy()
-            self._experts_RE = arrays["experts"].copy()
+        self._parts.clear()
+        self._events = 0
+        if arrays:
+            self._parts.append(_Part(**{name: array.copy() for name, array in arrays.items()}))
+            self._events = len(self._parts[0].labels_R)
+
+    def _last(self, events: int) -> _Part:
+        """The last events, at most as many as are kept for sure."""
+        events = min(events, _EVENTS)
+        return _Part(
+            *(np.concatenate(arrays)[-events:] for arrays in zip(*self._parts, strict=True))
+        )
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -92,3 +92,21 @@ def test_a_step_of_the_click_rate_alone_is_told_and_no_network_regrown(drift, se
     assert any(one.answered for one in drifts) is regrown
     answered = [one.sign_of for one in drifts if one.answered]
     assert len(answered) == len(set(answered))  # each once
+
+
+@pytest.mark.parametrize("stop", [0, 100, 4_096, 6_000])
+def test_a_restored_test_of_the_click_rate_goes_on_exactly(stop):
+    events, first, second = seen(7_000, 0, step=0.5), ClickRate(), ClickRate()
+
+    def add(target: ClickRate, start: int, end: int) -> None:
+        for at in range(start, end, 100):
+            cut = slice(at, min(at + 100, end))
+            target.add(Observations(*(array[cut] for array in events[:5])))
+
+    add(first, 0, stop)
+    second.restore(first.state())
+    for target in (first, second):
+        add(target, stop, 7_000)
+    one, other = first.state(), second.state()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert len(one["labels_R"]) == 4_096
