@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from niwaki.model.deep.interaction import SOFTENING, gain_of
+from niwaki.model.deep.interaction import SOFTENING, for_cosines, gain_of
 from niwaki.model.deep.network import Network, Stack
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.mixture.mixture import LOGIT_RANGE
@@ -106,8 +106,7 @@ class _Compact(torch.nn.Module):
         parts = [read_BX, numerics_BM, contributions_BS]
         if network.pair_count:
             if network.shape.interaction == "cosine":
-                square_BV1 = vectors_BVD.square().sum(2, keepdim=True) + float(SOFTENING)
-                vectors_BVD = vectors_BVD * (float(gain_of(network.vectors)) / square_BV1).sqrt()
+                vectors_BVD = for_cosines(vectors_BVD, float(gain_of(network.vectors)))
             products_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
             parts.append(products_BVV.flatten(1).index_select(1, self._pairs))
         return self._mlp("top", torch.cat(parts, 1)).squeeze(1)

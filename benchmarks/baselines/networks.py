@@ -68,7 +68,8 @@ class PlainDLRM(torch.nn.Module):
             vectors.append(self._list_vectors(events.lists, singles_BFD))
         if self.bottom is not None:
             numerics_BN = events.raw_numerics_BN[:, : self._columns]
-            scores_BM = prepare(numerics_BN, self._numerics.scale()).scores_BM
+            prepared = prepare(numerics_BN, self._numerics.scale())
+            scores_BM = torch.from_numpy(prepared.scores_BM)
             vectors.append(self.bottom(scores_BM).unsqueeze(1))
         vectors_BVD = torch.cat(vectors, 1)
         dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)

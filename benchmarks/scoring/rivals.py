@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from niwaki.model.config import LearnerConfig
+from niwaki.model.deep.interaction import for_cosines, gain_of
 from niwaki.model.deep.network import Network
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.numerics import CODES, KNOTS
@@ -147,6 +148,7 @@ class PlainModel(nn.Module):
         )
         self.top = self._mlp("top", len(shape.top), model.parameters)
         vectors = shape.fields + bool(shape.bottom)
+        self.gain = float(gain_of(vectors)) if shape.interaction == "cosine" else 0.0
         self.first, self.second = torch.triu_indices(vectors, vectors, offset=1)
         fields, numerics = (
             len(model.encoder.schema.fields),
@@ -179,9 +181,10 @@ class PlainModel(nn.Module):
         contributions_BSK = read["contributions"]
         if self.bottom is not None:
             vectors_BVD = torch.cat([vectors_BVD, self.bottom(numerics_BM).unsqueeze(1)], 1)
-        dots_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
         parts = [vectors_BVD.flatten(1), numerics_BM, contributions_BSK[:, :, 0]]
-        correction_B1 = self.top(torch.cat([*parts, dots_BVV[:, self.first, self.second]], 1))
+        vectors_BVD = for_cosines(vectors_BVD, self.gain) if self.gain else vectors_BVD
+        products_BVV = vectors_BVD @ vectors_BVD.transpose(1, 2)
+        correction_B1 = self.top(torch.cat([*parts, products_BVV[:, self.first, self.second]], 1))
         linear_BK = contributions_BSK.sum(1)
         experts_BE = torch.cat([linear_BK, linear_BK[:, :1] + correction_B1], 1).clamp(
             -LOGIT_RANGE, LOGIT_RANGE

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import torch
 
 from niwaki.model.jit import kernel
 
@@ -32,6 +33,13 @@ def gain_of(vectors: int) -> np.float32:
     """The factor of cosines: where there are more than ten vectors, it falls with the number of
     pairs, since most of these then say nothing."""
     return np.float32(min(1.0, (_FULL_VECTORS / vectors) ** 2))
+
+
+def for_cosines(vectors_BVD: torch.Tensor, gain: float) -> torch.Tensor:
+    """(B, V, D): vectors whose dot products are the cosines of these, times `gain`, by `gain_of`:
+    the same in operations of torch."""
+    square_BV1 = vectors_BVD.square().sum(2, keepdim=True) + float(SOFTENING)
+    return vectors_BVD * (gain / square_BV1).sqrt()
 
 
 @cache
