@@ -91,7 +91,7 @@ class Stream:
         return self.schema.categorical[int(np.argmax(counts))] if counts else None
 
     def without_lists(self) -> "Stream":
-        """The same events with no list columns."""
+        """This stream with no list columns."""
         batch = self.events
         events = EventBatch(batch.labels_B, batch.times_s_B, batch.categorical, batch.numerics_BN)
         return Stream(self.name, without_lists(self.schema), events)

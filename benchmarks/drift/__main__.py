@@ -153,7 +153,7 @@ class Watcher:
         return self
 
     def changed(self, drift: Drift) -> Changed:
-        """What has changed, as a trainer asks."""
+        """The verdict on a drift, as a trainer asks for it."""
         return self.click_rate.changed(self.read - drift.began, drift.signal)
 
     def row(

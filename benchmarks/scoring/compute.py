@@ -147,7 +147,7 @@ def request(candidates: int) -> bytes:
 
 
 def arrow_request(candidates: int) -> bytes:
-    """The same body as an Arrow IPC stream."""
+    """The body of `request` as an Arrow IPC stream."""
     asked = msgspec.json.decode(request(candidates))
     table = pa.Table.from_pylist(asked["candidates"])
     table = table.replace_schema_metadata({"context": msgspec.json.encode(asked["context"])})

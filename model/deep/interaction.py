@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import inlined, kernel
 
 SOFTENING = np.float32(1e-3)
 """Added to the square of a vector's length before it is divided by that, so that the cosines of a
@@ -36,10 +36,20 @@ def gain_of(vectors: int) -> np.float32:
 
 
 def for_cosines(vectors_BVD: torch.Tensor, gain: float) -> torch.Tensor:
-    """(B, V, D): vectors whose dot products are the cosines of these, times `gain`, by `gain_of`:
-    the same in operations of torch."""
+    """(B, V, D): vectors whose dot products are the cosines of these, times `gain` (see `gain_of`),
+    in operations of torch, for exports and comparisons."""
     square_BV1 = vectors_BVD.square().sum(2, keepdim=True) + float(SOFTENING)
     return vectors_BVD * (gain / square_BV1).sqrt()
+
+
+@inlined
+def _factor(vectors_BX: np.ndarray, b: int, first: int, width: int, gain: np.float32) -> np.float32:
+    """The factor that makes event b's vector, from column `first` on, one for cosines."""
+    square = SOFTENING
+    for d in range(width):
+        square += vectors_BX[b, first + d] * vectors_BX[b, first + d]
+    factor: np.float32 = np.sqrt(gain / square)
+    return factor
 
 
 @cache
@@ -93,10 +103,9 @@ def compiled_products(
         transposed_DV = np.empty((width, vectors), np.float32)
         for b in range(apart, events):
             for i in range(vectors):
-                square = SOFTENING
-                for d in range(width):
-                    square += vectors_BX[b, i * width + d] * vectors_BX[b, i * width + d]
-                factor = np.sqrt(gain / square) if cosine else np.float32(1)
+                factor = np.float32(1)
+                if cosine:
+                    factor = _factor(vectors_BX, b, i * width, width, gain)
                 for d in range(width):
                     transposed_DV[d, i] = vectors_BX[b, i * width + d] * factor
             p = first
@@ -129,14 +138,11 @@ def compiled_product_gradients(
         errors_VW = np.zeros((vectors, padded), np.float32)
         own_WD = np.zeros((padded, width), np.float32)
         factor_V = np.ones(vectors, np.float32)
-        gradient_VD = np.zeros((vectors, width), np.float32)
+        gradient_D = np.zeros(width, np.float32)
         for b in range(len(errors_BP)):
             for i in range(vectors):
                 if cosine:
-                    square = SOFTENING
-                    for d in range(width):
-                        square += vectors_BX[b, i * width + d] * vectors_BX[b, i * width + d]
-                    factor_V[i] = np.sqrt(gain / square)
+                    factor_V[i] = _factor(vectors_BX, b, i * width, width, gain)
                 for d in range(width):
                     own_WD[i, d] = vectors_BX[b, i * width + d] * factor_V[i]
             p = 0
@@ -154,18 +160,18 @@ def compiled_product_gradients(
                         for j in range(_UNROLLED_VECTORS):
                             total += errors_VW[i, start + j] * own_WD[start + j, d]
                         if cosine:
-                            gradient_VD[i, d] += total
+                            gradient_D[d] += total
                         else:
                             out_BVD[b, i, d] += total
                 if cosine:
                     # The gradient in a vector's direction: what lies along the vector is left out.
                     along = np.float32(0)
                     for d in range(width):
-                        along += gradient_VD[i, d] * own_WD[i, d]
+                        along += gradient_D[d] * own_WD[i, d]
                     along /= gain
                     for d in range(width):
-                        across = gradient_VD[i, d] - along * own_WD[i, d]
+                        across = gradient_D[d] - along * own_WD[i, d]
                         out_BVD[b, i, d] += factor_V[i] * across
-                        gradient_VD[i, d] = 0
+                        gradient_D[d] = 0
 
     return add_product_gradients

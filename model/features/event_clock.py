@@ -17,8 +17,8 @@ from niwaki.model.jit import inlined, kernel, types
 AHEAD_S = 2 * 86_400.0
 """Event time that may pass from one event to the next, as over a night or a holiday."""
 BEHIND_S = 30 * 86_400.0
-"""How late an event may come. A time remembered from further ahead than this is one of before the
-stream began anew at an earlier time."""
+"""Lateness that an event may have, seconds. A time remembered from further ahead than this is from
+before the stream began anew at an earlier time."""
 _EVENTS = 255
 _SPREADS = 8.0
 """Deviations of the last times by which the next may differ, whatever the bounds: in a stream of

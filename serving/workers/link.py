@@ -47,7 +47,7 @@ class Adopt(msgspec.Struct, tag=True, kw_only=True):
 
 
 class State(msgspec.Struct, tag=True, kw_only=True):
-    """What the follower knows beside the model."""
+    """The state of the follower, beside the model."""
 
     following: bool
     swaps: int
@@ -120,7 +120,7 @@ def file_of(data: bytes) -> int:
 
 
 def read_file(descriptor: int) -> bytes:
-    """What an anonymous file holds; it is closed."""
+    """The content of an anonymous file, which is closed then."""
     size, parts, at = os.fstat(descriptor).st_size, [], 0
     try:
         while at < size:  # all processes share its position, which is therefore left alone

@@ -34,7 +34,8 @@ _LABELS = ("label", "adjusted_label")
 _STALENESS = ("staleness", "recent_staleness")
 """Signals that fluctuate for long, so that their change must show in the test, too."""
 Changed = Literal["nothing", "click rate", "more"]
-"""What a change turns out to be of; more: of anything beside the click rate."""
+"""The verdict on a change. nothing: a fluctuation; click rate: a step of that alone; more: of
+anything beside it."""
 
 
 class _Part(NamedTuple):
@@ -64,7 +65,7 @@ class ClickRate:
             self._events -= len(self._parts.popleft().labels_R)
 
     def changed(self, events: int, signal: str) -> Changed:
-        """What has changed in the last `events` events, after a change of `signal` was noticed."""
+        """The verdict on the last `events` events, after a change of `signal` was noticed."""
         if not self._parts or self._parts[-1].experts_RE.shape[1] < 2:
             return "more"
         last = (array.astype(np.float64) for array in self._last(events))
@@ -110,9 +111,9 @@ def _probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _beyond(labels_R: np.ndarray, logits_R: np.ndarray, differences_R: np.ndarray) -> float:
-    """How much the difference between two experts says of the errors, in standard errors: the score
-    of a slope, with an intercept of each block of events as a nuisance, since the experts follow a
-    step of the click rate meanwhile."""
+    """Score statistic of the difference between two experts as a predictor of the errors, in
+    standard errors: that of a slope, with an intercept of each block of events as a nuisance, since
+    the experts follow a step of the click rate meanwhile."""
     score = variance = 0.0
     blocks = max(len(labels_R) // _BLOCK_EVENTS, 1)
     parts = (np.array_split(array, blocks) for array in (labels_R, logits_R, differences_R))

@@ -164,12 +164,14 @@ class Follower:
 def chosen_events(first: int, events: int, of_each: int) -> tuple[Spans, Spans]:
     """The chosen events of a batch, and the others. `first`: events before the batch. `of_each`:
     chosen ones among 128."""
+    if of_each == CHOSEN_OF_EVENTS:
+        return [(0, events)], []
     spans: tuple[Spans, Spans] = [], []
-    start = 0 if of_each < CHOSEN_OF_EVENTS else events
+    start = 0
     while start < events:
         place = (first + start) % CHOSEN_OF_EVENTS
         left_out = place >= of_each
         stop = start + (CHOSEN_OF_EVENTS if left_out else of_each) - place
         spans[left_out].append((start, min(stop, events)))
         start = stop
-    return spans if any(spans) else ([(0, events)], [])
+    return spans

@@ -26,7 +26,7 @@ plain = Outcomes.made
 
 WITHOUT = {
     "embeddings": {"embedding_dim": 0},
-    "dot products": {"interaction": "none"},
+    "products of vectors": {"interaction": "none"},
     "the bottom MLP": {"bottom": ()},
     "the deep expert": {"network_rate": 0.0},
     "pairs": {"pair_rows": 0},
