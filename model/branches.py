@@ -17,6 +17,8 @@ from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.embeddings import EmbeddingTables
 from niwaki.model.deep.mlp import Masks
 from niwaki.model.deep.network import Network
+from niwaki.model.deep.replay import Inputs as Replayed
+from niwaki.model.deep.replay import Replay
 from niwaki.model.experts import Inputs
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.mixture.merit import NetworkMerit
@@ -99,6 +101,8 @@ class Branches:
             self.merit = NetworkMerit(config.mixture(left_out=1), config.network_worth)
         self._beside_served = RunningLosses()
         self._beside_reference = RunningLosses()
+        self._replay = Replay(network, config.replayed_events, config.replays, config.seed)
+        self._sparse_rate_ratio = 1.0 if narrow_ratio is None else config.narrow_rate_ratio
         if narrow_ratio is not None:
             self.kept = network.narrow(narrow_ratio, generator)
             narrow = network.cut_to(self.kept)
@@ -173,7 +177,26 @@ class Branches:
 
     def rate_ratio(self, branch: Branch) -> float:
         """The factor on the learning rate of `branch`."""
-        return self._config.narrow_rate_ratio if branch is self.sparse else 1.0
+        return self._sparse_rate_ratio if branch is self.sparse else 1.0
+
+    def remember(self, inputs: Replayed) -> None:
+        """Before a step: keep its events, where a sparse network learns from them again, now or
+        soon."""
+        if (self.sparse or self.masks) and not self.resting:
+            self._replay.add(inputs)
+
+    def replay(self, events: Sequence[int], rate: float, learned: int) -> float:
+        """After a step: let the sparse network learn again from earlier events. Returns the
+        multiply-adds of the forward passes. The arguments: see `Replay.learn`."""
+        if not self.sparse or self.resting:
+            return 0.0
+        rate *= self.rate_ratio(self.sparse)
+        return self._replay.learn(self.sparse, events, rate, learned)
+
+    def meet_drift(self) -> None:
+        """After a drift: learn, and learn again from no event before it."""
+        self.wake()
+        self._replay.clear()
 
     def learn_masks(
         self,
@@ -267,6 +290,7 @@ class Branches:
             tensors |= {f"masks.{name}": tensor for name, tensor in self.masks.state().items()}
         if self.merit:
             tensors |= {f"merit.{name}": tensor for name, tensor in self.merit.state().items()}
+        tensors |= {f"replay.{name}": tensor for name, tensor in self._replay.state().items()}
         state = BranchesState(
             dense_live=self.dense_live,
             block=self.dense.network.shape.block,
@@ -297,6 +321,7 @@ class Branches:
             self.sparse = Branch.restored(narrow, part("sparse."), state.sparse_steps)
         if self.merit:
             self.merit.restore(part("merit."))
+        self._replay.restore(part("replay."))
         if state.masks:
             self.prune(mask_kind(state.masks))
         if self.masks:

@@ -27,6 +27,7 @@ _NOT_NEGATIVE = (
     "shrinkage_rate",
     "mixture_half_life_events",
     "debt_rate",
+    "replays",
 )
 
 
@@ -87,15 +88,25 @@ class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     network_worth: float = 0.002
     """Share of the log loss that the network has to save, where `network_rate` is auto, >= 0."""
     narrow_rate_ratio: float = 2.0
-    """Factor on that rate in a network narrower than the dense one, > 0: it takes larger steps
-    well."""
+    """Factor on that rate in a network that is narrow from the start, > 0: it takes larger steps
+    well. A network that was cut out of the dense one does not."""
+    replays: int = 1
+    """Steps on earlier events that a sparse network takes for each step on new ones, >= 0; a step
+    costs as little as the network does. They make good for its learning more slowly."""
+    replayed_events: int = 25_600
+    """Events before, since the last drift, of which they are, >= 1; their inputs of the network are
+    kept."""
     numeric_horizon_events: float = 100_000
     """Events over which the moments of numerics are averaged, >= 1."""
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     """Settings of the auxiliary parameters' learning while pruning."""
 
     def __post_init__(self) -> None:
-        for name, least in {"table_rows": 2, **dict.fromkeys(_NOT_NEGATIVE, 0)}.items():
+        for name, least in {
+            "table_rows": 2,
+            "replayed_events": 1,
+            **dict.fromkeys(_NOT_NEGATIVE, 0),
+        }.items():
             if name == "network_rate" and self.network_rate == "auto":
                 continue
             if not getattr(self, name) >= least:

@@ -68,8 +68,7 @@ class Learned(NamedTuple):
     experts_BE: np.ndarray
     """float32, of the experts, of which `logits_B` are mixed."""
     loss: float
-    """Mean log loss of the served branch's deep expert, nats; of the linear one where there is no
-    network."""
+    """Mean log loss, nats, of the served deep expert; without a network, of the linear one."""
 
 
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -130,8 +129,7 @@ class Learner:
         self.mixture = config.mixture()
         """Mixes the experts as they are now, without the delay of a publication."""
         self.learned_multiply_adds = 0.0
-        """Multiply-adds of all forward passes learned from so far; a backward pass costs about
-        twice that in any network."""
+        """Of all forward passes learned from so far; a backward pass costs about twice that."""
         self.events = 0
         """Events learned."""
         self._scales = len(config.half_lives_events)
@@ -202,13 +200,13 @@ class Learner:
         self._discount = Discount(evidence_ratio=evidence_ratio, gradients_ratio=gradients_ratio)
         self._evidence_check.begin(within_events)
         self.pairs.hurry()
-        self.branches.wake()
+        self.branches.meet_drift()
 
     def rewire(self, hashed: HashedEvents, outcomes: Outcomes, ratio: float) -> None:
         """Exchange `ratio` of the sparse branch's units, 0..1, by the gradients of a batch: see
         `Branches.rewire`."""
-        inputs = self._assemble(self.memory.complete(hashed))
-        self.branches.rewire(inputs, outcomes, ratio, self.events)
+        features = self.memory.complete(hashed)
+        self.branches.rewire(self._assemble(features), outcomes, ratio, self.events)
 
     def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
         """The tensors with which a scorer predicts as the served branch does now, mixed with
@@ -334,8 +332,7 @@ class Learner:
             self._run_parallel(partial(compute, 0), partial(compute, 1))
         else:
             compute(0)
-        losses = batches.losses
-        events = len(outcomes.labels_B)
+        losses, events = batches.losses, len(outcomes.labels_B)
         if not np.isfinite(losses).all():
             last = self.events + events
             raise LearnError(f"the loss of events {self.events} to {last} is not finite")
@@ -361,6 +358,7 @@ class Learner:
         """One step of the networks and the embedding tables, and of all that is small."""
         events = sum(batches.events)
         rate = self.config.first_network_rate * math.sqrt(events / _RATE_EVENTS)
+        self.branches.remember(batches.replayed(self.tables.weight_RD.numpy()))
         for branch in learning:
             branch.step(rate * self.branches.rate_ratio(branch), batches.events)
             self.learned_multiply_adds += events * branch.multiply_adds
@@ -370,14 +368,16 @@ class Learner:
         if learning and self.tables.weight_RD.numel():
             self.tables.update(*batches.gradients)
         self._lap("learn_embeddings")
+        self.learned_multiply_adds += self.branches.replay(batches.events, rate, self.events)
+        self._lap("learn_network")
         self.numerics.update(batches.features.numerics_BN)
         self.mixture.update(batches.found.experts_BE, batches.outcomes)
         self._lap("learn_rest")
 
     def _learn_wide(self, batches: MicroBatches, misled: bool) -> None:
         """One step of the linear expert. It touches nothing that `_learn_deep` does."""
-        found = batches.found
-        rows = self.linear.learn(found.rows_BS, found.values_BS, batches.lists, batches.outcomes)
+        inputs = batches.found.rows_BS, batches.found.values_BS, batches.lists
+        rows = self.linear.learn(*inputs, batches.outcomes)
         ratio = self._discount.evidence_ratio
         self._mark_dirty("linear", *((self.linear.discount_evidence(ratio),) if misled else rows))
         self._lap("learn_linear")

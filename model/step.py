@@ -20,6 +20,7 @@ from niwaki.model.deep import kernels
 from niwaki.model.deep.branch import Branch
 from niwaki.model.deep.embeddings import Embedded
 from niwaki.model.deep.mlp import Masks
+from niwaki.model.deep.replay import Inputs as Replayed
 from niwaki.model.experts import Assembled
 from niwaki.model.features.encoder import Features
 from niwaki.model.features.lists import ListSlots
@@ -175,6 +176,19 @@ class MicroBatches:
                     gradient_BVD if before_BVD is None else before_BVD.add_(gradient_BVD)
                 )
         lap("learn_network")
+
+    def replayed(self, embedding_RD: np.ndarray) -> Replayed:
+        """The inputs of the network, as they were computed; `embedding_RD` must not have learned
+        from them."""
+        found = self.found
+        return Replayed(
+            embedding_RD,
+            Embedded.of(self.features),
+            found.scores_BM,
+            found.contributions_BS,
+            found.experts_BE[:, 0],
+            self.outcomes.arrays,
+        )
 
     @property
     def losses(self) -> np.ndarray:

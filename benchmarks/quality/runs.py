@@ -170,6 +170,9 @@ BLOCKS = "adaptive, blocks of 8 x 8"
 WEIGHTS = "adaptive, single weights"
 RIGL_WEIGHTS = "rigl, single weights"
 UNIFORM = "adaptive, uniform layers"
+RANDOM = "random fixed, single weights"
+ONCE = "adaptive, each event once"
+FASTER = "dense, twice the rate"
 FORGETTING = "dense, forgetting"
 ANEW = "dense, begun anew"
 CONTROLS = {
@@ -183,6 +186,9 @@ CONTROLS = {
     BLOCKS: Control("adaptive", pruning={"unit": "block"}),
     WEIGHTS: Control("adaptive", pruning={"unit": "weight"}),
     RIGL_WEIGHTS: Control("rigl", pruning={"unit": "weight"}),
+    RANDOM: Control("rigl", pruning={"unit": "weight", "exchange_ratio": 0.0}),
+    ONCE: Control("adaptive", model={"replays": 0}),
+    FASTER: Control("dense", model={"network_rate": 0.002}),
 }
 POLICIES = (*policies.POLICIES, *CONTROLS)
 

@@ -156,10 +156,11 @@ class ServedReplica:
         self._settled().on_logits = on_logits
 
     def due(self, move: Move) -> bool:
-        """True where a publication is due after a step that ended with `move`: the interval has
-        passed, or a newly pruned network has just been cut."""
-        passed = self._learner.events - self._at_event >= self.every_events
-        return move is Move.CUT or passed
+        """True where a publication is due after a step that ended with `move`: a multiple of the
+        interval has been passed, or a newly pruned network has just been cut. A cut does not move
+        the later ones, so policies are compared by publications at the same events."""
+        every = self.every_events
+        return move is Move.CUT or self._learner.events // every > self._at_event // every
 
     def prepare(
         self,
