@@ -1,14 +1,13 @@
 """Rows of large tables: made lazily, gathered and scattered, logged when they change, and sorted.
 
 In: tables, and the numbers of the rows that a batch has changed. Out: copies of rows, and for each
-reader the rows that have changed since it last asked, each once. Work that can wait until the
-learner is busy with the next batch, such as sorting, is a function of its own (`ascending`).
+reader the rows that have changed since it last asked, each once and in ascending order.
 
 Shapes: R rows of a table, U different rows, X entries.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ AHEAD_EVENTS = 8
 AHEAD_ROWS = 64
 """Rows that are prefetched before they are copied."""
 CACHE_LINE_BYTES = 64
+_DIGIT_BITS = 11
+"""Bits of a row's number by which rows are sorted at a time."""
 
 
 class DirtyRows:
@@ -60,19 +61,19 @@ class DirtyRows:
         self._count[table] = _log_rows(rows_X.numpy(), stamps_X, self._events, logged_X, count)
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """By table, the numbers of the rows logged, each once, in no particular order."""
+        """By table, the numbers of the rows logged, each once, in ascending order."""
         rows = {}
         for table, rows_X in self._rows_X.items():
             rows_U = rows_X[: self._count[table]]
-            copied_U = np.unique(rows_U) if table in self._repeated else rows_U.copy()
-            rows[table] = torch.from_numpy(copied_U)
-        embedded = rows["linear"][rows["linear"] < self._embeddings]
-        if self._owners_F is not None and len(embedded):
+            ordered_U = np.unique(rows_U) if table in self._repeated else ascending(rows_U)
+            rows[table] = torch.from_numpy(ordered_U)
+        linear_U = rows["linear"].numpy()
+        embedded_U = linear_U[: np.searchsorted(linear_U, self._embeddings)]
+        if self._owners_F is not None and len(embedded_U):
             size = self._embeddings // len(self._owners_F)
-            fields_U, places_U = np.divmod(embedded.numpy(), size)
-            owned_U = np.unique(self._owners_F[fields_U] * size + places_U)
-            embedded = torch.from_numpy(owned_U)
-        return rows | {"embedding": embedded}
+            fields_U, places_U = np.divmod(embedded_U, size)
+            embedded_U = np.unique(self._owners_F[fields_U] * size + places_U)
+        return rows | {"embedding": torch.from_numpy(embedded_U)}
 
     def clear(self, events: int) -> None:
         """Begin anew, after so many events."""
@@ -81,27 +82,11 @@ class DirtyRows:
         self._repeated = set()
 
 
-def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of an export, with the rows of each table in ascending order, as a checkpoint has
-    them."""
-    ordered = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".rows")]:
-        values = f"{name.removesuffix('rows')}values"
-        rows_U, order_U = _sorted(tensors[name].numpy())
-        ordered[name] = torch.from_numpy(rows_U)
-        ordered[values] = gather(tensors[values], torch.from_numpy(order_U))
-    return ordered
-
-
-def _sorted(rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different rows in ascending order, and the former place of each. Sorting numbers whose lower
-    bits are the place takes less time than `np.argsort`."""
-    bits = len(rows_U).bit_length()
-    if len(rows_U) and int(rows_U.max()) >= 2 ** (63 - bits):
-        order_U = np.argsort(rows_U)
-        return rows_U[order_U], order_U
-    keys_U = np.sort((rows_U << bits) | np.arange(len(rows_U)))
-    return keys_U >> bits, keys_U & (2**bits - 1)
+def ascending(rows_U: np.ndarray) -> np.ndarray:
+    """Copies of row numbers (int64, >= 0) in ascending order."""
+    ordered_U = np.empty_like(rows_U)
+    _sort_rows(rows_U, ordered_U, np.empty_like(rows_U))
+    return ordered_U
 
 
 def gather(table: torch.Tensor, rows_U: torch.Tensor) -> torch.Tensor:
@@ -159,6 +144,36 @@ def _log_rows(
             logged_X[count] = rows_X[x]
             count += 1
     return count
+
+
+@kernel("void(int64[::1], int64[::1], int64[::1])")
+def _sort_rows(rows_U: np.ndarray, ordered_U: np.ndarray, scratch_U: np.ndarray) -> None:
+    """Write the rows in ascending order to `ordered_U`: a radix sort, which takes a quarter of the
+    time of `np.sort` for ten thousand rows of a table of some millions."""
+    most, passes = 0, 0
+    for u in range(len(rows_U)):
+        most = max(most, rows_U[u])
+    while passes == 0 or most >> (passes * _DIGIT_BITS):
+        passes += 1
+    places = np.empty(2**_DIGIT_BITS, np.int64)
+    source = rows_U
+    for done in range(passes):
+        # The last pass writes to the result.
+        target = ordered_U if (passes - done) % 2 else scratch_U
+        shift = done * _DIGIT_BITS
+        places[:] = 0
+        for u in range(len(rows_U)):
+            places[(source[u] >> shift) & (2**_DIGIT_BITS - 1)] += 1
+        total = 0
+        for digit in range(len(places)):
+            count = places[digit]
+            places[digit] = total
+            total += count
+        for u in range(len(rows_U)):
+            digit = (source[u] >> shift) & (2**_DIGIT_BITS - 1)
+            target[places[digit]] = source[u]
+            places[digit] += 1
+        source = target
 
 
 @kernel("void(float32[:,:], int64[::1], float32[:,::1])")

@@ -22,7 +22,6 @@ from niwaki.model.published import tensors as names
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.table_codes import Precision, rounded
 from niwaki.model.published.tensors import Export
-from niwaki.model.rows import ascending
 
 CHOSEN_OF_EVENTS = 128
 """The chosen share of the stream is the first events of each so many."""
@@ -129,8 +128,7 @@ class Follower:
             experts, outcomes = zip(*self._scored, strict=True)
             self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
             self._scored = []
-        changes = ascending(export.tensors)
-        changes |= {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
+        changes = export.tensors | {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
         published = self._complete(changes) if complete else changes
         return Made(Export(export.shape, changes), published)
 
