@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import inlined, kernel, prefetch_line
 
 AHEAD_EVENTS = 8
 """Events whose rows are prefetched before they are computed."""
 AHEAD_ROWS = 64
-"""Rows that are prefetched before they are copied."""
+"""Rows that are prefetched before they are read by turns."""
+_NEXT_ROWS = 24
+"""Rows that are on their way into the cache while one is copied."""
 CACHE_LINE_BYTES = 64
 _DIGIT_BITS = 11
 """Bits of a row's number by which rows are sorted at a time."""
@@ -117,6 +119,15 @@ def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
     return torch.from_numpy(memory[start : start + size].view(dtype).reshape(shape))
 
 
+@inlined
+def prefetch_row(table_RX: np.ndarray, row: int) -> None:
+    """Prefetch the first and the last number of a row of a float32 table of any shape, whose
+    numbers lie side by side."""
+    address = table_RX.ctypes.data + row * table_RX.strides[0]
+    prefetch_line(address)
+    prefetch_line(address + 4 * (table_RX[0].size - 1))
+
+
 @kernel("void(float32[:,:,:], int64[:,::1], float32[:,::1])")
 def prefetch(evidence_R2K: np.ndarray, rows_BS: np.ndarray, scratch_BS: np.ndarray) -> None:
     """Bring rows into the cache, first and last byte, before they are computed.
@@ -178,27 +189,23 @@ def _sort_rows(rows_U: np.ndarray, ordered_U: np.ndarray, scratch_U: np.ndarray)
 
 @kernel("void(float32[:,:], int64[::1], float32[:,::1])")
 def _gather_rows(table_RX: np.ndarray, rows_U: np.ndarray, out_UX: np.ndarray) -> None:
-    """Copy rows, which are prefetched some dozens at a time."""
-    last = out_UX.shape[1] - 1
-    for start in range(0, len(rows_U), AHEAD_ROWS):
-        stop = min(start + AHEAD_ROWS, len(rows_U))
-        for u in range(start, stop):
-            out_UX[u, 0] = table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
-        for u in range(start, stop):
-            for x in range(last + 1):
-                out_UX[u, x] = table_RX[rows_U[u], x]
+    """Copy rows, which are prefetched."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_row(table_RX, rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_row(table_RX, rows_U[u + _NEXT_ROWS])
+        for x in range(out_UX.shape[1]):
+            out_UX[u, x] = table_RX[rows_U[u], x]
 
 
-@kernel("float32(float32[:,:], int64[::1], float32[:,::1])")
-def _scatter_rows(table_RX: np.ndarray, rows_U: np.ndarray, values_UX: np.ndarray) -> np.float32:
-    """Write rows, which are prefetched some dozens at a time. The number returned has no meaning;
-    without it the compiler would drop the prefetching."""
-    last, nothing = values_UX.shape[1] - 1, np.float32(0)
-    for start in range(0, len(rows_U), AHEAD_ROWS):
-        stop = min(start + AHEAD_ROWS, len(rows_U))
-        for u in range(start, stop):
-            nothing += table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
-        for u in range(start, stop):
-            for x in range(last + 1):
-                table_RX[rows_U[u], x] = values_UX[u, x]
-    return nothing
+@kernel("void(float32[:,:], int64[::1], float32[:,::1])")
+def _scatter_rows(table_RX: np.ndarray, rows_U: np.ndarray, values_UX: np.ndarray) -> None:
+    """Write rows, which are prefetched."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_row(table_RX, rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_row(table_RX, rows_U[u + _NEXT_ROWS])
+        for x in range(values_UX.shape[1]):
+            table_RX[rows_U[u], x] = values_UX[u, x]
