@@ -9,7 +9,7 @@ nothing between two calls, and checks nothing: rows must lie within their table.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -82,4 +82,4 @@ def _prefetch_line(_typing: Any, address: Any) -> Any:
     return types.void(types.intp), generate
 
 
-prefetch_line: Callable[[int], None] = intrinsic(_prefetch_line)  # numba has no types for it
+prefetch_line = cast(Callable[[int], None], intrinsic(_prefetch_line))

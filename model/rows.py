@@ -109,6 +109,17 @@ def scatter(table: torch.Tensor, rows_U: torch.Tensor, values: torch.Tensor) -> 
         _scatter_rows(table.flatten(1).numpy(), rows_U.numpy(), flat_UX)
 
 
+@kernel("void(boolean[::1], int64[::1])")
+def mark(marks_R: np.ndarray, rows_U: np.ndarray) -> None:
+    """Set the marks of some rows to True."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_line(marks_R.ctypes.data + rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_line(marks_R.ctypes.data + rows_U[u + _NEXT_ROWS])
+        marks_R[rows_U[u]] = True
+
+
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
     """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every
     page). They begin at a line of the processor's cache, so that a row of 32 or 64 bytes costs one

@@ -1,7 +1,7 @@
 """Publication: learned versions go to the store, one at every interval, while learning goes on.
 
 In: a replica of one series of publications. Out: checkpoints in the store, in order. The loop only
-copies what has changed; a thread packs, hashes and writes it, one version at a time. While the
+copies what has changed; a thread packs and writes it, one version at a time. While the
 store takes what it is given, a version counts as served from the event on at which it was copied,
 so what is reported depends on events alone. A version that the store did not take costs freshness,
 never events: its changes are in the next version, which is a full one, since nobody knows what has

@@ -22,6 +22,7 @@ from niwaki.model.published import tensors as names
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.table_codes import Precision, rounded
 from niwaki.model.published.tensors import Export
+from niwaki.model.rows import mark
 
 CHOSEN_OF_EVENTS = 128
 """The chosen share of the stream is the first events of each so many."""
@@ -154,7 +155,7 @@ class Follower:
         exact = Export(shape, rounded(changes, self._precision))
         self.model = ServedModel(self._frame, self._tables, exact, self.model)
         for name, published_R in self._published.items():
-            published_R[changes[names.rows_of(name)].numpy()] = True
+            mark(published_R, changes[names.rows_of(name)].numpy())
 
     def _complete(self, changes: Tensors) -> Tensors:
         """All rows that were ever learned, as they are after `changes`."""
@@ -162,7 +163,7 @@ class Follower:
         for name, published_R in self._published.items():
             changed_U = changes[names.rows_of(name)]
             published_R = published_R.copy()
-            published_R[changed_U.numpy()] = True
+            mark(published_R, changed_U.numpy())
             rows_U = torch.from_numpy(np.flatnonzero(published_R))
             values = self._tables[name].index_select(0, rows_U)
             changed = torch.isin(rows_U, changed_U, assume_unique=True)

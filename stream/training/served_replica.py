@@ -6,8 +6,8 @@ delta, and an evaluation of the served predictions. The predictions of the serve
 their mixture, which the next publication carries: so the mixture is learned at the delay at which
 it is served. A share of the events is enough for that: the first ones of each 128 of the stream.
 
-The loop only hands over batches, and copies the rows that the learner has changed, unsorted. A
-thread predicts, mixes, sorts and puts full checkpoints together, one thing after another, so that
+The loop only hands over batches, and copies the rows that the learner has changed. A thread
+predicts, mixes and puts full checkpoints together, one thing after another, so that
 all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
 """
 

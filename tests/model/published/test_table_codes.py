@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save
 
 from niwaki.model.errors import CheckpointError
+from niwaki.model.published.checkpoint import tensors_only
 from niwaki.model.published.table_codes import (
     decode,
     decode_rows,
@@ -155,3 +157,19 @@ def test_columns_that_do_not_fit_their_rows_are_refused(change):
         stored["embedding.exact"] = torch.tensor([3], dtype=torch.int32)
     with pytest.raises(CheckpointError):
         restore_columns(stored, alive_FD, 5)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters='"\\'), min_size=1, max_size=8),
+        st.tuples(
+            st.sampled_from(["b1", "u1", "i1", "i2", "u2", "f2", "i4", "u4", "f4", "f8", "i8"]),
+            st.lists(st.integers(0, 5), max_size=3),
+        ),
+        max_size=6,
+    )
+)
+def test_tensors_are_written_as_the_library_of_safetensors_writes_them(shapes):
+    arrays = {name: np.zeros(shape, kind) for name, (kind, shape) in shapes.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert tensors_only(tensors) == save(arrays)
