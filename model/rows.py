@@ -155,7 +155,7 @@ def prefetch(evidence_R2K: np.ndarray, rows_BS: np.ndarray, scratch_BS: np.ndarr
             scratch_BS[b, s] = evidence_R2K[row, 0, 0] + evidence_R2K[row, 1, last]
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)")
+@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)", brief=True)
 def _log_rows(
     rows_X: np.ndarray, stamps_X: np.ndarray, latest: int, logged_X: np.ndarray, count: int
 ) -> int:

@@ -20,7 +20,7 @@ from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.published import tensors as names
 from niwaki.model.published.served import ModelFrame, ServedModel
-from niwaki.model.published.table_codes import Precision, rounded
+from niwaki.model.published.table_codes import Precision, encode_values, rounded
 from niwaki.model.published.tensors import Export
 from niwaki.model.rows import mark
 
@@ -64,9 +64,9 @@ class Made(NamedTuple):
     """The outcome of preparing a publication."""
 
     changes: Export
-    """The changes since the publication before; everything, for the first."""
+    """The changes since the publication before, as they are served; everything, for the first."""
     published: Tensors
-    """The tensors to publish."""
+    """The tensors to publish, their values encoded."""
 
 
 class Follower:
@@ -146,16 +146,18 @@ class Follower:
             self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
             self._to_learn = []
         changes = export.tensors | {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
-        published = self._complete(changes) if complete else changes
-        return Made(Export(export.shape, changes), published)
+        stored = encode_values(changes, self._precision)
+        served = rounded(changes, stored)
+        if complete:
+            stored = encode_values(self._complete(changes), self._precision)
+        return Made(Export(export.shape, served), stored)
 
     def take_over(self, made: Future[Made]) -> None:
         """Serve what `make` made."""
-        shape, changes = made.result().changes
-        exact = Export(shape, rounded(changes, self._precision))
-        self.model = ServedModel(self._frame, self._tables, exact, self.model)
+        changes = made.result().changes
+        self.model = ServedModel(self._frame, self._tables, changes, self.model)
         for name, published_R in self._published.items():
-            mark(published_R, changes[names.rows_of(name)].numpy())
+            mark(published_R, changes.tensors[names.rows_of(name)].numpy())
 
     def _complete(self, changes: Tensors) -> Tensors:
         """All rows that were ever learned, as they are after `changes`."""
