@@ -97,10 +97,9 @@ def latency(quick: bool, recording: Path | None) -> Findings:
             for version in taken
             if version.offset > _FIRST_EVENTS
         ]
-    offsets = np.array([version.offset for version in taken])
-    events = np.arange(min(len(arrived_s), int(offsets.max(initial=0))))
-    events = events[arrived_s[events] >= arrived_s[0] + _START_S]
-    first_versions = [taken[place] for place in np.searchsorted(offsets, events, side="right")]
+    first_versions = _servable(len(arrived_s), taken)
+    events = np.flatnonzero(arrived_s[: len(first_versions)] >= arrived_s[0] + _START_S)
+    first_versions = [first_versions[event] for event in events]
     waited_s = np.array([version.time_s for version in first_versions]) - arrived_s[events]
     rate = (len(arrived_s) - 1) / (arrived_s[-1] - arrived_s[0])
     phases = np.array([version.phase for version in first_versions])
@@ -198,3 +197,10 @@ def _arrivals(config: KafkaConfig) -> np.ndarray:
             for records in consumer.poll(1_000, max_records=10_000).values():
                 times_ms += [record.timestamp for record in records]
     return np.array(times_ms) / 1e3
+
+
+def _servable(events: int, taken: list[_Taken]) -> list[_Taken]:
+    """The first version that has each of the first events; the last events of all are in none."""
+    offsets = np.array([version.offset for version in taken])
+    there = np.arange(min(events, int(offsets.max(initial=0))))
+    return [taken[place] for place in np.searchsorted(offsets, there, side="right")]
