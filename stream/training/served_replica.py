@@ -7,8 +7,9 @@ their mixture, which the next publication carries: so the mixture is learned at 
 it is served. A share of the events is enough for that: the first ones of each 128 of the stream.
 
 The loop only hands over batches, and copies the rows that the learner has changed. A thread
-predicts, mixes and puts full checkpoints together, one thing after another, so that
-all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
+predicts, mixes, puts full checkpoints together and does what a publisher asks of it, one thing
+after another, so that all comes out to the bit as if the loop had done it; a caller that needs a
+result waits for it.
 """
 
 from collections import deque
@@ -220,6 +221,11 @@ class ServedReplica:
         self._multiply_adds = self._learner.multiply_adds
         self._at_event = events
         self.count += 1
+
+    def begin(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Let the thread do something after all that it was given before. Nobody but the caller
+        waits for it, and its errors are the caller's."""
+        return self._thread.submit(job, *arguments)
 
     def settle(self) -> None:
         """Wait until the thread has done all jobs."""
