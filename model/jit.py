@@ -9,12 +9,14 @@ nothing between two calls, and checks nothing: rows must lie within their table.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
-__all__ = ["inlined", "kernel", "structs", "types"]
+__all__ = ["inlined", "kernel", "prefetch_line", "structs", "types"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 types: Any = numba.types
@@ -59,3 +61,25 @@ def inlined(function: _Function) -> _Function:
     options: dict[str, Any] = {"inline": "always", "error_model": "numpy"}
     part: _Function = numba.njit(**options)(function)
     return part
+
+
+def _prefetch_line(_typing: Any, address: Any) -> Any:
+    """Begin to bring the line of the cache that holds an address (`array.ctypes.data` and so many
+    bytes) into the cache, and go on at once: a loop that only hints may have many more lines on
+    their way than one that reads them. For kernels."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        hint = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [pointer],
+            ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+        )
+        read, everywhere, data = number(0), number(3), number(1)
+        builder.call(hint, [builder.inttoptr(arguments[0], pointer), read, everywhere, data])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+prefetch_line = cast(Callable[[int], None], intrinsic(_prefetch_line))

@@ -210,7 +210,7 @@ class Learner:
 
     def export(self, weights: np.ndarray, rows: Mapping[str, torch.Tensor] | None = None) -> Export:
         """The tensors with which a scorer predicts as the served branch does now, mixed with
-        `weights`. `rows`: only these rows of each table, in any order (a delta); None: all that
+        `weights`. `rows`: only these rows of each table, ascending (a delta); None: all that
         have been touched."""
         touched = {names.EMBEDDING: self.tables.touched, names.LINEAR: self.linear.touched}
         rows = rows or {table: find() for table, find in touched.items()}

@@ -1,25 +1,28 @@
 """Rows of large tables: made lazily, gathered and scattered, logged when they change, and sorted.
 
 In: tables, and the numbers of the rows that a batch has changed. Out: copies of rows, and for each
-reader the rows that have changed since it last asked, each once. Work that can wait until the
-learner is busy with the next batch, such as sorting, is a function of its own (`ascending`).
+reader the rows that have changed since it last asked, each once and in ascending order.
 
 Shapes: R rows of a table, U different rows, X entries.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
-from niwaki.model.jit import kernel
+from niwaki.model.jit import inlined, kernel, prefetch_line
 
 AHEAD_EVENTS = 8
 """Events whose rows are prefetched before they are computed."""
 AHEAD_ROWS = 64
-"""Rows that are prefetched before they are copied."""
+"""Rows that are prefetched before they are read by turns."""
+_NEXT_ROWS = 24
+"""Rows that are on their way into the cache while one is copied."""
 CACHE_LINE_BYTES = 64
+_DIGIT_BITS = 11
+"""Bits of a row's number by which rows are sorted at a time."""
 
 
 class DirtyRows:
@@ -60,19 +63,19 @@ class DirtyRows:
         self._count[table] = _log_rows(rows_X.numpy(), stamps_X, self._events, logged_X, count)
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """By table, the numbers of the rows logged, each once, in no particular order."""
+        """By table, the numbers of the rows logged, each once, in ascending order."""
         rows = {}
         for table, rows_X in self._rows_X.items():
             rows_U = rows_X[: self._count[table]]
-            copied_U = np.unique(rows_U) if table in self._repeated else rows_U.copy()
-            rows[table] = torch.from_numpy(copied_U)
-        embedded = rows["linear"][rows["linear"] < self._embeddings]
-        if self._owners_F is not None and len(embedded):
+            ordered_U = np.unique(rows_U) if table in self._repeated else ascending(rows_U)
+            rows[table] = torch.from_numpy(ordered_U)
+        linear_U = rows["linear"].numpy()
+        embedded_U = linear_U[: np.searchsorted(linear_U, self._embeddings)]
+        if self._owners_F is not None and len(embedded_U):
             size = self._embeddings // len(self._owners_F)
-            fields_U, places_U = np.divmod(embedded.numpy(), size)
-            owned_U = np.unique(self._owners_F[fields_U] * size + places_U)
-            embedded = torch.from_numpy(owned_U)
-        return rows | {"embedding": embedded}
+            fields_U, places_U = np.divmod(embedded_U, size)
+            embedded_U = np.unique(self._owners_F[fields_U] * size + places_U)
+        return rows | {"embedding": torch.from_numpy(embedded_U)}
 
     def clear(self, events: int) -> None:
         """Begin anew, after so many events."""
@@ -81,27 +84,11 @@ class DirtyRows:
         self._repeated = set()
 
 
-def ascending(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of an export, with the rows of each table in ascending order, as a checkpoint has
-    them."""
-    ordered = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".rows")]:
-        values = f"{name.removesuffix('rows')}values"
-        rows_U, order_U = _sorted(tensors[name].numpy())
-        ordered[name] = torch.from_numpy(rows_U)
-        ordered[values] = gather(tensors[values], torch.from_numpy(order_U))
-    return ordered
-
-
-def _sorted(rows_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different rows in ascending order, and the former place of each. Sorting numbers whose lower
-    bits are the place takes less time than `np.argsort`."""
-    bits = len(rows_U).bit_length()
-    if len(rows_U) and int(rows_U.max()) >= 2 ** (63 - bits):
-        order_U = np.argsort(rows_U)
-        return rows_U[order_U], order_U
-    keys_U = np.sort((rows_U << bits) | np.arange(len(rows_U)))
-    return keys_U >> bits, keys_U & (2**bits - 1)
+def ascending(rows_U: np.ndarray) -> np.ndarray:
+    """Copies of row numbers (int64, >= 0) in ascending order."""
+    ordered_U = np.empty_like(rows_U)
+    _sort_rows(rows_U, ordered_U, np.empty_like(rows_U))
+    return ordered_U
 
 
 def gather(table: torch.Tensor, rows_U: torch.Tensor) -> torch.Tensor:
@@ -122,6 +109,17 @@ def scatter(table: torch.Tensor, rows_U: torch.Tensor, values: torch.Tensor) -> 
         _scatter_rows(table.flatten(1).numpy(), rows_U.numpy(), flat_UX)
 
 
+@kernel("void(boolean[::1], int64[::1])")
+def mark(marks_R: np.ndarray, rows_U: np.ndarray) -> None:
+    """Set the marks of some rows to True."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_line(marks_R.ctypes.data + rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_line(marks_R.ctypes.data + rows_U[u + _NEXT_ROWS])
+        marks_R[rows_U[u]] = True
+
+
 def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
     """Zeros that take memory, and time, only where they are touched (`torch.zeros` writes every
     page). They begin at a line of the processor's cache, so that a row of 32 or 64 bytes costs one
@@ -130,6 +128,15 @@ def lazy_zeros(*shape: int, dtype: type = np.float32) -> torch.Tensor:
     memory = np.zeros(size + CACHE_LINE_BYTES, np.uint8)
     start = -memory.ctypes.data % CACHE_LINE_BYTES
     return torch.from_numpy(memory[start : start + size].view(dtype).reshape(shape))
+
+
+@inlined
+def prefetch_row(table_RX: np.ndarray, row: int) -> None:
+    """Prefetch the first and the last number of a row of a float32 table of any shape, whose
+    numbers lie side by side."""
+    address = table_RX.ctypes.data + row * table_RX.strides[0]
+    prefetch_line(address)
+    prefetch_line(address + 4 * (table_RX[0].size - 1))
 
 
 @kernel("void(float32[:,:,:], int64[:,::1], float32[:,::1])")
@@ -148,7 +155,7 @@ def prefetch(evidence_R2K: np.ndarray, rows_BS: np.ndarray, scratch_BS: np.ndarr
             scratch_BS[b, s] = evidence_R2K[row, 0, 0] + evidence_R2K[row, 1, last]
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)")
+@kernel("int64(int64[::1], int64[::1], int64, int64[::1], int64)", brief=True)
 def _log_rows(
     rows_X: np.ndarray, stamps_X: np.ndarray, latest: int, logged_X: np.ndarray, count: int
 ) -> int:
@@ -161,29 +168,55 @@ def _log_rows(
     return count
 
 
+@kernel("void(int64[::1], int64[::1], int64[::1])")
+def _sort_rows(rows_U: np.ndarray, ordered_U: np.ndarray, scratch_U: np.ndarray) -> None:
+    """Write the rows in ascending order to `ordered_U`: a radix sort, which takes a quarter of the
+    time of `np.sort` for ten thousand rows of a table of some millions."""
+    most, passes = 0, 0
+    for u in range(len(rows_U)):
+        most = max(most, rows_U[u])
+    while passes == 0 or most >> (passes * _DIGIT_BITS):
+        passes += 1
+    places = np.empty(2**_DIGIT_BITS, np.int64)
+    source = rows_U
+    for done in range(passes):
+        # The last pass writes to the result.
+        target = ordered_U if (passes - done) % 2 else scratch_U
+        shift = done * _DIGIT_BITS
+        places[:] = 0
+        for u in range(len(rows_U)):
+            places[(source[u] >> shift) & (2**_DIGIT_BITS - 1)] += 1
+        total = 0
+        for digit in range(len(places)):
+            count = places[digit]
+            places[digit] = total
+            total += count
+        for u in range(len(rows_U)):
+            digit = (source[u] >> shift) & (2**_DIGIT_BITS - 1)
+            target[places[digit]] = source[u]
+            places[digit] += 1
+        source = target
+
+
 @kernel("void(float32[:,:], int64[::1], float32[:,::1])")
 def _gather_rows(table_RX: np.ndarray, rows_U: np.ndarray, out_UX: np.ndarray) -> None:
-    """Copy rows, which are prefetched some dozens at a time."""
-    last = out_UX.shape[1] - 1
-    for start in range(0, len(rows_U), AHEAD_ROWS):
-        stop = min(start + AHEAD_ROWS, len(rows_U))
-        for u in range(start, stop):
-            out_UX[u, 0] = table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
-        for u in range(start, stop):
-            for x in range(last + 1):
-                out_UX[u, x] = table_RX[rows_U[u], x]
+    """Copy rows, which are prefetched."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_row(table_RX, rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_row(table_RX, rows_U[u + _NEXT_ROWS])
+        for x in range(out_UX.shape[1]):
+            out_UX[u, x] = table_RX[rows_U[u], x]
 
 
-@kernel("float32(float32[:,:], int64[::1], float32[:,::1])")
-def _scatter_rows(table_RX: np.ndarray, rows_U: np.ndarray, values_UX: np.ndarray) -> np.float32:
-    """Write rows, which are prefetched some dozens at a time. The number returned has no meaning;
-    without it the compiler would drop the prefetching."""
-    last, nothing = values_UX.shape[1] - 1, np.float32(0)
-    for start in range(0, len(rows_U), AHEAD_ROWS):
-        stop = min(start + AHEAD_ROWS, len(rows_U))
-        for u in range(start, stop):
-            nothing += table_RX[rows_U[u], 0] + table_RX[rows_U[u], last]
-        for u in range(start, stop):
-            for x in range(last + 1):
-                table_RX[rows_U[u], x] = values_UX[u, x]
-    return nothing
+@kernel("void(float32[:,:], int64[::1], float32[:,::1])")
+def _scatter_rows(table_RX: np.ndarray, rows_U: np.ndarray, values_UX: np.ndarray) -> None:
+    """Write rows, which are prefetched."""
+    for u in range(min(_NEXT_ROWS, len(rows_U))):
+        prefetch_row(table_RX, rows_U[u])
+    for u in range(len(rows_U)):
+        if u + _NEXT_ROWS < len(rows_U):
+            prefetch_row(table_RX, rows_U[u + _NEXT_ROWS])
+        for x in range(values_UX.shape[1]):
+            table_RX[rows_U[u], x] = values_UX[u, x]

@@ -188,8 +188,9 @@ class CheckpointStore:
             before and before.version == header.parent and before.base == header.base
         ):
             return False
-        view, step = memoryview(data), self.config.chunk_bytes
-        chunks = [view[at : at + step] for at in range(0, max(len(view), 1), step)]
+        step = self.config.chunk_bytes
+        # A slice is a copy, and the client copies a view of bytes once more.
+        chunks = [data[at : at + step] for at in range(0, max(len(data), 1), step)]
         pointer = Pointer(
             version=header.version,
             kind="delta" if header.base else "full",
@@ -197,7 +198,7 @@ class CheckpointStore:
             upload=secrets.token_hex(8),
             parent=before.upload if before and header.base else "",
             chunks=len(chunks),
-            bytes=len(view),
+            bytes=len(data),
             created_s=header.created_s,
         )
         keys = self._keys(pointer)

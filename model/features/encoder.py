@@ -59,8 +59,26 @@ class HashedEvents(NamedTuple):
     @classmethod
     def concat(cls, batches: Sequence["HashedEvents"]) -> "HashedEvents":
         """The events of `batches`, one after the other."""
-        tensors = map(torch.cat, zip(*(batch.tensors for batch in batches), strict=True))
-        lists = zip(*(batch.lists for batch in batches), strict=True)
+        return cls.of_parts([(batch, (0, len(batch.rows_BF))) for batch in batches])
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[tuple["HashedEvents", tuple[int, int]]]) -> "HashedEvents":
+        """Some events of each of some batches, from a first to a last (exclusive), one after the
+        other."""
+        events = sum(stop - start for _, (start, stop) in parts)
+
+        def joined(column: int) -> torch.Tensor:
+            found = [(batch.tensors[column], *span) for batch, span in parts]
+            first = found[0][0]
+            if not first.shape[1:].numel():  # most schemas have no keys, and many no numerics
+                return first.new_empty(events, *first.shape[1:])
+            arrays = [tensor.numpy()[start:stop] for tensor, start, stop in found]
+            return torch.from_numpy(np.concatenate(arrays))
+
+        tensors = [joined(column) for column in range(len(parts[0][0].tensors)) if column != 1]
+        shares = any(batch.embedded_BF is not batch.rows_BF for batch, _ in parts)
+        tensors.insert(1, joined(1) if shares else tensors[0])
+        lists = zip(*([r.part(*span) for r in batch.lists] for batch, span in parts), strict=True)
         return cls._of(tensors, tuple(map(ListRows.concat, lists)))
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 
 from niwaki.model.features.hashing import mix_bits
 from niwaki.model.jit import inlined, kernel
-from niwaki.model.rows import AHEAD_EVENTS, prefetch
+from niwaki.model.rows import AHEAD_EVENTS, prefetch, prefetch_row
 
 Kernel = Callable[..., Any]
 """A compiled kernel; its own docstring names the arguments."""
@@ -254,36 +254,40 @@ def compiled_contributions(scales: int) -> Kernel:
         of all time scales go to the first columns of `experts_BE`. Slots of lists are left out:
         `add_lists` adds them."""
         slots = rows_BF.shape[1] + len(pairs_P2) + scores_BM.shape[1] + 2 * code_BN.shape[1] + 1
-        rows_AS = np.empty((AHEAD_EVENTS, slots), np.int64)
-        values_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
-        scratch_AS = np.empty((AHEAD_EVENTS, slots), np.float32)
-        for start in range(0, len(rows_BF), AHEAD_EVENTS):
-            some = slice(start, min(start + AHEAD_EVENTS, len(rows_BF)))
-            events = some.stop - start
-            locate_slots(
-                rows_BF[some],
-                hashes_BF[some],
-                scores_BM[some],
-                code_BN[some],
-                above_BN[some],
-                first_pair,
-                first_score,
-                first_code,
-                codes,
-                pair_rows,
-                pairs_P2,
-                seeds_P,
-                rows_AS,
-                values_AS,
-            )
-            prefetch(evidence_R2K, rows_AS[:events], scratch_AS)
-            for a in range(events):
-                b = start + a
+        count, ahead = len(rows_BF), AHEAD_EVENTS // 2
+        rows_2AS = np.empty((2, ahead, slots), np.int64)
+        values_2AS = np.empty((2, ahead, slots), np.float32)
+        # While the rows of some events come into the cache, those before them are summed.
+        for start in range(0, count + ahead, ahead):
+            turn = start // ahead % 2
+            if start < count:
+                some = slice(start, min(start + ahead, count))
+                locate_slots(
+                    rows_BF[some],
+                    hashes_BF[some],
+                    scores_BM[some],
+                    code_BN[some],
+                    above_BN[some],
+                    first_pair,
+                    first_score,
+                    first_code,
+                    codes,
+                    pair_rows,
+                    pairs_P2,
+                    seeds_P,
+                    rows_2AS[turn],
+                    values_2AS[turn],
+                )
+                for a in range(some.stop - start):
+                    for s in range(slots):
+                        prefetch_row(evidence_R2K, rows_2AS[turn, a, s])
+            for b in range(max(start - ahead, 0), min(start, count)):
+                a = b - (start - ahead)
                 _sum_slots(
                     evidence_R2K,
                     prior_SK,
-                    rows_AS[a],
-                    values_AS[a],
+                    rows_2AS[1 - turn, a],
+                    values_2AS[1 - turn, a],
                     scales,
                     out_BX[b, first_column : first_column + slots],
                     experts_BE[b],

@@ -34,15 +34,24 @@ _QUARTERS = np.array(
 
 
 def encode(tensors: Tensors, precision: Precision) -> Tensors:
-    """The tensors of a checkpoint as they are stored: see docs/checkpoint-format.md."""
+    """The tensors of a checkpoint as they are stored: see docs/checkpoint-format.md. The values of
+    tables may be encoded already."""
     stored = {
         name: encode_rows(tensor) if name.endswith(_BLOCKS) else tensor
-        for name, tensor in tensors.items()
+        for name, tensor in encode_values(tensors, precision).items()
     }
     for table in TABLES:
-        rows, values = stored.get(f"{table}.rows"), stored.get(f"{table}.values")
+        rows = stored.get(f"{table}.rows")
         if rows is not None and rows.dtype in _SIGNED:
             stored[f"{table}.rows"] = encode_rows(rows)
+    return stored
+
+
+def encode_values(tensors: Tensors, precision: Precision) -> Tensors:
+    """The tensors with the values of tables as `encode` stores them."""
+    stored = dict(tensors)
+    for table in TABLES:
+        values = stored.get(f"{table}.values")
         if values is not None and values.dtype == torch.float32 and precision != "float32":
             del stored[f"{table}.values"]
             stored |= {
@@ -68,14 +77,15 @@ def decode(stored: Tensors) -> Tensors:
     return tensors
 
 
-def rounded(tensors: Tensors, precision: Precision) -> Tensors:
-    """The tensors as they come out of a checkpoint."""
-    if precision == "float32":
-        return tensors
-    values = {f"{table}.values": tensors[f"{table}.values"] for table in TABLES}
-    return tensors | {
-        name: _decode_values(_encode_values(one, precision)) for name, one in values.items()
-    }
+def rounded(tensors: Tensors, stored: Tensors) -> Tensors:
+    """The tensors as they come out of a checkpoint. `stored`: the same, with encoded values."""
+    values = {}
+    for table in TABLES:
+        names = {part: f"{table}.{part}" for part in _PARTS}
+        if names["exact"] in stored:
+            parts = {part: stored[name] for part, name in names.items() if name in stored}
+            values[names["values"]] = _decode_values(parts)
+    return tensors | values
 
 
 def drop_columns(stored: Tensors, alive_FD: torch.Tensor, table_rows: int) -> Tensors:

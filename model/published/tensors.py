@@ -35,7 +35,7 @@ _BLOCKS = ".blocks"
 
 class Export(NamedTuple):
     """The tensors that a scorer needs: all of them, or those that have changed since an earlier
-    export, rows in any order."""
+    export; the rows of each table ascend."""
 
     shape: NetworkShape
     tensors: dict[str, torch.Tensor]

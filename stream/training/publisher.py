@@ -1,7 +1,7 @@
 """Publication: learned versions go to the store, one at every interval, while learning goes on.
 
 In: a replica of one series of publications. Out: checkpoints in the store, in order. The loop only
-copies what has changed; a thread packs, hashes and writes it, one version at a time. While the
+copies what has changed; the replica's thread packs and writes it, one version at a time. While the
 store takes what it is given, a version counts as served from the event on at which it was copied,
 so what is reported depends on events alone. A version that the store did not take costs freshness,
 never events: its changes are in the next version, which is a full one, since nobody knows what has
@@ -10,7 +10,7 @@ arrived. That one is waited for, and counts as served only once it is taken.
 
 import logging
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import NamedTuple
 
 from niwaki.model.published.checkpoint import Header, TrainingStatus, pack
@@ -41,7 +41,6 @@ class Publisher:
         """The last version that the store is known to have taken."""
         self._store = store
         self._telemetry = telemetry
-        self._thread = ThreadPoolExecutor(1, "niwaki-publish")
         self._upload: _Upload | None = None
         self._base = 0
         """The last version published in full."""
@@ -86,7 +85,8 @@ class Publisher:
             offsets={str(partition): offset for partition, offset in offsets.items()},
             created_s=time.time(),
         )
-        self._upload = _Upload(prepared.header, self._thread.submit(self._send, prepared))
+        sent_bytes = self.replica.begin(self._send, prepared)
+        self._upload = _Upload(prepared.header, sent_bytes)
         if self._trusted or self.settle():
             self.replica.refresh()
 
@@ -137,7 +137,8 @@ class Publisher:
 
     def close(self) -> None:
         """Wait for the version that is on its way, whatever becomes of it."""
-        self._thread.shutdown()
+        if self._upload:
+            wait([self._upload.sent_bytes])
 
     def _send(self, prepared: Prepared) -> int:
         """Bytes that the store took; 0: the store holds another version than this one changes, or a

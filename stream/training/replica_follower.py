@@ -7,7 +7,7 @@ is the loop's side), so nothing here is locked.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -20,9 +20,9 @@ from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.published import tensors as names
 from niwaki.model.published.served import ModelFrame, ServedModel
-from niwaki.model.published.table_codes import Precision, rounded
+from niwaki.model.published.table_codes import Precision, encode_values, rounded
 from niwaki.model.published.tensors import Export
-from niwaki.model.rows import ascending
+from niwaki.model.rows import mark
 
 CHOSEN_OF_EVENTS = 128
 """The chosen share of the stream is the first events of each so many."""
@@ -45,13 +45,28 @@ class ScoredBatch(NamedTuple):
     """Events that are only evaluated."""
 
 
+class _Part(NamedTuple):
+    """Some events of a batch."""
+
+    batch: int
+    """The place of the batch among others."""
+    span: tuple[int, int]
+
+
+class _Scored(NamedTuple):
+    """Events with predictions."""
+
+    logits_B: np.ndarray
+    outcomes: Outcomes
+
+
 class Made(NamedTuple):
     """The outcome of preparing a publication."""
 
     changes: Export
-    """The changes since the publication before; everything, for the first."""
+    """The changes since the publication before, as they are served; everything, for the first."""
     published: Tensors
-    """The tensors to publish."""
+    """The tensors to publish, their values encoded."""
 
 
 class Follower:
@@ -78,40 +93,41 @@ class Follower:
         self._precision = table_precision
         self._published = {name: np.zeros(len(table), bool) for name, table in self._tables.items()}
         """By table and row: True once a publication has named the row."""
-        self._scored: list[tuple[np.ndarray, Outcomes]] = []
-        self.on_logits: Callable[[np.ndarray], object] = lambda logits_B: None
+        self._to_learn: list[tuple[np.ndarray, Outcomes]] = []
+        """Events scored since the last publication: the experts' logits, and outcomes."""
+        self.on_logits: Callable[[np.ndarray], object] | None = None
 
     def score(self, batches: list[ScoredBatch]) -> None:
         """Predict batches that are about to be learned, the chosen events of all at once: which
         come together depends on events alone, and so do the bits of the predictions."""
-        chosen = self._predict([(batch, s) for batch in batches for s in batch.chosen], True)
-        others = self._predict([(batch, s) for batch in batches for s in batch.others], False)
-        for batch in batches:
-            parts = [(span, next(chosen)) for span in batch.chosen]
-            parts += [(span, next(others)) for span in batch.others]
-            if parts:
-                parts.sort(key=lambda part: part[0])
-                outcomes = Outcomes.concat([batch.outcomes.part(*span) for span, _ in parts])
-                logits_B = np.concatenate([logits for _, logits in parts])
-                self.evaluation.update(logits_B, outcomes)
+        places = range(len(batches))
+        chosen = [_Part(place, span) for place in places for span in batches[place].chosen]
+        others = [_Part(place, span) for place in places for span in batches[place].others]
+        scored = self._predict(batches, chosen, learned=True)
+        if others:
+            more = self._predict(batches, others, learned=False)
+            scored = _in_order(chosen + others, scored, more)
+        if len(scored.logits_B):
+            self.evaluation.update(*scored)
+        if self.on_logits:
+            counts = [sum(stop - start for start, stop in b.chosen + b.others) for b in batches]
+            for logits_B in np.split(scored.logits_B, np.cumsum(counts)[:-1]):
                 self.on_logits(logits_B)
 
-    def _predict(
-        self, parts: list[tuple[ScoredBatch, tuple[int, int]]], learned: bool
-    ) -> Iterator[np.ndarray]:
-        """The logits of some events of each of some batches, one array after the other. `learned`:
-        the mixture will learn from them."""
-        outcomes = [batch.outcomes.part(*span) for batch, span in parts]
-        if not self.model:
-            return map(self._before_models, outcomes)
-        if not parts:
-            return iter(())
-        hashed = HashedEvents.concat([batch.hashed.part(*span) for batch, span in parts])
+    def _predict(self, batches: list[ScoredBatch], parts: list[_Part], learned: bool) -> _Scored:
+        """Predict some events of some batches. `learned`: the mixture will learn from them."""
+        outcomes = [batches[place].outcomes.part(*span) for place, span in parts]
+        if not self.model or not parts:
+            nothing = [np.empty(0, np.float32)]
+            logits = nothing + [self._before_models(part) for part in outcomes]
+            joined = Outcomes.concat(outcomes or [batches[0].outcomes.part(0, 0)])
+            return _Scored(np.concatenate(logits), joined)
+        joined = Outcomes.concat(outcomes)
+        hashed = HashedEvents.of_parts([(batches[place].hashed, span) for place, span in parts])
         experts_BE = self.model.experts(hashed)
         if learned:
-            self._scored.append((experts_BE, Outcomes.concat(outcomes)))
-        ends = np.cumsum([stop - start for _, (start, stop) in parts])[:-1]
-        return iter(np.split(self.model.logits(experts_BE), ends))
+            self._to_learn.append((experts_BE, joined))
+        return _Scored(self.model.logits(experts_BE), joined)
 
     def _before_models(self, events: Outcomes) -> np.ndarray:
         """The logit of the click rate so far, for events before the first publication: of that of
@@ -125,22 +141,23 @@ class Follower:
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.
         `complete`: publish all rows that have been published before, too."""
-        if self._scored:
-            experts, outcomes = zip(*self._scored, strict=True)
+        if self._to_learn:
+            experts, outcomes = zip(*self._to_learn, strict=True)
             self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
-            self._scored = []
-        changes = ascending(export.tensors)
-        changes |= {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
-        published = self._complete(changes) if complete else changes
-        return Made(Export(export.shape, changes), published)
+            self._to_learn = []
+        changes = export.tensors | {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
+        stored = encode_values(changes, self._precision)
+        served = rounded(changes, stored)
+        if complete:
+            stored = encode_values(self._complete(changes), self._precision)
+        return Made(Export(export.shape, served), stored)
 
     def take_over(self, made: Future[Made]) -> None:
         """Serve what `make` made."""
-        shape, changes = made.result().changes
-        exact = Export(shape, rounded(changes, self._precision))
-        self.model = ServedModel(self._frame, self._tables, exact, self.model)
+        changes = made.result().changes
+        self.model = ServedModel(self._frame, self._tables, changes, self.model)
         for name, published_R in self._published.items():
-            published_R[changes[names.rows_of(name)].numpy()] = True
+            mark(published_R, changes.tensors[names.rows_of(name)].numpy())
 
     def _complete(self, changes: Tensors) -> Tensors:
         """All rows that were ever learned, as they are after `changes`."""
@@ -148,7 +165,7 @@ class Follower:
         for name, published_R in self._published.items():
             changed_U = changes[names.rows_of(name)]
             published_R = published_R.copy()
-            published_R[changed_U.numpy()] = True
+            mark(published_R, changed_U.numpy())
             rows_U = torch.from_numpy(np.flatnonzero(published_R))
             values = self._tables[name].index_select(0, rows_U)
             changed = torch.isin(rows_U, changed_U, assume_unique=True)
@@ -159,6 +176,19 @@ class Follower:
                 values = values[learned_U]
             whole |= {names.rows_of(name): rows_U, names.values_of(name): values}
         return whole
+
+
+def _in_order(parts: list[_Part], *scored: _Scored) -> _Scored:
+    """The events of `parts`, which were scored in that order, in the order of the stream."""
+    logits_B = np.concatenate([one.logits_B for one in scored])
+    outcomes = Outcomes.concat([one.outcomes for one in scored])
+    ends = np.cumsum([stop - start for _, (start, stop) in parts]).tolist()
+    ordered = sorted(zip(parts, [0, *ends[:-1]], ends, strict=True))
+    logits = [logits_B[start:stop] for _, start, stop in ordered]
+    return _Scored(
+        np.concatenate(logits),
+        Outcomes.concat([outcomes.part(start, stop) for _, start, stop in ordered]),
+    )
 
 
 def chosen_events(first: int, events: int, of_each: int) -> tuple[Spans, Spans]:

@@ -6,9 +6,10 @@ delta, and an evaluation of the served predictions. The predictions of the serve
 their mixture, which the next publication carries: so the mixture is learned at the delay at which
 it is served. A share of the events is enough for that: the first ones of each 128 of the stream.
 
-The loop only hands over batches, and copies the rows that the learner has changed, unsorted. A
-thread predicts, mixes, sorts and puts full checkpoints together, one thing after another, so that
-all comes out to the bit as if the loop had done it; a caller that needs a result waits for it.
+The loop only hands over batches, and copies the rows that the learner has changed. A thread
+predicts, mixes, puts full checkpoints together and does what a publisher asks of it, one thing
+after another, so that all comes out to the bit as if the loop had done it; a caller that needs a
+result waits for it.
 """
 
 from collections import deque
@@ -221,6 +222,11 @@ class ServedReplica:
         self._multiply_adds = self._learner.multiply_adds
         self._at_event = events
         self.count += 1
+
+    def begin(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Let the thread do something after all that it was given before. Nobody but the caller
+        waits for it, and its errors are the caller's."""
+        return self._thread.submit(job, *arguments)
 
     def settle(self) -> None:
         """Wait until the thread has done all jobs."""

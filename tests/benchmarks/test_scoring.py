@@ -11,7 +11,7 @@ import pytest
 from benchmarks.scoring import rivals
 from benchmarks.scoring.__main__ import parts, run_main
 from benchmarks.scoring.compute import _measured, in_turns, request
-from benchmarks.scoring.latency import _servable
+from benchmarks.scoring.latency import _servable, _Taken
 from benchmarks.scoring.publication import precision, time_taken
 from niwaki.model.learner import Learner
 from niwaki.serving.bodies import wire
@@ -75,9 +75,8 @@ def test_rows_of_all_sides_can_be_written_as_json():
 
 
 def test_an_event_is_servable_with_the_first_version_that_reaches_beyond_it():
-    arrived_s = np.array([0.0, 1.0, 2.0, 3.0, 4.0])
-    events, servable_s = _servable(arrived_s, [(2.5, 2), (4.5, 4)])
-    assert events.tolist() == [0, 1, 2, 3] and servable_s.tolist() == [2.5, 2.5, 4.5, 4.5]
+    one, other = _Taken(2.5, 2, "dense", 1, True), _Taken(4.5, 4, "dense", 1, False)
+    assert _servable(5, [one, other]) == [one, one, other, other]
 
 
 def test_less_exact_tables_are_smaller_and_cost_little():

@@ -45,8 +45,8 @@ def of_another_version(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (damaged, "sha256 does not match"),
-        (lambda data: data[:-1], "sha256 does not match"),
+        (damaged, "checksum does not match"),
+        (lambda data: data[:-1], "checksum does not match"),
         (lambda data: b"", "must not be cut short"),
         (lambda data: b"PK" + data[2:], "must begin with"),
         (not_finite, "must be finite"),

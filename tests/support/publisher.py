@@ -12,7 +12,6 @@ from niwaki.model.learner import Learner
 from niwaki.model.published.checkpoint import Header, TrainingStatus, pack, unpack
 from niwaki.model.published.served import PublishedModel
 from niwaki.model.published.tensors import Export
-from niwaki.model.rows import ascending
 from tests.support.streams import SCHEMA, SMALL, click_events
 
 
@@ -36,7 +35,7 @@ class Publisher:
         learner.learn(learner.encoder.encode(batch), Outcomes.of(batch))
         full = learner.export(learner.mixture.weights)
         changed = learner.export(learner.mixture.weights, self._changes.rows())
-        tensors = ascending(changed.tensors) if base else full.tensors
+        tensors = changed.tensors if base else full.tensors
         self._changes.clear(learner.events)
         header = _header(learner, full, version, created_s=time.time())
         self.answers[version] = (
@@ -59,7 +58,7 @@ def published(learner: Learner, version: int, base: int = 0, rows=None) -> tuple
     """A checkpoint, as it comes out of its bytes."""
     made = learner.export(learner.mixture.weights, rows)
     header = _header(learner, made, version, base=base)
-    return unpack(pack(header, ascending(made.tensors)))
+    return unpack(pack(header, made.tensors))
 
 
 def _header(learner: Learner, made: Export, version: int, **about: Any) -> Header:

@@ -7,14 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save
 
 from niwaki.model.errors import CheckpointError
+from niwaki.model.published.checkpoint import tensors_only
 from niwaki.model.published.table_codes import (
     decode,
     decode_rows,
     drop_columns,
     encode,
     encode_rows,
+    encode_values,
     restore_columns,
     rounded,
 )
@@ -25,6 +28,11 @@ row_sets = st.sets(
 values = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 12), st.just(2), st.just(3)), elements=st.floats(width=32)
 )
+
+
+def through_codes(tensors, precision):
+    """The tensors as a trainer reckons with them once they are published."""
+    return rounded(tensors, encode_values(tensors, precision))
 
 
 @given(row_sets)
@@ -59,7 +67,7 @@ def tables(linear: np.ndarray) -> dict[str, torch.Tensor]:
 @given(values, st.sampled_from(["float32", "float16", "int8"]))
 def test_what_comes_back_is_what_a_trainer_reckons_with(linear, precision):
     tensors = tables(linear)
-    there, here = decode(encode(tensors, precision)), rounded(tensors, precision)
+    there, here = decode(encode(tensors, precision)), through_codes(tensors, precision)
     assert there.keys() == tensors.keys()
     for name, tensor in here.items():
         assert np.array_equal(there[name].numpy(), tensor.numpy(), equal_nan=True)
@@ -68,7 +76,7 @@ def test_what_comes_back_is_what_a_trainer_reckons_with(linear, precision):
 @given(values, st.sampled_from([("float16", 2.0**-11), ("int8", 2**0.25 / 254)]))
 def test_a_value_is_off_by_no_more_than_a_share_of_its_rows_largest(linear, precision):
     name, share = precision
-    came = rounded(tables(linear), name)["linear.values"].numpy()
+    came = through_codes(tables(linear), name)["linear.values"].numpy()
     for before, after in zip(linear, came, strict=True):
         largest = np.abs(before).max()
         if largest <= 64:
@@ -80,10 +88,10 @@ def test_a_value_is_off_by_no_more_than_a_share_of_its_rows_largest(linear, prec
 @given(values, st.integers(0, 11), st.sampled_from(["float16", "int8"]))
 def test_a_row_does_not_depend_on_the_others(linear, row, precision):
     if row < len(linear):
-        alone = rounded(tables(linear[row : row + 1]), precision)["linear.values"][0]
+        alone = through_codes(tables(linear[row : row + 1]), precision)["linear.values"][0]
         assert np.array_equal(
             alone.numpy(),
-            rounded(tables(linear), precision)["linear.values"][row].numpy(),
+            through_codes(tables(linear), precision)["linear.values"][row].numpy(),
             equal_nan=True,
         )
 
@@ -129,7 +137,7 @@ def test_of_each_row_only_the_columns_alive_travel_and_all_come_back(pruned, pre
     stored = drop_columns(encode(tensors, name), alive_FD, 10)
     count = int(alive_FD[tensors["embedding.rows"] // 10].sum())
     assert stored["embedding.values"].numpy().nbytes == width * count
-    there, here = decode(restore_columns(stored, alive_FD, 10)), rounded(tensors, name)
+    there, here = decode(restore_columns(stored, alive_FD, 10)), through_codes(tensors, name)
     assert there.keys() == here.keys()
     assert all(torch.equal(tensor, there[key]) for key, tensor in here.items())
 
@@ -155,3 +163,19 @@ def test_columns_that_do_not_fit_their_rows_are_refused(change):
         stored["embedding.exact"] = torch.tensor([3], dtype=torch.int32)
     with pytest.raises(CheckpointError):
         restore_columns(stored, alive_FD, 5)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_characters='"\\'), min_size=1, max_size=8),
+        st.tuples(
+            st.sampled_from(["b1", "u1", "i1", "i2", "u2", "f2", "i4", "u4", "f4", "f8", "i8"]),
+            st.lists(st.integers(0, 5), max_size=3),
+        ),
+        max_size=6,
+    )
+)
+def test_tensors_are_written_as_the_library_of_safetensors_writes_them(shapes):
+    arrays = {name: np.zeros(shape, kind) for name, (kind, shape) in shapes.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert tensors_only(tensors) == save(arrays)
