@@ -34,7 +34,7 @@ from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVERY_EVENTS = 1_000
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 _BLOCK_EVENTS = 4_096
 _WARMUP_EVENTS, _PRUNING_EVENTS = 20_000, 20_000
 

@@ -149,7 +149,7 @@ STEPS = st.lists(
 )
 
 
-PRECISIONS = st.sampled_from(["float32", "float32", "float16", "int8"])
+PRECISIONS = st.sampled_from(["float32", "float16", "int8", "int4"])
 
 
 PRUNINGS = st.sampled_from(
