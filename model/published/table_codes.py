@@ -12,7 +12,7 @@ expert.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,9 +30,9 @@ _FAR_W = np.array([np.iinfo(width).max for width in _WIDTHS], np.int64)
 _EXACT_BEYOND = 64.0
 _LEVELS = 127
 _MEAN_LEVELS, _PRECISION_LEVELS = 7, 15
-_LITTLE = 0
+LITTLE = 0
 """The greatest scale code of rows in 4 bits: no value of theirs is beyond 1."""
-_NOTHING = -128
+NOTHING = -128
 _BLOCKS = ".blocks"
 # Quarters of an octave, from square roots alone: the same on every machine.
 _QUARTERS = np.array(
@@ -42,6 +42,9 @@ _FIRST_QUARTER, _SECOND_QUARTER, _THIRD_QUARTER = (_QUARTERS[1:] / 2).tolist()
 _CODES = np.arange(-128, 128)
 _SCALES = np.ldexp(_QUARTERS[_CODES % 4], _CODES // 4).astype(np.float32)
 """float32 2^(c/4) of each code c, from -128 on."""
+_STEPS = _SCALES / np.float32(_LEVELS)
+_MEAN_STEPS = _SCALES / np.float32(_MEAN_LEVELS)
+_PRECISION_STEPS = _SCALES / np.float32(_PRECISION_LEVELS)
 # So that a value which rounding puts a little beyond a scale still belongs to that scale.
 _WITHIN = 1 - 1e-6
 
@@ -206,7 +209,7 @@ def _encode_values(values: torch.Tensor, precision: Precision) -> Tensors:
         return parts | {"values": torch.from_numpy(small_UX.astype(np.float16)).view(values.shape)}
     parts |= {"scales": torch.from_numpy(scales_U)}
     if precision == "int4" and values.dim() == 3:
-        codes = np.empty(_packed_bytes(scales_U, flat_UX.shape[1]), np.uint8)
+        codes = np.empty(packed_bytes(scales_U, flat_UX.shape[1]), np.uint8)
         pack_rows(flat_UX, scales_U, codes)
         return parts | {"values": torch.from_numpy(codes)}
     codes_UX = np.empty(flat_UX.shape, np.int8)
@@ -231,7 +234,7 @@ def _decode_values(parts: Tensors) -> torch.Tensor:
         if len(scales) != len(codes):
             raise CheckpointError("scales", "must be one for each row of 8-bit values")
         values = codes.numpy().astype(np.float32)
-        steps_U = _SCALES[scales.numpy().astype(np.int64) + 128] / np.float32(_LEVELS)
+        steps_U = _STEPS[scales.numpy().astype(np.int64) + 128]
         values *= steps_U.reshape(-1, *[1] * (values.ndim - 1))
     elif codes.dtype == torch.float16:
         values = codes.numpy().astype(np.float32)
@@ -246,10 +249,10 @@ def _decode_values(parts: Tensors) -> torch.Tensor:
     return torch.from_numpy(values)
 
 
-def _packed_bytes(scales_U: np.ndarray, width: int) -> int:
+def packed_bytes(scales_U: np.ndarray, width: int) -> int:
     """Bytes of `pack_rows` for rows of `width` values."""
-    little = np.count_nonzero(scales_U <= _LITTLE) - np.count_nonzero(scales_U == _NOTHING)
-    return int(little) * (width // 2) + int(np.count_nonzero(scales_U > _LITTLE)) * width
+    little = np.count_nonzero(scales_U <= LITTLE) - np.count_nonzero(scales_U == NOTHING)
+    return int(little) * (width // 2) + int(np.count_nonzero(scales_U > LITTLE)) * width
 
 
 def _unpacked(codes: np.ndarray, scales_U: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,7 +260,7 @@ def _unpacked(codes: np.ndarray, scales_U: np.ndarray, shape: tuple[int, ...]) -
     if len(shape) != 2 or shape[0] != 2:
         raise CheckpointError("in_full", "must be rows of the linear expert", list(shape))
     values_UX = np.zeros((len(scales_U), math.prod(shape)), np.float32)
-    if codes.ndim != 1 or len(codes) != _packed_bytes(scales_U, values_UX.shape[1]):
+    if codes.ndim != 1 or len(codes) != packed_bytes(scales_U, values_UX.shape[1]):
         raise CheckpointError("values", "must be those of the rows and nothing else", codes.shape)
     unpack_rows(codes, scales_U, values_UX)
     return values_UX.reshape(-1, *shape)
@@ -275,14 +278,14 @@ def write_scales(values_UX: np.ndarray, scales_U: np.ndarray, exact_U: np.ndarra
             exact = exact or not value * _WITHIN <= _EXACT_BEYOND  # what is not finite, too
             largest = max(largest, value)
         exact_U[u] = exact
-        scales_U[u] = _NOTHING
+        scales_U[u] = NOTHING
         if largest > 0 and not exact:
             fraction, exponent = math.frexp(largest * _WITHIN)
             code = 4 * exponent - 3
             code += fraction > _FIRST_QUARTER
             code += fraction > _SECOND_QUARTER
             code += fraction > _THIRD_QUARTER
-            scales_U[u] = max(code, _NOTHING + 1)
+            scales_U[u] = max(code, NOTHING + 1)
 
 
 @inlined
@@ -294,10 +297,10 @@ def _nearest(value: np.float32, step: np.float32, low: int, high: int) -> int:
 def code_rows(values_UX: np.ndarray, scales_U: np.ndarray, codes_UX: np.ndarray) -> None:
     """Write the codes of rows in 8 bits."""
     for u in range(len(values_UX)):
-        if scales_U[u] == _NOTHING:
+        if scales_U[u] == NOTHING:
             codes_UX[u] = 0
             continue
-        step = _SCALES[scales_U[u] + 128] / np.float32(_LEVELS)
+        step = _STEPS[scales_U[u] + 128]
         for x in range(values_UX.shape[1]):
             codes_UX[u, x] = _nearest(values_UX[u, x], step, -_LEVELS, _LEVELS)
 
@@ -312,22 +315,39 @@ def pack_rows(values_UX: np.ndarray, scales_U: np.ndarray, codes: np.ndarray) ->
     scales = width // 2
     at = 0
     for u in range(len(values_UX)):
-        if scales_U[u] == _NOTHING:
+        if scales_U[u] == NOTHING:
             continue
-        scale = _SCALES[scales_U[u] + 128]
-        if scales_U[u] <= _LITTLE:
-            mean_step = scale / np.float32(_MEAN_LEVELS)
-            step = scale / np.float32(_PRECISION_LEVELS)
+        if scales_U[u] <= LITTLE:
+            mean_step = _MEAN_STEPS[scales_U[u] + 128]
+            step = _PRECISION_STEPS[scales_U[u] + 128]
             for k in range(scales):
                 mean = _nearest(values_UX[u, k], mean_step, -_MEAN_LEVELS, _MEAN_LEVELS)
                 precision = _nearest(values_UX[u, scales + k], step, 0, _PRECISION_LEVELS)
                 codes[at + k] = 16 * (mean + 8) + precision
             at += scales
         else:
-            step = scale / np.float32(_LEVELS)
+            step = _STEPS[scales_U[u] + 128]
             for x in range(width):
                 codes[at + x] = _nearest(values_UX[u, x], step, -_LEVELS, _LEVELS)
             at += width
+
+
+@inlined
+def little_mean(code: np.uint8, scale: int) -> Any:
+    """The precision times mean of a code in 4 bits, with the code of its scale."""
+    return np.float32((np.int64(code) >> 4) - 8) * _MEAN_STEPS[scale + 128]
+
+
+@inlined
+def little_precision(code: np.uint8, scale: int) -> Any:
+    """The precision of a code in 4 bits."""
+    return np.float32(np.int64(code) & 15) * _PRECISION_STEPS[scale + 128]
+
+
+@inlined
+def much(code: np.uint8, scale: int) -> Any:
+    """The value of a code in 8 bits."""
+    return np.float32(np.int8(code)) * _STEPS[scale + 128]
 
 
 @kernel("void(uint8[::1], int8[::1], float32[:,::1])")
@@ -337,19 +357,15 @@ def unpack_rows(codes: np.ndarray, scales_U: np.ndarray, values_UX: np.ndarray) 
     scales = width // 2
     at = 0
     for u in range(len(values_UX)):
-        if scales_U[u] == _NOTHING:
+        scale = int(scales_U[u])
+        if scale == NOTHING:
             continue
-        scale = _SCALES[scales_U[u] + 128]
-        if scales_U[u] <= _LITTLE:
-            mean_step = scale / np.float32(_MEAN_LEVELS)
-            step = scale / np.float32(_PRECISION_LEVELS)
+        if scale <= LITTLE:
             for k in range(scales):
-                code = np.int64(codes[at + k])
-                values_UX[u, k] = np.float32(code // 16 - 8) * mean_step
-                values_UX[u, scales + k] = np.float32(code % 16) * step
+                values_UX[u, k] = little_mean(codes[at + k], scale)
+                values_UX[u, scales + k] = little_precision(codes[at + k], scale)
             at += scales
         else:
-            step = scale / np.float32(_LEVELS)
             for x in range(width):
-                values_UX[u, x] = np.float32(np.int8(codes[at + x])) * step
+                values_UX[u, x] = much(codes[at + x], scale)
             at += width

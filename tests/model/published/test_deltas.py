@@ -16,7 +16,7 @@ from niwaki.model.published.served import PublishedModel, ServedModel
 from niwaki.model.published.table_codes import Precision
 from niwaki.model.published.tensors import Export
 from niwaki.pruning.config import PruningConfig, Unit
-from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer
+from niwaki.serving.double_buffer import Checkpoint, CompactShelf, DoubleBuffer, Shelf
 from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
@@ -28,8 +28,8 @@ SCORED = click_events(32, seed=6)
 class Follower:
     """A scorer's memory, and what it has last taken over."""
 
-    def __init__(self) -> None:
-        self.versions, self.version, self.held = DoubleBuffer(), 0, []
+    def __init__(self, shelf: Shelf | None = None) -> None:
+        self.versions, self.version, self.held = DoubleBuffer(shelf), 0, []
 
     def follow(self, published: list[Checkpoint]) -> None:
         """Go to the newest version, by what has been missed, or by the last full one and its
@@ -63,7 +63,8 @@ def state(model: ServedModel) -> dict[str, torch.Tensor]:
 
 
 class World:
-    """One trainer that publishes, and three scorers that follow with less and less zeal."""
+    """One trainer that publishes, and scorers that follow with more and less zeal; one of them has
+    compact tables."""
 
     def __init__(
         self, precision: Precision = "float32", table_budget: float = 1.0, unit: Unit = "neuron"
@@ -80,6 +81,7 @@ class World:
         self.trainer.policy.table_ratio = lambda events: table_budget
         self.replica, self.published = self.trainer.add_replica(64), []
         self.eager, self.lazy = Follower(), Follower()
+        self.compact = Follower(CompactShelf())
         self.base = 0
 
     def learn(self, events: int) -> None:
@@ -116,11 +118,16 @@ class World:
         )
         self.replica.refresh()
         self.eager.follow(self.published)
-        late = Follower()
+        self.compact.follow(self.published)
+        late, late_compact = Follower(), Follower(CompactShelf())
         late.follow(self.published)
-        for model in (self.eager.versions.model, late.versions.model, self.replica.served):
+        late_compact.follow(self.published)
+        followers = self.eager, self.compact, late, late_compact
+        for model in (*(one.versions.model for one in followers), self.replica.served):
             assert differing(state(model), state(whole)) == []
-        assert self.eager.versions.model.predict(SCORED).tolist() == whole.predict(SCORED).tolist()
+        expected = whole.predict(SCORED).tolist()
+        assert self.compact.versions.model.predict(SCORED).tolist() == expected
+        assert self.eager.versions.model.predict(SCORED).tolist() == expected
 
     def catch_up(self) -> None:
         if self.published and self.lazy.version < len(self.published):
@@ -132,6 +139,7 @@ class World:
     def hold(self) -> None:
         if self.published:
             self.eager.hold()
+            self.compact.hold()
 
 
 STEPS = st.lists(
@@ -164,6 +172,7 @@ def follow_through(steps: list[tuple], precision: Precision, pruning: tuple[floa
     for name, *arguments in steps:
         getattr(world, name)(*arguments)
         world.eager.check()
+        world.compact.check()
 
 
 @given(STEPS, PRECISIONS, PRUNINGS)
