@@ -59,6 +59,10 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     workers: int = 1
     """Processes that score, >= 1, with one copy of the tables. 1: the process that follows Redis
     scores; more: it only follows, and is a further one. Linux only."""
+    compact_tables: bool = False
+    """True: only the rows of tables that are there are in memory, coded as in checkpoints. They
+    take a hundredth of the memory, and scoring takes one and a half times to twice as long. For one
+    worker."""
     stop_timeout_s: float = 10.0
     """On SIGTERM, how long requests in flight may take to finish, >= 0."""
 
@@ -77,6 +81,8 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("max_age_s", "stop_timeout_s"):
             if not getattr(self, name) >= 0:
                 raise RuleError(name, "must not be negative", getattr(self, name))
+        if self.compact_tables and self.workers > 1:
+            raise RuleError("compact_tables", "needs workers = 1", self.compact_tables)
         if not self.read_timeout_s > 0:
             raise RuleError("read_timeout_s", "must be greater than 0", self.read_timeout_s)
 

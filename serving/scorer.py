@@ -22,7 +22,7 @@ from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.published.checkpoint import unpack
 from niwaki.model.published.served import PublishedModel
-from niwaki.serving.double_buffer import Checkpoint, DoubleBuffer, Shelf
+from niwaki.serving.double_buffer import Checkpoint, CompactShelf, DoubleBuffer, Shelf
 from niwaki.serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
 from niwaki.serving.store import CheckpointStore, Pointer, Watch
 
@@ -97,13 +97,15 @@ class Scorer(Serving):
         self._follower: threading.Thread | None = None
 
     @classmethod
-    def from_redis(cls, url: str, name: str = "niwaki") -> Self:
-        """A scorer that follows the model `name` published at `url`.
+    def from_redis(cls, url: str, name: str = "niwaki", compact_tables: bool = False) -> Self:
+        """A scorer that follows the model `name` published at `url`. `compact_tables`: see
+        `serve.compact_tables` in the configuration.
 
         Has its first checkpoint when it returns, if there is one. Where Redis can't be reached it
         goes on trying (see `wait`); where Redis refuses, raises `StoreRefused`.
         """
-        return cls(CheckpointStore.from_url(url, name)).follow()
+        shelf = CompactShelf() if compact_tables else None
+        return cls(CheckpointStore.from_url(url, name), shelf).follow()
 
     @property
     def newest(self) -> PublishedModel | None:

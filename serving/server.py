@@ -19,6 +19,7 @@ import torch
 
 from niwaki.model.published.served import PublishedModel
 from niwaki.serving.app import ServeConfig
+from niwaki.serving.double_buffer import CompactShelf
 from niwaki.serving.errors import ServingError
 from niwaki.serving.listener import bind, listen, new_server, url_of
 from niwaki.serving.scorer import Scorer
@@ -52,7 +53,8 @@ def run(config: ServeConfig, store: StoreConfig) -> None:
 def _run_alone(config: ServeConfig, store: StoreConfig, listener: socket.socket) -> None:
     # A compact network is too small to be split over threads; several requests at once are not.
     torch.set_num_threads(1)
-    with Scorer(CheckpointStore(store)) as scorer:
+    shelf = CompactShelf() if config.compact_tables else None
+    with Scorer(CheckpointStore(store), shelf) as scorer:
         scorer.follow()
         log.info("serving %s on %s", scorer.name, url_of(listener))
         gc.freeze()  # or all that is imported would be searched for cycles now and then

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.frame import Findings, at_most, spread
+from benchmarks.scoring import memory
 from benchmarks.servers import some_redis
 from niwaki.model.config import LearnerConfig
 from niwaki.model.features.schema import EventBatch, Schema
@@ -34,7 +35,7 @@ from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 
 EVERY_EVENTS = 1_000
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "int4")
 _BLOCK_EVENTS = 4_096
 _WARMUP_EVENTS, _PRUNING_EVENTS = 20_000, 20_000
 
@@ -49,7 +50,7 @@ class _Stream(NamedTuple):
 
 
 def precision(quick: bool, recording: Path | None) -> Findings:
-    """Bytes and served entropy by precision and seed."""
+    """Bytes, of checkpoints and of a scorer's tables, and served entropy by precision and seed."""
     rows = []
     stream = _stream(recording, quick)
     for seed in range(1 if quick else 3):
@@ -80,7 +81,7 @@ class _Series:
     def publish(self) -> None:
         """One more version, a delta where it can be; only those after the cut are weighed."""
         base = 0 if self.publication.full_due else self._base
-        size_bytes = self._pack(base)
+        size_bytes = len(self.packed(base))
         self._version, self._base = self._version + 1, base or self._version + 1
         if base and self._trainer.learner.branches.sparse:
             self._deltas.append(size_bytes)
@@ -88,7 +89,8 @@ class _Series:
 
     def row(self, exact: "_Series") -> dict[str, Any]:
         """Result, beside the series of full precision."""
-        learner, full_bytes = self._trainer.learner, self._pack(0)
+        learner, full = self._trainer.learner, self.packed(0)
+        full_bytes = len(full)
         tables = (
             learner.tables.weight_RD,
             learner.linear.evidence_R2K,
@@ -110,16 +112,17 @@ class _Series:
             "full_of_touched": full_bytes / learner.dense_bytes,
             "dense_all_bytes": plain_bytes,
             "full_of_all": full_bytes / plain_bytes,
-        }
+        } | memory.resident(full, learner.dense_bytes)
 
-    def _pack(self, base: int) -> int:
+    def packed(self, base: int) -> bytes:
+        """A delta to `base`, or a full checkpoint where that is 0, of all that was learned."""
         about = {
             "version": self._version + 1,
             "parent": self._version,
             "offsets": {},
             "created_s": 0.0,
         }
-        return len(pack(*self.publication.checkpoint(self._trainer.status(), base=base, **about)))
+        return pack(*self.publication.checkpoint(self._trainer.status(), base=base, **about))
 
 
 def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -128,7 +131,12 @@ def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
         mine = [row for row in rows if row["precision"] == kind]
         worst = {
             key: max(row[key] for row in mine)
-            for key in ("delta_of_full", "full_of_all", "full_of_touched")
+            for key in (
+                "delta_of_full",
+                "full_of_all",
+                "full_of_touched",
+                "compact_tables_of_touched",
+            )
         }
         claims += [
             at_most(
@@ -144,7 +152,12 @@ def _byte_claims(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, An
             at_most(
                 f"{name}, {kind}: the same over rows ever touched only",
                 worst["full_of_touched"],
-                0.35,
+                0.25,
+            ),
+            at_most(
+                f"{name}, {kind}: a scorer's compact tables over dense float32 rows ever touched",
+                worst["compact_tables_of_touched"],
+                0.25,
             ),
         ]
     return claims

@@ -120,7 +120,7 @@ def locate_slots(
 
 
 @inlined
-def _sum_slots(
+def sum_slots(
     evidence_R2K: np.ndarray,
     prior_SK: np.ndarray,
     rows_S: np.ndarray,
@@ -165,7 +165,7 @@ def compiled_logits(scales: int) -> Kernel:
             if b % AHEAD_EVENTS == 0:
                 ahead = slice(b, b + AHEAD_EVENTS)
                 prefetch(evidence_R2K, rows_BS[ahead], contributions_BS[ahead])
-            _sum_slots(
+            sum_slots(
                 evidence_R2K,
                 prior_SK,
                 rows_BS[b],
@@ -283,7 +283,7 @@ def compiled_contributions(scales: int) -> Kernel:
                         prefetch_row(evidence_R2K, rows_2AS[turn, a, s])
             for b in range(max(start - ahead, 0), min(start, count)):
                 a = b - (start - ahead)
-                _sum_slots(
+                sum_slots(
                     evidence_R2K,
                     prior_SK,
                     rows_2AS[1 - turn, a],

@@ -1,14 +1,13 @@
 """Logits of a published model's experts, in fewer passes over memory than a learner needs.
 
-In: features of some events, and a model's tables and weights. Out: the logits of all experts. The
-linear expert locates, reads and sums its slots in one kernel, and writes their contributions to the
-inputs of the deep expert. Some hundred events are computed at a time, so that buffers stay in the
-cache. Nothing is kept between two calls, so threads may share an `Inference`.
+In: features of some events, and a model's weights and tables, plain or compact. Out: the logits of
+all experts. The linear expert locates, reads and sums its slots in one kernel, and writes their
+contributions to the inputs of the deep expert. Some hundred events are computed at a time, so that
+buffers stay in the cache. Nothing is kept between two calls, so threads may share an `Inference`.
 
 Shapes: B events, R rows, S slots, K time scales, E = K + 1 experts, D embedding width.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,14 @@ from niwaki.model.features.lists import ListSlots
 from niwaki.model.features.numerics import Scale, prepare
 from niwaki.model.linear.kernels import add_lists, compiled_contributions
 from niwaki.model.linear.slots import Slots
+from niwaki.model.published.compact import CompactRows
+from niwaki.model.published.compact_inference import (
+    compiled_compact_contributions,
+    found_embeddings,
+    found_lists,
+)
 
+Table = torch.Tensor | CompactRows
 _PIECE_EVENTS = 512
 """Events that are computed at a time."""
 
@@ -50,18 +56,20 @@ class Inference:
         self,
         features: Features,
         scale: Scale,
-        tables: Mapping[str, torch.Tensor],
+        linear: Table,
+        embedding: Table,
         prior_SK: torch.Tensor,
         columns: int,
     ) -> np.ndarray:
         """(B, E) float32 logits of the experts; the columns of further experts are undefined.
-        `prior_SK`: 1 / prior variance of each slot. `columns`: E."""
+        `linear`, `embedding`: the tables of both experts. `prior_SK`: 1 / prior variance of each
+        slot. `columns`: E."""
         prepared = prepare(features.numerics_BN, scale)
         events = _Events(features.rows_BF.numpy(), features.hashes_BF.numpy(), *prepared)
         count = len(events.rows_BF)
         embedded = Embedded.of(features)
         lists = self._slots.of_lists(features.lists, events.hashes_BF)
-        model = tables["linear"].numpy(), prior_SK.numpy(), tables["embedding"].numpy()
+        model = linear, prior_SK.numpy(), embedding
         experts_BE = np.empty((count, columns), np.float32)
         if count <= _PIECE_EVENTS:
             self._write_logits(*model, events, embedded, lists, experts_BE)
@@ -79,9 +87,9 @@ class Inference:
 
     def _write_logits(
         self,
-        evidence_R2K: np.ndarray,
+        linear: Table,
         prior_SK: np.ndarray,
-        embedding_RD: np.ndarray,
+        embedding: Table,
         events: _Events,
         embedded: Embedded,
         lists: ListSlots,
@@ -91,12 +99,27 @@ class Inference:
         inputs = self.network.top_inputs
         x_BI = self._deep.inputs(len(experts_BE))
         x, first = x_BI.numpy(), inputs.contributions.start
-        write_contributions = compiled_contributions(prior_SK.shape[1])
-        places = *self._slots.places, *self._slots.pairs
-        write_contributions(evidence_R2K, prior_SK, *events, *places, x, first, experts_BE)
+        scales = prior_SK.shape[1]
+        places = self._slots.places, *self._slots.pairs
+        if isinstance(linear, CompactRows):
+            write_compact = compiled_compact_contributions(scales)
+            some = tuple(events), tuple(places[0])
+            write_compact((linear, prior_SK), *some, *places[1:], x, first, experts_BE)
+            if self._slots.lists:
+                lists, found_VX = found_lists(linear, lists)
+                evidence_R2K = found_VX.reshape(-1, 2, scales)
+        else:
+            evidence_R2K = linear.numpy()
+            write_contributions = compiled_contributions(scales)
+            to = x, first, experts_BE
+            write_contributions(evidence_R2K, prior_SK, *events, *places[0], *places[1:], *to)
         if self._slots.lists:
-            to = first, self._slots.single, x, experts_BE
-            add_lists(evidence_R2K, prior_SK, *lists, *to)
+            columns = first, self._slots.single
+            add_lists(evidence_R2K, prior_SK, *lists, *columns, x, experts_BE)
         x[:, inputs.numerics] = events.scores_BM
+        if isinstance(embedding, CompactRows):
+            embedding_RD, embedded = found_embeddings(embedding, embedded)
+        else:
+            embedding_RD = embedding.numpy()
         corrections_B = self._deep.corrections(x_BI, embedding_RD, embedded)
         np.add(experts_BE[:, 0], corrections_B, out=experts_BE[:, -1])

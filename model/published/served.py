@@ -8,7 +8,8 @@ predictions. A model learns nothing.
 Shapes: B events, E columns of experts; others as in `model.experts`.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,7 +38,9 @@ from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header
+from niwaki.model.published.compact import CompactRows, last_of_each
 from niwaki.model.published.inference import Inference
+from niwaki.model.published.table_codes import Precision
 from niwaki.model.published.tensors import Export
 from niwaki.model.rows import lazy_zeros, scatter
 
@@ -83,6 +86,25 @@ class ModelFrame:
         """Tables of this model's shapes, all zero."""
         tables = {name: lazy_zeros(*widths) for name, widths in self._widths.items()}
         return tables | self.memory.empty()
+
+    def empty_rows(self, precision: Precision) -> dict[str, CompactRows]:
+        """The tables of the experts, compact, in which no row is there."""
+        return {
+            name: CompactRows.empty(rows, math.prod(widths), name == names.LINEAR, precision)
+            for name, (rows, *widths) in self._widths.items()
+        }
+
+    def no_rows(self, tables: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint in which no row of these tables has changed."""
+        nothing = {}
+        for name in tables:
+            nothing[names.rows_of(name)] = torch.empty(0, dtype=torch.int64)
+            nothing[names.values_of(name)] = torch.empty(0, *self.row_shape(name))
+        return nothing
+
+    def row_shape(self, table: str) -> tuple[int, ...]:
+        """The shape of a row."""
+        return self._table_shapes[table][1:]
 
     @property
     def _table_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -139,17 +161,23 @@ class ServedModel:
         tables: Tables,
         export: Export,
         before: "ServedModel | None" = None,
+        compact: Mapping[str, CompactRows] | None = None,
     ):
         """The model after an export. Its rows are written to `tables`, which are this model's from
         then on. `before`: the version before it, whose network is kept where its shape is the
-        same."""
+        same. `compact`: the tables that are not among `tables`, as they are after the export."""
         tensors = export.tensors
         self.frame = frame
         self.tables = tables
+        self.compact = dict(compact or {})
         for name, table in tables.items():
             rows_U = tensors[names.rows_of(name)].long()
             scatter(table, rows_U, tensors[names.values_of(name)])
-        in_tables = {part(name) for name in tables for part in (names.rows_of, names.values_of)}
+        in_tables = {
+            part(name)
+            for name in (*tables, *self.compact)
+            for part in (names.rows_of, names.values_of)
+        }
         self.rest = {name: tensor for name, tensor in tensors.items() if name not in in_tables}
         """Every tensor but those of tables."""
         self.mixture_weights: np.ndarray = tensors[names.MIXTURE].numpy()
@@ -186,20 +214,41 @@ class ServedModel:
         """The network's weights by name."""
         return self._inference.parameters
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of a full checkpoint of this model. Slow: it reads every row."""
+    def tensors(self, compact: bool = True) -> dict[str, torch.Tensor]:
+        """The tensors of a full checkpoint of this model. Slow: it reads every row. `compact`:
+        with the rows of compact tables."""
         tensors = dict(self.rest)
         for name, table in self.tables.items():
             rows_U = table.flatten(1).any(1).nonzero().squeeze(1)
             tensors |= {names.rows_of(name): rows_U, names.values_of(name): table[rows_U]}
+        if not compact:
+            return tensors | self.frame.no_rows(self.compact)
+        for name, rows in self.compact.items():
+            rows_U, values_UX = rows.rows()
+            shape = self.frame.row_shape(name)
+            tensors |= {
+                names.rows_of(name): rows_U,
+                names.values_of(name): values_UX.reshape(-1, *shape),
+            }
         return tensors
+
+    def _plain(self, name: str) -> torch.Tensor:
+        """A table of an expert as one that is not compact. Slow where it is: it is made anew."""
+        if name in self.tables:
+            return self.tables[name]
+        rows_U, values_UX = self.compact[name].rows()
+        table = self.frame.empty_tables()[name]
+        scatter(table, rows_U, values_UX.reshape(-1, *table.shape[1:]))
+        return table
 
     def experts(self, hashed: HashedEvents) -> np.ndarray:
         """(B, E) float32 logits of the experts."""
         features = self._complete(hashed)
         columns = columns_of_experts(self.frame.scales)
+        linear = self.compact.get(names.LINEAR) or self.tables[names.LINEAR]
+        embedding = self.compact.get(names.EMBEDDING) or self.tables[names.EMBEDDING]
         experts_BE = self._inference.experts(
-            features, self._scale, self.tables, self._prior_SK, columns
+            features, self._scale, linear, embedding, self._prior_SK, columns
         )
         write_contributions(self.further, features, self.frame.scales, experts_BE)
         return experts_BE
@@ -207,19 +256,19 @@ class ServedModel:
     def inputs(self, hashed: HashedEvents) -> Inputs:
         """The inputs of the network for B events, without embeddings."""
         features = self._complete(hashed)
-        linear = self.tables[names.LINEAR]
+        linear = self._plain(names.LINEAR)
         return assemble(self.slots, features, self._scale, linear, self._prior_SK)
 
     def vectors(self, hashed: HashedEvents) -> torch.Tensor:
         """(B, F, D): the embeddings of B events."""
         embedded = Embedded.of(self._complete(hashed))
-        return vectors_of(self.tables[names.EMBEDDING], embedded, self.network.column_mask_FD)
+        return vectors_of(self._plain(names.EMBEDDING), embedded, self.network.column_mask_FD)
 
     def contributions(self, inputs: Inputs) -> torch.Tensor:
         """(B, S, K): the contribution of each slot to the linear expert's logit at each time
         scale."""
         slots = inputs.slot_rows_BS, inputs.slot_values_BS, inputs.slot_lists
-        return contributions(self.tables[names.LINEAR], self._prior_SK, *slots)
+        return contributions(self._plain(names.LINEAR), self._prior_SK, *slots)
 
     def logits(self, experts_BE: np.ndarray) -> np.ndarray:
         """(B,) float32 logits, mixed from those of the experts."""
@@ -253,11 +302,12 @@ class PublishedModel(ServedModel):
         header: Header,
         tensors: dict[str, torch.Tensor],
         before: ServedModel | None = None,
+        compact: Mapping[str, CompactRows] | None = None,
     ):
         """The model after one checkpoint; see `ServedModel`. Raises `CheckpointError`, before
         anything is written, unless `tensors` are those that `header` promises."""
         frame.check(header, tensors)
-        super().__init__(frame, tables, Export(header.shape, tensors), before)
+        super().__init__(frame, tables, Export(header.shape, tensors), before, compact)
         self.header = header
 
     @classmethod
@@ -269,20 +319,54 @@ class PublishedModel(ServedModel):
         frame = ModelFrame.of(header)
         return cls(frame, frame.empty_tables(), header, tensors)
 
-    def successor(
-        self, changes: Iterable[tuple[Header, dict[str, torch.Tensor]]], tables: Tables
+    @classmethod
+    def after(
+        cls,
+        path: Sequence[tuple[Header, dict[str, torch.Tensor]]],
+        frame: ModelFrame,
+        tables: Tables,
+        before: "PublishedModel | None" = None,
     ) -> "PublishedModel":
-        """The model that one checkpoint after the other, full or deltas, makes of `tables`; this
-        one stays as it is.
+        """The model that one checkpoint after the other, full or deltas, makes of `tables` and of
+        the compact rows of `before`, which stays as it is.
 
-        `tables` must be as they were before the first of `changes`: empty ones for a full
-        checkpoint. They are written to, and are the new model's from then on. Raises
-        `CheckpointError`.
+        `tables` must be as they were before the first of `path`: empty ones for a full checkpoint.
+        They are written to, and are the new model's from then on. Tables of the experts that are
+        not among them are compact. Raises `CheckpointError`.
         """
-        model = self
-        for header, tensors in changes:
-            model = PublishedModel(self.frame, tables, header, tensors, model)
+        for header, tensors in path:
+            frame.check(header, tensors)
+        rows = {} if before is None else before.compact
+        if not rows or (before is not None and before.frame is not frame):
+            rows = {
+                n: one
+                for n, one in frame.empty_rows(path[0][0].table_precision).items()
+                if n not in tables
+            }
+        rows = {name: _changed(name, one, path) for name, one in rows.items()}
+        model = before
+        for header, tensors in path:
+            model = cls(frame, tables, header, tensors, model, rows)
+        assert model is not None
         return model
+
+    def without_compact(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint, with no row of the tables that are compact here."""
+        return dict(tensors) | self.frame.no_rows(self.compact)
+
+
+def _changed(
+    name: str, rows: CompactRows, path: Sequence[tuple[Header, dict[str, torch.Tensor]]]
+) -> CompactRows:
+    precision = path[0][0].table_precision
+    changes = [
+        (tensors[names.rows_of(name)], tensors[names.values_of(name)]) for _, tensors in path
+    ]
+    # The first may be a full one, which need not be put together with the others.
+    for some in (changes[:1], changes[1:]):
+        if any(len(numbers) for numbers, _ in some):
+            rows = rows.changed(*last_of_each(some), precision)
+    return rows
 
 
 def _check_experts(known: list[str], found: list[str]) -> None:

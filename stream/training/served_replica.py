@@ -285,10 +285,7 @@ class ServedReplica:
         are made of."""
         self._hand_over()
         learner = self._learner
-        # Rounding twice is not rounding once, so a full checkpoint is not made of served values in
-        # fewer bits.
-        anew = full and self.table_precision != "float32"
-        everything = not self.count or self._reads_other_columns or anew
+        everything = not self.count or self._reads_other_columns
         # The mixture in the export is replaced by that of the served experts, once that has
         # learned.
         rows = None if everything else self._dirty_rows.rows()

@@ -58,9 +58,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Publications from one full checkpoint to the next, >= 1; those in between are deltas. A newly
     pruned network is published in full. A scorer that begins has a full one and its deltas to
     fetch."""
-    table_precision: Precision = "float32"
-    """Precision of the published rows of tables: float32, float16 or int8. The evaluation of served
-    predictions includes its cost."""
+    table_precision: Precision = "int4"
+    """Precision of the published rows of tables: float32, float16, int8 or int4, which is 4 bits
+    for rows of the linear expert with little evidence and 8 for all others. The evaluation of
+    served predictions includes its cost."""
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
     threads: int = 1

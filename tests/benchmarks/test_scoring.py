@@ -84,11 +84,12 @@ def test_less_exact_tables_are_smaller_and_cost_little():
     rows, claims = found.rows, found.claims
     by_kind = {row["precision"]: row for row in rows}
     assert by_kind["float32"]["ne_cost"] == 0
-    for smaller, larger in (("int8", "float16"), ("float16", "float32")):
+    for smaller, larger in (("int4", "int8"), ("int8", "float16"), ("float16", "float32")):
         assert by_kind[smaller]["full_bytes"] < by_kind[larger]["full_bytes"]
         assert by_kind[smaller]["delta_bytes"] < by_kind[larger]["delta_bytes"]
     assert all(abs(row["ne_cost"]) < 0.001 for row in rows)
-    assert len(claims) == 9
+    assert all(row["compact_tables_bytes"] < row["plain_tables_bytes"] / 2 for row in rows)
+    assert len(claims) == 16
 
 
 def test_publishing_is_timed_beside_not_publishing():

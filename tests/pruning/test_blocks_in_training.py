@@ -66,7 +66,7 @@ def test_a_cut_and_a_regrowth_keep_predictions_and_the_optimizer_state_of_surviv
 @pytest.mark.parametrize("unit", UNITS, ids=str)
 def test_a_served_checkpoint_predicts_what_the_trainer_does_and_wrong_blocks_are_refused(unit):
     trainer = small_trainer(**unit)
-    replica = trainer.add_replica(640)
+    replica = trainer.add_replica(640, table_precision="float32")
     run(trainer, click_events(4096))
     header, tensors = replica.checkpoint(
         trainer.status(), version=3, parent=2, offsets={"0": 4096}, created_s=1.0

@@ -135,7 +135,7 @@ def test_regrown_columns_begin_as_zeros_with_the_weights_that_they_were_cut_with
 @pytest.mark.parametrize("policy", ["adaptive", "adaptive-live", "static", "periodic", "magnitude"])
 def test_every_policy_keeps_both_budgets_and_is_served_as_it_learns(policy):
     trainer = small_trainer(policy=policy, table_budget=0.5)
-    replica = trainer.add_replica(512)
+    replica = trainer.add_replica(512, table_precision="float32")
     events = EventBatch.concat([click_events(3200), click_events(1600, seed=1, flipped=True)])
     cuts = 0
     for batch in rebatch([events], 64):
@@ -210,7 +210,7 @@ def test_a_checkpoint_has_the_bytes_of_the_columns_alive_and_predicts_what_the_t
     assert [header.base for header in headers] == [0, 1]
     replica.refresh()
     served = PublishedModel.from_checkpoint(*unpack(full))
-    served = served.successor([unpack(delta)], served.tables)
+    served = PublishedModel.after([unpack(delta)], served.frame, served.tables, served)
     batch = click_events(500, seed=9)
     logits = torch.from_numpy(
         trainer.learner.predict(trainer.learner.encoder.encode(batch), replica.mixture.weights)

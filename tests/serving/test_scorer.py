@@ -64,6 +64,19 @@ def test_from_redis_has_the_present_checkpoint_when_it_returns(store, publisher)
     assert scorer.score([{}]).shape == (1,)
 
 
+def test_a_scorer_with_compact_tables_predicts_to_the_bit_what_another_one_does(store, publisher):
+    url, name = store.config.url, store.name
+    publisher.checkpoint(1)
+    store.publish(*publisher.checkpoint(2))
+    plain, compact = Scorer.from_redis(url, name), Scorer.from_redis(url, name, compact_tables=True)
+    with plain, compact:
+        store.publish(*publisher.checkpoint(3, base=2))
+        assert plain.wait(3, 30) and compact.wait(3, 30)
+        assert set(compact.model.compact) == {"embedding", "linear"} and not plain.model.compact
+        scores = plain.score_batch(publisher.events).tolist()
+        assert compact.score_batch(publisher.events).tolist() == scores
+
+
 def test_a_row_that_the_schema_does_not_allow_is_named(store, publisher, scorer_of):
     store.publish(*publisher.checkpoint(1))
     scorer = scorer_of(store)

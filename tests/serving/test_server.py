@@ -212,6 +212,11 @@ def test_a_port_that_is_taken_is_said(serve, redis_url):
             pass
 
 
+def test_compact_tables_are_for_one_worker():
+    with pytest.raises(ValueError, match="compact_tables: needs workers = 1"):
+        ServeConfig(compact_tables=True, workers=2)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

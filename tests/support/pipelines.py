@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from niwaki.model.features.schema import EventBatch, Schema
+from niwaki.model.published.table_codes import Precision
 from niwaki.pruning.config import PruningConfig
 from niwaki.serving.store import CheckpointStore, StoreConfig
 from niwaki.stream.app import new_reader
@@ -32,8 +33,11 @@ ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta":
 DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
 
 
-def new_trainer(max_batch_age_s: float = NEVER_S, schema: Schema = SCHEMA) -> Trainer:
+def new_trainer(
+    max_batch_age_s: float = NEVER_S, schema: Schema = SCHEMA, precision: Precision = "int4"
+) -> Trainer:
     training = TrainingConfig(
+        table_precision=precision,
         batch_events=64,
         window_events=512,
         publish_every_events=256,
@@ -74,7 +78,7 @@ def json_messages(events: EventBatch, schema: Schema = SCHEMA) -> list[bytes]:
 
 class Running:
     """The parts of one trainer over the session's servers; each instance is a process that may
-    die. `past`: what it learns before the topic."""
+    die. `past`: what it learns before the topic. `precision`: of published tables."""
 
     def __init__(self, kafka: KafkaConfig, store: StoreConfig, directory: Path, **options):
         self.past = options.pop("past", None)
@@ -84,7 +88,9 @@ class Running:
         self.pipeline = Pipeline(
             reader=self.reader,
             dead_letters=self.dead_letters,
-            trainer=new_trainer(options.pop("max_batch_age_s", NEVER_S), schema),
+            trainer=new_trainer(
+                options.pop("max_batch_age_s", NEVER_S), schema, options.pop("precision", "int4")
+            ),
             store=self.store,
             telemetry=self.telemetry,
             snapshot=SnapshotConfig(

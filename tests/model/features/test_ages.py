@@ -101,7 +101,7 @@ def test_a_full_checkpoint_and_a_delta_after_it_predict_as_the_learner_does():
         learned.status(), version=2, parent=1, base=1, offsets={}, created_s=0.0
     )
     assert 0 < len(changes[1]["age.rows"]) < len(learned.learner.memory.export({})["age.rows"])
-    model = model.successor([unpack(pack(*changes))], model.tables)
+    model = PublishedModel.after([unpack(pack(*changes))], model.frame, model.tables, model)
     expected = learned.learner.predict(
         learned.learner.encoder.encode(unseen), replica.mixture.weights
     )

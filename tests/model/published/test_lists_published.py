@@ -45,7 +45,7 @@ def test_a_scorer_predicts_lists_as_the_learner_does_after_full_checkpoints_and_
         learn_all(learner, list_events(200, seed=version))
         delta = published(learner, version, 1, changes.rows())
         changes.clear(learner.events)
-        model = model.successor([delta], model.tables)
+        model = PublishedModel.after([delta], model.frame, model.tables, model)
         expected_B = learner.predict(learner.encoder.encode(test))
         np.testing.assert_allclose(logits(model, test), expected_B, atol=1e-6)
     whole = PublishedModel.from_checkpoint(*published(learner, 4))

@@ -47,6 +47,13 @@ def test_row_numbers_take_a_byte_each_where_every_tenth_row_is_there():
     assert stored.numpy().nbytes < 1.01 * len(rows)
 
 
+def test_row_numbers_take_a_bit_of_the_table_each_where_every_second_row_is_there():
+    rows = np.flatnonzero(np.random.default_rng(1).random(1_000_000) < 0.5)
+    stored = encode_rows(torch.from_numpy(rows))
+    assert stored.numpy().nbytes <= 1_000_000 / 8
+    assert torch.equal(decode_rows(stored), torch.from_numpy(rows))
+
+
 def test_row_numbers_that_do_not_ascend_are_refused():
     for rows in ([3, 3], [3, 2], [-1, 2]):
         with pytest.raises(ValueError, match="must ascend"):
@@ -64,7 +71,7 @@ def tables(linear: np.ndarray) -> dict[str, torch.Tensor]:
     }
 
 
-@given(values, st.sampled_from(["float32", "float16", "int8"]))
+@given(values, st.sampled_from(["float32", "float16", "int8", "int4"]))
 def test_what_comes_back_is_what_a_trainer_reckons_with(linear, precision):
     tensors = tables(linear)
     there, here = decode(encode(tensors, precision)), through_codes(tensors, precision)
@@ -85,7 +92,30 @@ def test_a_value_is_off_by_no_more_than_a_share_of_its_rows_largest(linear, prec
             assert np.array_equal(after, before, equal_nan=True)
 
 
-@given(values, st.integers(0, 11), st.sampled_from(["float16", "int8"]))
+@given(values)
+def test_a_value_in_4_bits_is_off_by_no_more_than_a_share_of_its_rows_largest(linear):
+    linear[:, 1] = np.abs(linear[:, 1])  # a precision is not negative
+    came = through_codes(tables(linear), "int4")["linear.values"].numpy()
+    for before, after in zip(linear, came, strict=True):
+        largest = np.abs(before).max()
+        levels = np.array([[14], [30]]) if largest <= 1 else np.array([[254], [254]])
+        if largest <= 64:
+            share = 1.001 * 2**0.25 / levels
+            assert (np.abs(after - before) <= share * largest + 2.0**-30).all()
+        else:
+            assert np.array_equal(after, before, equal_nan=True)
+
+
+@given(values, st.integers(-40, 8), st.sampled_from(["float16", "int8", "int4"]))
+def test_rounding_again_changes_nothing(linear, exponent, precision):
+    with np.errstate(over="ignore", invalid="ignore"):
+        at_once = np.concatenate([linear, np.full((1, 2, 3), 2.0**exponent, np.float32)])
+    once = through_codes(tables(at_once), precision)
+    twice = through_codes(once, precision)["linear.values"]
+    assert np.array_equal(once["linear.values"].numpy(), twice.numpy(), equal_nan=True)
+
+
+@given(values, st.integers(0, 11), st.sampled_from(["float16", "int8", "int4"]))
 def test_a_row_does_not_depend_on_the_others(linear, row, precision):
     if row < len(linear):
         alone = through_codes(tables(linear[row : row + 1]), precision)["linear.values"][0]
@@ -117,6 +147,23 @@ def test_parts_that_do_not_fit_together_are_refused(wrong):
         decode(stored | wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"linear.values": torch.zeros(11, dtype=torch.uint8)},
+        {"linear.values": torch.zeros(2, 6, dtype=torch.uint8)},
+        {"linear.scales": torch.zeros(3, dtype=torch.int8)},
+        {"linear.scales": torch.zeros(2, 1, dtype=torch.int8)},
+        {"linear.in_full": torch.zeros(0, 6)},
+    ],
+)
+def test_parts_in_4_bits_that_do_not_fit_together_are_refused(wrong):
+    stored = encode(tables(np.ones((2, 2, 3), np.float32)), "int4")
+    assert stored["linear.values"].shape == (6,)
+    with pytest.raises(CheckpointError):
+        decode(stored | wrong)
+
+
 @st.composite
 def pruned_tables(draw):
     """Which columns of three fields of ten rows each are alive, and some rows that are zero in the
@@ -131,7 +178,7 @@ def pruned_tables(draw):
     }
 
 
-@given(pruned_tables(), st.sampled_from([("float32", 4), ("float16", 2), ("int8", 1)]))
+@given(pruned_tables(), st.sampled_from([("float32", 4), ("float16", 2), ("int8", 1), ("int4", 1)]))
 def test_of_each_row_only_the_columns_alive_travel_and_all_come_back(pruned, precision):
     (alive_FD, tensors), (name, width) = pruned, precision
     stored = drop_columns(encode(tensors, name), alive_FD, 10)

@@ -18,7 +18,8 @@ def test_the_scorer_follows_and_predicts_what_the_sparse_branch_does_at_that_ver
         json_messages(events.slice(0, 4000))
         + json_messages(click_events(4000, seed=1, flipped=True)),
     )
-    with Scorer.from_redis(store.url, store.name) as scorer, Running(*setting) as running:
+    exact = Running(*setting, precision="float32")
+    with Scorer.from_redis(store.url, store.name) as scorer, exact as running:
         learner, checked = running.trainer.learner, []
         publisher = running.pipeline.publisher
         publish = publisher.publish
@@ -110,7 +111,8 @@ def test_what_was_on_its_way_when_redis_went_away_is_in_the_next_version(setting
 
     produce(setting[0], json_messages(click_events(3000)))
     scored = click_events(200, seed=3)
-    with Scorer.from_redis(setting[1].url, setting[1].name) as scorer, Running(*setting) as running:
+    exact = Running(*setting, precision="float32")
+    with Scorer.from_redis(setting[1].url, setting[1].name) as scorer, exact as running:
         publisher, publish, kinds = running.pipeline.publisher, running.store.publish, []
 
         def sometimes_away(header, data):

@@ -100,7 +100,7 @@ def test_collisions_are_told_about_as_they_are():
 
 def test_a_served_checkpoint_predicts_what_the_trainer_does():
     trainer = small_trainer()
-    replica = trainer.add_replica(640)
+    replica = trainer.add_replica(640, table_precision="float32")
     for start in range(0, 4096, 64):
         step = trainer.step(click_events(4096).slice(start, start + 64))
         if replica.due(step.move):

@@ -116,7 +116,7 @@ def test_a_scorer_needs_no_history_in_a_request_and_predicts_as_the_learner_does
         learn_all(learner, in_groups(700, seed=version))
         delta = published(learner, version, 1, changes.rows())
         changes.clear(learner.events)
-        model = model.successor([delta], model.tables)
+        model = PublishedModel.after([delta], model.frame, model.tables, model)
     whole = PublishedModel.from_checkpoint(*published(learner, 5))
     np.testing.assert_array_equal(logits(whole, test), logits(model, test))
 
