@@ -29,7 +29,7 @@ from tests.support.streams import SCHEMA, SMALL, differing
 
 NEVER_S = 1e9
 PRUNING = PruningConfig(warmup_events=1024, regrowth_events=512, pruning_events=512, budget=0.2)
-ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3})
+ADWIN = DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 5e-3})
 DRIFT = DriftConfig(detectors=(ADWIN,), quiet_events=256)
 
 

@@ -39,7 +39,7 @@ def small_trainer(**pruning) -> Trainer:
             pruning=PruningConfig(**(lengths | pruning)),
             drift=DriftConfig(
                 detectors=(
-                    DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 1e-3}),
+                    DetectorConfig(detector="ADWIN", signal="log_loss", parameters={"delta": 5e-3}),
                 ),
                 quiet_events=256,
             ),
