@@ -31,6 +31,7 @@ from benchmarks.quality.runs import (
     ALSO_SERVED,
     BIN_EVENTS,
     COST_STREAM,
+    ONCE,
     POLICIES,
     SERVED,
     SYNTHETIC,
@@ -276,7 +277,7 @@ def draw(
     over seeds."""
     dense = {row["seed"]: np.array(row["course"]) for row in found.get(("dense", 0.1), [])}
     width, lines = 5, []
-    for policy in ("static", "small", "rigl", "adaptive"):
+    for policy in ("static", "small", "rigl", ONCE, "adaptive"):
         gaps = []
         for row in found.get((policy, 0.1), []):
             if row["seed"] in dense:

@@ -206,7 +206,7 @@ def test_a_checkpoint_has_the_bytes_of_the_columns_alive_and_predicts_what_the_t
             == width * count
             < width * 4 * len(tensors["embedding.rows"])
         )
-        assert data[6:8] == b"\x02\x00"
+        assert data[6:8] == b"\x03\x00"
     assert [header.base for header in headers] == [0, 1]
     replica.refresh()
     served = PublishedModel.from_checkpoint(*unpack(full))
@@ -224,7 +224,7 @@ def test_where_all_columns_live_a_checkpoint_names_none():
     trainer = small_trainer()
     run(trainer, click_events(2560))
     data = pack(*trainer.add_replica(640).checkpoint(trainer.status(), **ABOUT))
-    assert data[6:8] == b"\x02\x00" and b'"columns"' not in data
+    assert data[6:8] == b"\x03\x00" and b'"columns"' not in data
     assert (
         trainer.learner.table_ratio == 1
         and "embedding" not in trainer.learner.branches.sparsity_by_layer()

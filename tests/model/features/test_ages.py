@@ -39,7 +39,7 @@ def fading_items(count: int, seed: int = 0) -> EventBatch:
 
 
 def trainer(schema: Schema = SCHEMA) -> Trainer:
-    training = TrainingConfig(batch_events=64, publish_every_events=512)
+    training = TrainingConfig(batch_events=64, publish_every_events=512, table_precision="float32")
     return Trainer(
         TrainerConfig(
             schema=schema,
