@@ -40,6 +40,7 @@ from niwaki.serving.errors import StoreRefused, StoreUnavailable
 from niwaki.serving.redis_client import Client, address, cluster_address, connect, connect_cluster
 
 _UPLOAD_EXPIRES_S = 900
+_MOST_CHUNKS = 2**20
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
 
 _SWAP = """
@@ -150,6 +151,12 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     created_s: float
     """When the trainer made it, seconds since the epoch."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.chunks <= max(self.bytes, 1):
+            raise RuleError("chunks", "must be 1 to one for each byte", self.chunks)
+        if self.chunks > _MOST_CHUNKS:
+            raise RuleError("chunks", f"must be at most {_MOST_CHUNKS}", self.chunks)
 
 
 class CheckpointStore:
@@ -263,12 +270,20 @@ class CheckpointStore:
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 kept = self._client.hget(self._checkpoints, str(wanted.version))
             if kept is not None and self._decode(kept) == wanted:
-                raise CheckpointError(
-                    f"bytes of version {wanted.version}", f"are missing from {self.address}"
-                )
+                rule = f"are missing from {self.address}: {self._lack(wanted, found)}"
+                raise CheckpointError(f"bytes of version {wanted.version}", rule)
             # The checkpoint was dropped meanwhile: the pointer has moved on.
             wanted = None if pointer else self.head()
         return None
+
+    def _lack(self, pointer: Pointer, found: list[bytes | None]) -> str:
+        """The keys of a checkpoint that are not in the store as they were written, in words."""
+        missing = [k for k, chunk in zip(self._keys(pointer), found, strict=True) if chunk is None]
+        if not missing:
+            bytes_there = sum(len(chunk or b"") for chunk in found)
+            return f"the keys from {self._keys(pointer)[0]} on hold {bytes_there} of them"
+        others = f" and {len(missing) - 1} more keys" if missing[1:] else ""
+        return f"there is no key {missing[0]}{others}"
 
     @contextmanager
     def watch(self) -> Iterator["Watch"]:
