@@ -37,9 +37,17 @@ from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
-from niwaki.serving.redis_client import Client, address, cluster_address, connect, connect_cluster
+from niwaki.serving.redis_client import (
+    Client,
+    address,
+    cluster_address,
+    connect,
+    connect_cluster,
+    failure_kind,
+)
 
 _UPLOAD_EXPIRES_S = 900
+_PROBE_EXPIRES_S = 10
 _MOST_CHUNKS = 2**20
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
 
@@ -47,6 +55,7 @@ _SWAP = """
 -- KEYS: pointer, checkpoints, then the chunks.
 -- ARGV: the new pointer, versions to keep, prefix of blobs, channel.
 -- 1: published. 0: not newer than what is, or a delta to something else. -1: bytes are missing.
+-- -2: so are bytes of what a delta goes back to.
 local new = cjson.decode(ARGV[1])
 local present = redis.call('GET', KEYS[1])
 if present then
@@ -64,6 +73,21 @@ if bytes ~= new.bytes then return -1 end
 local others = {}
 for _, text in ipairs(redis.call('HVALS', KEYS[2])) do others[#others + 1] = cjson.decode(text) end
 table.sort(others, function(a, b) return a.version > b.version end)
+
+if new.parent ~= '' then
+    local parent = new.parent
+    for _, other in ipairs(others) do
+        if other.upload == parent then
+            bytes = 0
+            for i = 0, other.chunks - 1 do
+                bytes = bytes + redis.call('STRLEN', ARGV[3] .. other.upload .. ':' .. i)
+            end
+            if bytes ~= other.bytes then return -2 end
+            parent = other.parent
+        end
+    end
+    if parent ~= '' then return -2 end
+end
 
 for i = 3, #KEYS do redis.call('PERSIST', KEYS[i]) end
 redis.call('SET', KEYS[1], ARGV[1])
@@ -223,11 +247,19 @@ class CheckpointStore:
             if answer != 1:
                 self._client.unlink(*keys)
         if answer < 0:
-            raise StoreUnavailable(
-                f"{self.address}: version {header.version} was lost in Redis before it was whole"
-            )
+            what = "was lost in Redis before it was whole"
+            if answer == -2:
+                what = "changes one of which Redis has lost bytes; does it evict keys?"
+            text = f"{self.address}: version {header.version} {what}"
+            raise StoreUnavailable(text, "evicted")
         self._published = pointer if answer == 1 else None
         return answer == 1
+
+    def probe(self) -> Pointer | None:
+        """As `head`, once the store has taken a write, too."""
+        with self._translated():
+            self._client.set(f"{self._blob}probe", b"", ex=_PROBE_EXPIRES_S)
+        return self.head()
 
     def head(self) -> Pointer | None:
         """The checkpoint to serve now; None before the first."""
@@ -334,10 +366,13 @@ class CheckpointStore:
             cluster = cluster_address(self.config.url, error)
             if cluster:
                 rule = f"is a node of a Redis Cluster, so redis.url must be {cluster}"
-                raise StoreRefused(f"{self.address}: {rule}") from error
-            if isinstance(error, _PASSING) and not isinstance(error, _REFUSING):
-                raise StoreUnavailable(text) from error
-            raise StoreRefused(text) from error
+                raise StoreRefused(f"{self.address}: {rule}", "moved") from error
+            kind = failure_kind(error)
+            if kind in ("noreplicas", "misconf") or (
+                isinstance(error, _PASSING) and not isinstance(error, _REFUSING)
+            ):
+                raise StoreUnavailable(text, kind) from error
+            raise StoreRefused(text, kind) from error
 
 
 class Watch:

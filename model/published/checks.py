@@ -88,8 +88,7 @@ def check_finite(tensors: names.Tensors) -> None:
         if name == names.KNOTS:
             finite = not bool(tensor.isnan().any())
         else:
-            # A sum is finite where all are, or nearly always; it takes no memory, and a twentieth
-            # of the time.
+            # Where a sum is finite, all are; it takes no memory. A sum may also overflow.
             finite = (
                 not tensor.is_floating_point()
                 or bool(tensor.sum().isfinite())

@@ -155,7 +155,7 @@ class Pipeline:
         step = self.trainer.step(batch)
         watch.add(step.seconds)
         self._positions = positions
-        published = self._publish_if_due(step)
+        published = self._publish_if_due(step.move)
         watch.lap("publish")
         self._save_if_due(step, published)
         watch.lap("save")
@@ -165,6 +165,8 @@ class Pipeline:
     def _settle(self, watch: Stopwatch) -> None:
         """Do what is due between two batches."""
         self.publisher.settle(wait=False)
+        if self.publisher.overdue:
+            self._publish_if_due(Move.STAY)
         self.telemetry.spent(watch.seconds)
         self._pause_if_due()
 
@@ -251,9 +253,9 @@ class Pipeline:
         events = self.trainer.events + self.batcher.rejected_events + waiting
         return limit_events is not None and events >= limit_events
 
-    def _publish_if_due(self, step: Step) -> bool:
+    def _publish_if_due(self, move: Move) -> bool:
         status, offsets = self.trainer.status(), self._positions.offsets
-        return self.publisher.publish_if_due(step.move, status, offsets)
+        return self.publisher.publish_if_due(move, status, offsets)
 
     def _save_if_due(self, step: Step, published: bool) -> None:
         """Save only after a publication: the served model is then the learner's, so the snapshot
