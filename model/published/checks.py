@@ -81,9 +81,9 @@ def check_shapes(
             raise CheckpointError(f"tensor {name}", f"must be {wanted}", tensors[name].dtype)
 
 
-def check_finite(tensors: names.Tensors) -> None:
-    """Raise `CheckpointError` unless all numbers are finite. Knots are infinite where they are not
-    used."""
+def not_finite(tensors: names.Tensors) -> str | None:
+    """The name of a tensor that has a number which is not finite; None: there is none. Knots are
+    infinite where they are not used."""
     for name, tensor in tensors.items():
         if name == names.KNOTS:
             finite = not bool(tensor.isnan().any())
@@ -95,7 +95,14 @@ def check_finite(tensors: names.Tensors) -> None:
                 or bool(tensor.isfinite().all())
             )
         if not finite:
-            raise CheckpointError(f"tensor {name}", "must be finite")
+            return name
+    return None
+
+
+def check_finite(tensors: names.Tensors) -> None:
+    """Raise `CheckpointError` unless all numbers are finite."""
+    if (name := not_finite(tensors)) is not None:
+        raise CheckpointError(f"tensor {name}", "must be finite")
 
 
 def check_experts(known: list[str], found: list[str]) -> None:

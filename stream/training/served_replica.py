@@ -183,11 +183,15 @@ class ServedReplica:
         self._overdue = True
         self.want_full()
 
-    def score(self, hashed: HashedEvents, outcomes: Outcomes) -> None:
+    def score(
+        self, hashed: HashedEvents, outcomes: Outcomes, first_event: int | None = None
+    ) -> None:
         """Predict a batch with what is published, and evaluate it. Before the first publication:
-        the click rate so far."""
+        the click rate so far. `first_event`: events learned before the batch; None: those so
+        far."""
         events = len(outcomes.labels_B)
-        chosen, others = chosen_events(self._learner.events, events, self._chosen_events)
+        first = self._learner.events if first_event is None else first_event
+        chosen, others = chosen_events(first, events, self._chosen_events)
         if not self._evaluates_all:
             others = []
         self._waiting.append(ScoredBatch(hashed, outcomes, chosen, others))

@@ -196,7 +196,7 @@ class Telemetry:
             "niwaki_snapshot_age_seconds", "Time since the last snapshot.", lambda: self._saved_s
         )
 
-        for outcome in ("learned", "rejected"):
+        for outcome in ("learned", "rejected", "quarantined"):
             self._events.labels(outcome)
         for stage in STAGES:
             self._stages.labels(stage)
@@ -206,6 +206,10 @@ class Telemetry:
             labels = self._bounded("detector", detector), self._bounded("signal", signal)
             for answered in ("true", "false"):
                 self._drifts.labels(*labels, answered)
+
+    def quarantined(self, events: int) -> None:
+        """Count events that were not learned, since something of their step was not finite."""
+        self._events.labels("quarantined").inc(events)
 
     def learned(self, events: int, *, event_time_s: float, outlier_times: int = 0) -> None:
         """Count a learned batch. `event_time_s`: time of its last event, seconds since the epoch; 0

@@ -77,6 +77,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.sparsity({"top.0": 0.9, "top.1": 0.8}, multiply_adds_ratio=0.1, budget_ratio=0.12)
     telemetry.published(7, 5_000, dense_bytes=40_000, created_s=970.0)
     telemetry.publication_failed("timeout")
+    telemetry.quarantined(64)
     telemetry.saved(900.0)
     return telemetry
 
@@ -84,6 +85,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
 def test_each_number_handed_over_is_shown(telemetry):
     assert samples(fill(telemetry)) == {
         'niwaki_events_total{outcome="learned"}': 128,
+        'niwaki_events_total{outcome="quarantined"}': 64,
         'niwaki_events_total{outcome="rejected"}': 1,
         'niwaki_rejected_events_total{rule="label must be a number"}': 1,
         "niwaki_outlier_times_total": 2,
