@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -49,26 +48,17 @@ from niwaki.model.rows import DirtyRows, gather
 from niwaki.model.step import (
     PARALLEL_EVENTS,
     Lap,
+    Learned,
     MicroBatches,
     ModelView,
     ParallelCall,
+    Refused,
     bounds_of_steps,
     no_lap,
     run_in_turn,
 )
 
 _RATE_EVENTS = 128
-
-
-class Learned(NamedTuple):
-    """The predictions for B events before they were learned."""
-
-    logits_B: np.ndarray
-    """float32, of the served mixture."""
-    experts_BE: np.ndarray
-    """float32, of the experts, of which `logits_B` are mixed."""
-    loss: float
-    """Mean log loss, nats, of the served deep expert; without a network, of the linear one."""
 
 
 class LearnerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -170,26 +160,29 @@ class Learner:
         outcomes: Outcomes,
         target_ratio: float = 1.0,
         table_ratio: float = 1.0,
+        *,
+        refused: list[Refused] | None = None,
     ) -> Learned:
         """Learn one batch; returns the predictions for it. `target_ratio`, `table_ratio`: for the
         masks, while pruning, (0, 1]. A long batch takes several steps: see `bounds_of_steps`.
 
-        Raises `LearnError` if the loss of a step is not finite; that step has changed nothing but
-        histories and rates.
+        Where the loss or a gradient of a step is not finite, the step changes nothing but histories
+        and rates. Raises `LearnError` then; or, with `refused`, adds its events to that list, and
+        returns the predictions for the others.
         """
-        events = len(outcomes.labels_B)
-        if len(bounds := bounds_of_steps(self.events, events)) == 2:
-            return self._step(hashed, outcomes, target_ratio, table_ratio)
-        parts = [
-            self._step(hashed.part(*span), outcomes.part(*span), target_ratio, table_ratio)
-            for span in itertools.pairwise(bounds)
-        ]
-        losses = [part.loss * len(part.logits_B) for part in parts]
-        return Learned(
-            np.concatenate([part.logits_B for part in parts]),
-            np.concatenate([part.experts_BE for part in parts]),
-            sum(losses) / events,
-        )
+        parts: list[Learned] = []
+        for span in itertools.pairwise(bounds_of_steps(self.events, len(outcomes.labels_B))):
+            whole = span == (0, len(outcomes.labels_B))
+            some = (hashed, outcomes) if whole else (hashed.part(*span), outcomes.part(*span))
+            try:
+                parts.append(self._step(*some, target_ratio, table_ratio))
+            except LearnError as error:
+                if refused is None:
+                    raise
+                refused.append(Refused(*span, str(error)))
+        if len(parts) == 1:
+            return parts[0]
+        return Learned.joined(parts, columns_of_experts(self._scales))
 
     def check_evidence(
         self, within_events: int, evidence_ratio: float, gradients_ratio: float
@@ -333,9 +326,11 @@ class Learner:
         else:
             compute(0)
         losses, events = batches.losses, len(outcomes.labels_B)
-        if not np.isfinite(losses).all():
+        if part := batches.not_finite(view):
+            for table, rows_X in changed.items():
+                self._mark_dirty(table, rows_X)
             last = self.events + events
-            raise LearnError(f"the loss of events {self.events} to {last} is not finite")
+            raise LearnError(f"the {part} of events {self.events} to {last} is not finite")
         logits_B = mix(self.mixture.weights, experts_BE)
         misled = self._evidence_check.confirmed(experts_BE[:, : self._scales], outcomes)
         run_parallel = self._run_parallel if events >= PARALLEL_EVENTS else run_in_turn

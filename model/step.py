@@ -64,6 +64,37 @@ def bounds_of_steps(before: int, events: int) -> list[int]:
     return bounds + [first + (events - first) * i // steps for i in range(1, steps + 1)]
 
 
+class Learned(NamedTuple):
+    """The predictions for B events before they were learned."""
+
+    logits_B: np.ndarray
+    """float32, of the served mixture."""
+    experts_BE: np.ndarray
+    """float32, of the experts, of which `logits_B` are mixed."""
+    loss: float
+    """Mean log loss, nats, of the served deep expert; without a network, of the linear one."""
+
+    @classmethod
+    def joined(cls, parts: list["Learned"], experts: int) -> "Learned":
+        """The predictions of several steps, perhaps of none. `experts`: columns E."""
+        counts = [len(part.logits_B) for part in parts]
+        losses = [part.loss * count for part, count in zip(parts, counts, strict=True)]
+        return cls(
+            np.concatenate([np.empty(0, np.float32), *(part.logits_B for part in parts)]),
+            np.concatenate([np.empty((0, experts), np.float32), *(p.experts_BE for p in parts)]),
+            sum(losses) / max(sum(counts), 1),
+        )
+
+
+class Refused(NamedTuple):
+    """Events of a batch that were not learned, since something of their step was not finite."""
+
+    start: int
+    stop: int
+    """The first event after them."""
+    reason: str
+
+
 class ModelView(NamedTuple):
     """The parts of the model that both micro-batches read."""
 
@@ -189,6 +220,18 @@ class MicroBatches:
             found.experts_BE[:, 0],
             self.outcomes.arrays,
         )
+
+    def not_finite(self, view: ModelView) -> str:
+        """The part of the step that is not finite, or whose square is not, after both micro-batches
+        were computed: "loss" or "gradient"; empty where all is finite."""
+        if not np.isfinite(self.losses).all() or not np.isfinite(self.found.experts_BE).all():
+            return "loss"
+        weights_B = self.outcomes.arrays.weights_B
+        arrays = [weights_B, *(gradient.ravel() for _, gradient in self.gradients)]
+        with np.errstate(over="ignore"):
+            finite = all(np.isfinite(np.dot(array, array)) for array in arrays)
+            finite &= all(one.has_finite_gradients(self.events) for one in view.masks_by_branch)
+        return "" if finite else "gradient"
 
     @property
     def losses(self) -> np.ndarray:

@@ -11,11 +11,27 @@ class ServingError(NiwakiError):
     """Root of this room's errors."""
 
 
-class StoreUnavailable(ServingError):
+class StoreError(ServingError):
+    """The store does not do what it was asked to."""
+
+    def __init__(self, text: str, kind: str = "other"):
+        """`kind`: the cause, one of `STORE_KINDS`."""
+        self.kind = kind
+        super().__init__(text)
+
+
+STORE_KINDS = (
+    *("connection", "timeout", "loading", "readonly", "memory", "noreplicas", "misconf"),
+    *("auth", "moved", "evicted", "other"),
+)
+"""Causes for which a store does not do what it was asked to."""
+
+
+class StoreUnavailable(StoreError):
     """Redis can't answer now: try again, with backoff. Nothing has been published by halves."""
 
 
-class StoreRefused(ServingError):
+class StoreRefused(StoreError):
     """Redis said no, or holds something else under our keys: trying again changes nothing until a
     person acts."""
 

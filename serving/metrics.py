@@ -85,6 +85,9 @@ class ScoringMetrics(Collector):
                 "niwaki_served_age_seconds", "Age of the checkpoint that serves.", scorer.age_s
             )
         yield CounterMetricFamily("niwaki_swaps", "Checkpoints taken over.", scorer.swaps)
-        yield CounterMetricFamily(
-            "niwaki_refused_checkpoints", "Checkpoints not taken over.", scorer.refused
+        refused = CounterMetricFamily(
+            "niwaki_refused_checkpoints", "Checkpoints not taken over, by kind.", labels=("kind",)
         )
+        for kind, count in scorer.refusals.items():
+            refused.add_metric((kind,), count)
+        yield refused

@@ -78,6 +78,35 @@ def cluster_address(url: str, error: Exception) -> str:
     return f"{'rediss' if parts.scheme == 'rediss' else 'redis'}+cluster://{hosts}"
 
 
+_KINDS: tuple[tuple[type[Exception], str], ...] = (
+    (rex.BusyLoadingError, "loading"),
+    (rex.AuthenticationError, "auth"),
+    (rex.AuthorizationError, "auth"),
+    (rex.NoPermissionError, "auth"),
+    (rex.TimeoutError, "timeout"),
+    (rex.ConnectionError, "connection"),
+    (rex.ReadOnlyError, "readonly"),
+    (rex.OutOfMemoryError, "memory"),
+)
+"""Kinds by class, derived classes first."""
+_WORDS = {
+    **{"NOREPLICAS": "noreplicas", "MISCONF": "misconf", "NOAUTH": "auth", "WRONGPASS": "auth"},
+    **{"OOM": "memory", "READONLY": "readonly", "LOADING": "loading", "MOVED": "moved"},
+}
+"""Kinds by the first word of an answer, of which the client makes no class of its own."""
+
+
+def failure_kind(error: Exception) -> str:
+    """The kind of a client's error, one of `serving.errors.STORE_KINDS`."""
+    for kind_of_error, kind in _KINDS:
+        if isinstance(error, kind_of_error):
+            return kind
+    if "unauthenticated" in str(error):  # a long value is cut off before it is asked for a password
+        return "auth"
+    word = str(error).lstrip("-").partition(" ")[0]
+    return _WORDS.get(word, "other")
+
+
 _COPIED_BYTES = 6_000
 """Longer values are written to the socket as they are. The packer of hiredis copies them, which
 takes a third of the time to write a checkpoint."""

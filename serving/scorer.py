@@ -12,7 +12,8 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from niwaki.model.errors import CheckpointError
 from niwaki.model.features.event_rows import rows_to_batch
 from niwaki.model.features.schema import EventBatch
 from niwaki.model.published.checkpoint import unpack
+from niwaki.model.published.checks import check_finite
 from niwaki.model.published.served import PublishedModel
 from niwaki.serving.double_buffer import Checkpoint, CompactShelf, DoubleBuffer, Shelf
 from niwaki.serving.errors import NotReady, ServingError, StoreRefused, StoreUnavailable
@@ -30,6 +32,32 @@ log = logging.getLogger("niwaki")
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 5.0
 _STOP_WITHIN_S = 0.2
+REFUSALS = ("order", "missing", "bytes", "content", "prediction")
+"""Kinds of refused checkpoints. order: not newer than the one that serves, or no change of it.
+missing: the store has lost some of its bytes. bytes: damaged, or not readable. content: its header
+or tensors are not those of a model. prediction: not possible, or not finite."""
+
+
+class _Refusal(Exception):
+    """A checkpoint is not taken over."""
+
+    def __init__(self, kind: str, error: Exception):
+        self.kind = kind
+        text = str(error) if isinstance(error, CheckpointError) else repr(error)
+        super().__init__(" ".join(text.split()))
+
+
+@contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a refusal of that kind, but for a store that can't answer. No
+    list of exceptions would do: a checkpoint may be wrong in ways that nobody has thought of, and
+    the thread that follows must not end."""
+    try:
+        yield
+    except ServingError:
+        raise
+    except Exception as error:
+        raise _Refusal(kind, error) from error
 
 
 class Serving(ABC):
@@ -38,8 +66,13 @@ class Serving(ABC):
     name: str
     swaps = 0
     """Checkpoints taken over."""
-    refused = 0
-    """Checkpoints not taken over: damaged, of an unknown kind, or not newer."""
+    refusals: Mapping[str, int]
+    """By kind, one of `REFUSALS`, checkpoints not taken over."""
+
+    @property
+    def refused(self) -> int:
+        """Checkpoints not taken over."""
+        return sum(self.refusals.values())
 
     @property
     @abstractmethod
@@ -86,6 +119,7 @@ class Scorer(Serving):
     def __init__(self, store: CheckpointStore, shelf: Shelf | None = None):
         """`shelf`: where tables are kept; None: in the memory of this process."""
         self.store, self.name = store, store.name
+        self.refusals: dict[str, int] = dict.fromkeys(REFUSALS, 0)
         self._versions = DoubleBuffer(shelf)
         self._held = ""
         """`upload` of the checkpoint that serves."""
@@ -148,17 +182,16 @@ class Scorer(Serving):
                 try:
                     path = self._fetch(pointer)
                     if path:
-                        self._swap(self._try_out(path), path)
-                        self._seen, self._held = pointer, pointer.upload
+                        self._swap(self._try_out(path), path, pointer)
                         return True
-                except CheckpointError as error:
+                except _Refusal as refusal:
                     self._seen = pointer
-                    self.refused += 1
+                    self.refusals[refusal.kind] += 1
                     log.warning(
                         "refused version %d, version %d serves on: %s",
                         pointer.version,
                         self.version,
-                        error,
+                        refusal,
                     )
                     return False
                 # The store dropped it before it was fetched: there is a newer one.
@@ -202,6 +235,25 @@ class Scorer(Serving):
     def _fetch(self, pointer: Pointer) -> list[Checkpoint]:
         """The checkpoints from the model that serves to `pointer`; empty where one of them is no
         longer kept."""
+        with _refusing("order"):
+            self._check_newer(pointer)
+        path = []
+        for part in self.store.path(pointer, self._held):
+            with _refusing("missing"):
+                data = self.store.fetch(part)
+            if data is None:
+                return []
+            with _refusing("bytes"):
+                header, tensors = unpack(data)
+            with _refusing("content"):
+                if header.version != part.version:
+                    rule = f"must be {part.version}"
+                    raise CheckpointError("header.version", rule, header.version)
+                check_finite(tensors)
+            path.append((header, tensors))
+        return path
+
+    def _check_newer(self, pointer: Pointer) -> None:
         if pointer.version <= self.version:
             if not self._begins_anew(pointer):
                 raise CheckpointError("version", "must be newer; has Redis lost its last writes?")
@@ -212,16 +264,6 @@ class Scorer(Serving):
             )
         if pointer.kind not in ("full", "delta"):
             raise CheckpointError("kind", "must be full or delta", pointer.kind)
-        path = []
-        for part in self.store.path(pointer, self._held):
-            data = self.store.fetch(part)
-            if data is None:
-                return []
-            header, tensors = unpack(data)
-            if header.version != part.version:
-                raise CheckpointError("header.version", f"must be {part.version}", header.version)
-            path.append((header, tensors))
-        return path
 
     def _begins_anew(self, pointer: Pointer) -> bool:
         """True if a trainer that had to begin again, because the store was emptied, made `pointer`
@@ -233,25 +275,27 @@ class Scorer(Serving):
     def _try_out(self, path: list[Checkpoint]) -> PublishedModel:
         """The model after `path`, which has predicted once; so the first request finds it warm,
         too."""
-        try:
+        with _refusing("content"):
             model = self._versions.make(path)
+        with _refusing("prediction"):
             probabilities_B = model.predict(rows_to_batch([{}, {}], model.header.schema))
-        except (RuntimeError, IndexError, MemoryError) as error:
-            raise CheckpointError("predictions", f"must be possible ({error})") from error
-        if not np.isfinite(probabilities_B).all():
-            raise CheckpointError("predictions", "must be finite")
+            if not np.isfinite(probabilities_B).all():
+                raise CheckpointError("predictions", "must be finite")
         return model
 
-    def _swap(self, model: PublishedModel, path: list[Checkpoint]) -> None:
+    def _swap(self, model: PublishedModel, path: list[Checkpoint], pointer: Pointer) -> None:
         now, shape = (
             model.header,
             self._versions.model.header.shape if self._versions.model else None,
         )
         with self._swapped:
             self._versions.adopt(model, path)
+            self._seen, self._held = pointer, pointer.upload
             self.swaps += 1
-            self.swapped(model)
-            self._swapped.notify_all()
+            try:
+                self.swapped(model)
+            finally:
+                self._swapped.notify_all()
         if now.shape != shape:  # another network, not only newer weights
             log.info(
                 "serving version %d: %s, %.1f %% pruned",
@@ -273,7 +317,8 @@ class Scorer(Serving):
                     self._report(None)
                     retry_s = _FIRST_RETRY_S
                     self._follow_told(watch)
-            except ServingError as error:
+            # The thread must not end whatever happens: nobody would serve a newer version again.
+            except Exception as error:
                 self._report(error)
                 self._stop.wait(retry_s)
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
@@ -286,12 +331,14 @@ class Scorer(Serving):
                 self.refresh()
                 polled_s = time.monotonic()
 
-    def _report(self, trouble: ServingError | None) -> None:
+    def _report(self, trouble: Exception | None) -> None:
         """Log a trouble once, and once that it is over."""
-        text = str(trouble) if trouble else "nothing is published"
+        expected = trouble is None or isinstance(trouble, ServingError)
+        text = str(trouble) if expected else repr(trouble)
+        text = text if trouble else "nothing is published"
         if text != self._trouble:
             if trouble:
-                log.warning("not following, trying again: %s", trouble)
+                log.warning("not following, trying again: %s", text)
             else:
                 log.info("following %s again", self.store.address)
         self._trouble = text

@@ -76,7 +76,9 @@ def _run_workers(config: ServeConfig, store: StoreConfig, listener: socket.socke
             while True:
                 team.check()
                 state = State(
-                    following=scorer.following, swaps=scorer.swaps, refused=scorer.refused
+                    following=scorer.following,
+                    swaps=scorer.swaps,
+                    refusals=dict(scorer.refusals),
                 )
                 team.tell_state(state)
                 time.sleep(_STATE_EVERY_S)

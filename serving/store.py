@@ -37,15 +37,25 @@ from niwaki.model.errors import CheckpointError
 from niwaki.model.published.checkpoint import Header
 from niwaki.pruning.errors import RuleError
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
-from niwaki.serving.redis_client import Client, address, cluster_address, connect, connect_cluster
+from niwaki.serving.redis_client import (
+    Client,
+    address,
+    cluster_address,
+    connect,
+    connect_cluster,
+    failure_kind,
+)
 
 _UPLOAD_EXPIRES_S = 900
+_PROBE_EXPIRES_S = 10
+_MOST_CHUNKS = 2**20
 _GREATEST_VERSION = 2**53 - 1  # numbers in Lua are doubles
 
 _SWAP = """
 -- KEYS: pointer, checkpoints, then the chunks.
 -- ARGV: the new pointer, versions to keep, prefix of blobs, channel.
 -- 1: published. 0: not newer than what is, or a delta to something else. -1: bytes are missing.
+-- -2: so are bytes of what a delta goes back to.
 local new = cjson.decode(ARGV[1])
 local present = redis.call('GET', KEYS[1])
 if present then
@@ -63,6 +73,21 @@ if bytes ~= new.bytes then return -1 end
 local others = {}
 for _, text in ipairs(redis.call('HVALS', KEYS[2])) do others[#others + 1] = cjson.decode(text) end
 table.sort(others, function(a, b) return a.version > b.version end)
+
+if new.parent ~= '' then
+    local parent = new.parent
+    for _, other in ipairs(others) do
+        if other.upload == parent then
+            bytes = 0
+            for i = 0, other.chunks - 1 do
+                bytes = bytes + redis.call('STRLEN', ARGV[3] .. other.upload .. ':' .. i)
+            end
+            if bytes ~= other.bytes then return -2 end
+            parent = other.parent
+        end
+    end
+    if parent ~= '' then return -2 end
+end
 
 for i = 3, #KEYS do redis.call('PERSIST', KEYS[i]) end
 redis.call('SET', KEYS[1], ARGV[1])
@@ -151,6 +176,12 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     created_s: float
     """When the trainer made it, seconds since the epoch."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.chunks <= max(self.bytes, 1):
+            raise RuleError("chunks", "must be 1 to one for each byte", self.chunks)
+        if self.chunks > _MOST_CHUNKS:
+            raise RuleError("chunks", f"must be at most {_MOST_CHUNKS}", self.chunks)
+
 
 class CheckpointStore:
     """The published checkpoints of one model. Threads may share it."""
@@ -216,11 +247,19 @@ class CheckpointStore:
             if answer != 1:
                 self._client.unlink(*keys)
         if answer < 0:
-            raise StoreUnavailable(
-                f"{self.address}: version {header.version} was lost in Redis before it was whole"
-            )
+            what = "was lost in Redis before it was whole"
+            if answer == -2:
+                what = "changes one of which Redis has lost bytes; does it evict keys?"
+            text = f"{self.address}: version {header.version} {what}"
+            raise StoreUnavailable(text, "evicted")
         self._published = pointer if answer == 1 else None
         return answer == 1
+
+    def probe(self) -> Pointer | None:
+        """As `head`, once the store has taken a write, too."""
+        with self._translated():
+            self._client.set(f"{self._blob}probe", b"", ex=_PROBE_EXPIRES_S)
+        return self.head()
 
     def head(self) -> Pointer | None:
         """The checkpoint to serve now; None before the first."""
@@ -263,12 +302,20 @@ class CheckpointStore:
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
                 kept = self._client.hget(self._checkpoints, str(wanted.version))
             if kept is not None and self._decode(kept) == wanted:
-                raise CheckpointError(
-                    f"bytes of version {wanted.version}", f"are missing from {self.address}"
-                )
+                rule = f"are missing from {self.address}: {self._lack(wanted, found)}"
+                raise CheckpointError(f"bytes of version {wanted.version}", rule)
             # The checkpoint was dropped meanwhile: the pointer has moved on.
             wanted = None if pointer else self.head()
         return None
+
+    def _lack(self, pointer: Pointer, found: list[bytes | None]) -> str:
+        """The keys of a checkpoint that are not in the store as they were written, in words."""
+        missing = [k for k, chunk in zip(self._keys(pointer), found, strict=True) if chunk is None]
+        if not missing:
+            bytes_there = sum(len(chunk or b"") for chunk in found)
+            return f"the keys from {self._keys(pointer)[0]} on hold {bytes_there} of them"
+        others = f" and {len(missing) - 1} more keys" if missing[1:] else ""
+        return f"there is no key {missing[0]}{others}"
 
     @contextmanager
     def watch(self) -> Iterator["Watch"]:
@@ -319,10 +366,13 @@ class CheckpointStore:
             cluster = cluster_address(self.config.url, error)
             if cluster:
                 rule = f"is a node of a Redis Cluster, so redis.url must be {cluster}"
-                raise StoreRefused(f"{self.address}: {rule}") from error
-            if isinstance(error, _PASSING) and not isinstance(error, _REFUSING):
-                raise StoreUnavailable(text) from error
-            raise StoreRefused(text) from error
+                raise StoreRefused(f"{self.address}: {rule}", "moved") from error
+            kind = failure_kind(error)
+            if kind in ("noreplicas", "misconf") or (
+                isinstance(error, _PASSING) and not isinstance(error, _REFUSING)
+            ):
+                raise StoreUnavailable(text, kind) from error
+            raise StoreRefused(text, kind) from error
 
 
 class Watch:

@@ -77,6 +77,14 @@ class Branch:
             self.steps,
         )
 
+    def has_finite_gradients(self, events: Sequence[int]) -> bool:
+        """True where the gradients of a step, and the squares that Adam adds up, are finite.
+        `events`: see `step`."""
+        buffers = [
+            part.buffer_X for part, count in zip(self._gradients, events, strict=True) if count
+        ]
+        return all(bool(np.isfinite(np.dot(buffer_X, buffer_X))) for buffer_X in buffers)
+
     def mask_gradients(self, events: Sequence[int]) -> dict[str, MaskGradient]:
         """Gradients in the masks after the backward passes of a step, by group, averaged over both
         micro-batches. `events`: of each micro-batch; the first has at least one."""

@@ -278,7 +278,7 @@ def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
         return header, decode(stored)
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError("tables", f"must be readable ({error})") from error
 
 
@@ -318,5 +318,5 @@ def _open(data: bytes, header_type: type[H]) -> tuple[H, int, int]:
     start = _PREFIX.size + prefix.header_bytes
     try:
         return msgspec.json.decode(data[_PREFIX.size : start], type=header_type), start, end
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CheckpointError("header", f"must be readable ({error})") from error

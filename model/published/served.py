@@ -38,6 +38,14 @@ from niwaki.model.linear.slots import Slots
 from niwaki.model.mixture.mixture import mix
 from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header
+from niwaki.model.published.checks import (
+    check_blocks,
+    check_experts,
+    check_header,
+    check_room,
+    check_shapes,
+    within,
+)
 from niwaki.model.published.compact import CompactRows, last_of_each
 from niwaki.model.published.inference import Inference
 from niwaki.model.published.table_codes import Precision
@@ -45,7 +53,6 @@ from niwaki.model.published.tensors import Export
 from niwaki.model.rows import lazy_zeros, scatter
 
 Tables = dict[str, torch.Tensor]
-_ROW_TYPES = (torch.int32, torch.int64)
 
 
 class ModelFrame:
@@ -76,11 +83,14 @@ class ModelFrame:
 
     @classmethod
     def of(cls, header: Header) -> "ModelFrame":
-        """The frame of the model that `header` describes."""
+        """The frame of the model that `header` describes. Raises `CheckpointError`."""
+        check_header(header)
         encoder = Encoder(header.schema, rows=header.table_rows, seed=header.hash_seed)
         dim, scales = header.shape.embedding_dim, len(header.half_lives_events)
         pairs = PairBudget(header.pair_rows, header.max_pairs, header.max_list_pairs)
-        return cls(header.schema, encoder, pairs, embedding_dim=dim, scales=scales)
+        frame = cls(header.schema, encoder, pairs, embedding_dim=dim, scales=scales)
+        check_room(frame._table_shapes)
+        return frame
 
     def empty_tables(self) -> Tables:
         """Tables of this model's shapes, all zero."""
@@ -118,10 +128,11 @@ class ModelFrame:
 
     def check(self, header: Header, tensors: Mapping[str, torch.Tensor]) -> None:
         """Raise `CheckpointError` unless `tensors` are those that `header` promises."""
+        check_header(header)
         further = tensors_of_experts(further_experts(self.schema))
-        _check_experts(names_of_experts(further), names_of_experts(tensors))
+        check_experts(names_of_experts(further), names_of_experts(tensors))
         blocks = names.blocks_in(tensors)
-        _check_blocks(Network(header.shape), blocks)
+        check_blocks(Network(header.shape), blocks)
         numerics = len(header.schema.numerics)
         shapes = names.network_shapes(Network(header.shape, blocks)) | {
             names.LINEAR_PRIOR: (len(self.slots), self.scales),
@@ -136,14 +147,15 @@ class ModelFrame:
             rows = names.rows_of(table)
             shapes[rows] = (tensors[rows].numel() if rows in tensors else 0,)
             shapes[names.values_of(table)] = (*shapes[rows], *widths)
-        for name, shape in shapes.items():
-            if name not in tensors or tuple(tensors[name].shape) != shape:
-                found = list(tensors[name].shape) if name in tensors else "nothing"
-                raise CheckpointError(f"tensor {name}", f"must be {list(shape)}", found)
+        own = {names.values_of(name): kind for name, kind in self.memory.types.items()}
+        own |= {name: tensor.dtype for name, tensor in further.items()}
+        check_shapes(tensors, shapes, own)
         for table, (size, *_) in self._table_shapes.items():
             name = names.rows_of(table)
-            if not _within(tensors[name], size):
+            if not within(tensors[name], size):
                 raise CheckpointError(f"tensor {name}", f"must be rows of a table of {size}")
+        if broken := self.memory.broken_rule(tensors):
+            raise CheckpointError(*broken)
         living = self.living(tensors)
         if rule := self.slots.candidates.broken_rule(living):
             raise CheckpointError(f"tensor {names.LIVING_PAIRS}", rule, living.tolist())
@@ -367,30 +379,6 @@ def _changed(
         if any(len(numbers) for numbers, _ in some):
             rows = rows.changed(*last_of_each(some), precision)
     return rows
-
-
-def _check_experts(known: list[str], found: list[str]) -> None:
-    if known != found:
-        rule = f"must be {', '.join(known) or 'none'} for this program"
-        raise CheckpointError("further experts", rule, shown=", ".join(found) or "none")
-
-
-def _check_blocks(network: Network, blocks: Mapping[str, torch.Tensor]) -> None:
-    sizes = {group.name: group.size for group in network.groups} if network.shape.block else {}
-    if blocks and set(blocks) != set(sizes):
-        raise CheckpointError("blocks", f"must be those of {sorted(sizes)}", sorted(blocks))
-    for group, blocks_N in blocks.items():
-        ascending = blocks_N.dim() == 1 and bool((blocks_N.diff() > 0).all())
-        if blocks_N.dtype != torch.int64 or not ascending or not _within(blocks_N, sizes[group]):
-            rule = f"must be blocks of a grid of {sizes[group]}"
-            raise CheckpointError(f"tensor {names.blocks_of(group)}", rule)
-
-
-def _within(rows_U: torch.Tensor, size: int) -> bool:
-    """True for integers of 0 .. `size` - 1."""
-    if rows_U.dtype not in _ROW_TYPES:
-        return False
-    return not len(rows_U) or 0 <= int(rows_U.min()) <= int(rows_U.max()) < size
 
 
 def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

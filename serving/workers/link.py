@@ -51,7 +51,7 @@ class State(msgspec.Struct, tag=True, kw_only=True):
 
     following: bool
     swaps: int
-    refused: int
+    refusals: dict[str, int]
 
 
 class Ready(msgspec.Struct, tag=True):

@@ -21,7 +21,7 @@ from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header, unpack_as
 from niwaki.model.published.served import ModelFrame, PublishedModel, Tables
 from niwaki.serving.listener import new_server
-from niwaki.serving.scorer import Serving
+from niwaki.serving.scorer import REFUSALS, Serving
 from niwaki.serving.workers import link
 from niwaki.serving.workers.shared_tables import SharedTables
 
@@ -38,7 +38,8 @@ class Replica(Serving):
         self._frame: tuple[int, ModelFrame, Tables] | None = None
         """Number of the frame that versions share now, the frame, and what `no_rows` says of it."""
         self._sets: dict[int, SharedTables] = {}
-        self._state = link.State(following=True, swaps=0, refused=0)
+        self.refusals = dict.fromkeys(REFUSALS, 0)
+        self._state = link.State(following=True, swaps=0, refusals=self.refusals)
         self._linked = True
         self._came = threading.Event()
 
@@ -51,7 +52,15 @@ class Replica(Serving):
         return self._linked and self._state.following
 
     def receive(self) -> None:
-        """Take over what comes, until the link is closed."""
+        """Take over what comes, until the link is closed, or something can't be taken over: then
+        this process is to end, and the one after it begins with the newest version."""
+        try:
+            self._receive()
+        finally:
+            self._linked = False
+            self._came.set()
+
+    def _receive(self) -> None:
         while received := link.receive_as_worker(self._link):
             message, descriptors = received
             if isinstance(message, link.Adopt):
@@ -59,9 +68,7 @@ class Replica(Serving):
                 self._came.set()
             elif isinstance(message, link.State):
                 self._state = message
-                self.swaps, self.refused = message.swaps, message.refused
-        self._linked = False
-        self._came.set()
+                self.swaps, self.refusals = message.swaps, message.refusals
 
     def wait(self) -> None:
         """Wait for the first model."""

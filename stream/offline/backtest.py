@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from niwaki.model.errors import LearnError
 from niwaki.model.evaluation import Evaluation
 from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.pruning.config import PruningConfig
@@ -81,6 +82,8 @@ def backtest_policy(
         watch.lap("read")
         version = served.count
         step = trainer.step(batch)
+        if step.quarantined:  # what a recording shows would not be what it says
+            raise LearnError(step.quarantined[0].reason)
         watch.add(step.seconds)
         for replica in replicas.values():
             if replica.due(step.move):

@@ -4,9 +4,11 @@ In: polls, steps and moments between steps, from the loop. Out: lines of the log
 about drifts. A history or a progress bar of a caller's is one more observer.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +16,7 @@ from niwaki.pruning.policy import Move
 from niwaki.stream.drift.monitor import Drift
 from niwaki.stream.kafka.reader import PolledBatch
 from niwaki.stream.kafka.sink import Outbox
+from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer
@@ -36,6 +39,8 @@ class Observer:
 
 
 _GROWTH = 10
+QUARANTINE_BYTES = 16 * 2**20
+"""Bound of a file of quarantined events; there are two."""
 
 
 class StepLog(Observer):
@@ -133,6 +138,7 @@ class Metrics(Observer):
             event_time_s=self._trainer.last_event_time_s,
             outlier_times=step.outlier_times,
         )
+        telemetry.quarantined(sum(len(one.events) for one in step.quarantined))
         for drift in step.drifts:
             telemetry.drift(
                 drift.detector,
@@ -167,6 +173,42 @@ class Metrics(Observer):
                 one["watched_events"],
                 expected_events=one["expected_events_between_false_alarms"],
             )
+
+
+class QuarantineFile(Observer):
+    """Writes events that were not learned to a file, one JSON object for each step of them: the
+    events as they came, with NaN and Infinity as Python writes them, the reason, the place in the
+    stream, and by partition the next offset after their batch. The file takes `QUARANTINE_BYTES`;
+    then the one before it is replaced by it. Restarts after a crash may write a batch again."""
+
+    def __init__(self, path: Path, trainer: Trainer, offsets: Callable[[], Mapping[int, int]]):
+        """`offsets`: those after the batch of the last step."""
+        self._path = path
+        self._trainer = trainer
+        self._offsets = offsets
+
+    def stepped(self, step: Step) -> None:
+        """Write what a step set aside."""
+        for one in step.quarantined:
+            log.warning("event %d: quarantined: %s", self._trainer.events, one.reason)
+            table = batch_to_table(one.events, self._trainer.config.schema)
+            line = {
+                "reason": one.reason,
+                "after_event": self._trainer.events,
+                "offsets": {str(part): offset for part, offset in self._offsets().items()},
+                "events": table.to_pylist(),
+            }
+            try:
+                self._write(json.dumps(line, default=str) + "\n")
+            except OSError as error:
+                log.warning("%s was not written: %s", self._path, error.strerror or error)
+
+    def _write(self, line: str) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists() and self._path.stat().st_size + len(line) > QUARANTINE_BYTES:
+            self._path.replace(self._path.with_suffix(".old.jsonl"))
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
 
 
 class DriftTopic(Observer):

@@ -24,7 +24,7 @@ from niwaki.stream.kafka.connection import Committer
 from niwaki.stream.kafka.overlap import Overlap
 from niwaki.stream.kafka.reader import EventReader, PolledBatch, Positions
 from niwaki.stream.kafka.sink import DeadLetters, Outbox
-from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, StepLog
+from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, QuarantineFile, StepLog
 from niwaki.stream.training.past import OPTION, Past, Progress
 from niwaki.stream.training.publisher import Publisher
 from niwaki.stream.training.reject_watch import RejectWatch
@@ -78,6 +78,11 @@ class Pipeline:
             self._rejects,
             StepLog(trainer),
             Metrics(trainer, self.replica, telemetry),
+            QuarantineFile(
+                snapshot_path(snapshot).with_name("quarantine.jsonl"),
+                trainer,
+                lambda: self._positions.offsets,
+            ),
             *([DriftTopic(drifts)] if drifts else []),
             *observers,
         ]
@@ -134,8 +139,9 @@ class Pipeline:
         publish and save. `end`: tells that number once it is known, instead. A recording before the
         topic is learned as a whole.
 
-        Raises `TooManyRejects` at the end where that was the reason to stop.
+        Raises `TooManyRejects` or `LearnError` at the end where that was the reason to stop.
         """
+        asked, stop = stop, lambda: asked() or self.trainer.quarantine.must_stop
         if self._past is not None and not self._learn_past(self._past, stop):
             return self._end()
         while not (stop() or self._rejects.too_many):
@@ -155,7 +161,7 @@ class Pipeline:
         step = self.trainer.step(batch)
         watch.add(step.seconds)
         self._positions = positions
-        published = self._publish_if_due(step)
+        published = self._publish_if_due(step.move)
         watch.lap("publish")
         self._save_if_due(step, published)
         watch.lap("save")
@@ -165,6 +171,8 @@ class Pipeline:
     def _settle(self, watch: Stopwatch) -> None:
         """Do what is due between two batches."""
         self.publisher.settle(wait=False)
+        if self.publisher.overdue:
+            self._publish_if_due(Move.STAY)
         self.telemetry.spent(watch.seconds)
         self._pause_if_due()
 
@@ -180,6 +188,7 @@ class Pipeline:
             self._overlap.tell(last=True)
         log.info("stopped at event %d, version %d", self.trainer.events, self.version)
         self._rejects.check()
+        self.trainer.quarantine.check(self.trainer.events)
 
     def _past_to_learn(self, past: Past | None, snapshot: SnapshotHeader | None) -> Past | None:
         """The recording that is to be learned, all or the rest of it; None: there is none, or it is
@@ -248,12 +257,13 @@ class Pipeline:
 
     def _reached(self, limit_events: int | None, polled: bool = False) -> bool:
         waiting = self.batcher.waiting if polled else 0
-        events = self.trainer.events + self.batcher.rejected_events + waiting
+        passed = self.trainer.events + self.trainer.quarantine.events
+        events = passed + self.batcher.rejected_events + waiting
         return limit_events is not None and events >= limit_events
 
-    def _publish_if_due(self, step: Step) -> bool:
+    def _publish_if_due(self, move: Move) -> bool:
         status, offsets = self.trainer.status(), self._positions.offsets
-        return self.publisher.publish_if_due(step.move, status, offsets)
+        return self.publisher.publish_if_due(move, status, offsets)
 
     def _save_if_due(self, step: Step, published: bool) -> None:
         """Save only after a publication: the served model is then the learner's, so the snapshot

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from niwaki.model.errors import LearnError
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.published import tensors as names
+from niwaki.model.published.checks import not_finite
 from niwaki.model.published.served import ModelFrame, ServedModel
 from niwaki.model.published.table_codes import Precision, encode_values, rounded
 from niwaki.model.published.tensors import Export
@@ -140,11 +142,16 @@ class Follower:
 
     def make(self, export: Export, complete: bool) -> Made:
         """Let the mixture learn from all events scored since it last did, then make the tensors.
-        `complete`: publish all rows that have been published before, too."""
+        `complete`: publish all rows that have been published before, too.
+
+        Raises `LearnError` where a weight is not finite."""
         if self._to_learn:
             experts, outcomes = zip(*self._to_learn, strict=True)
             self.mixture.update(np.concatenate(experts), Outcomes.concat(outcomes))
             self._to_learn = []
+        # No scorer would take such a checkpoint, and learning can't go on from such a state.
+        if (name := not_finite(export.tensors)) is not None:
+            raise LearnError(f"tensor {name} is not finite: go back to the last snapshot")
         changes = export.tensors | {names.MIXTURE: torch.from_numpy(self.mixture.weights.copy())}
         stored = encode_values(changes, self._precision)
         served = rounded(changes, stored)

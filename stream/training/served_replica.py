@@ -18,12 +18,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from niwaki.model.evaluation import WindowedEvaluation
 from niwaki.model.features.encoder import HashedEvents
 from niwaki.model.features.outcomes import Outcomes
 from niwaki.model.learner import Learner
 from niwaki.model.mixture.mixture import Mixture
+from niwaki.model.published import tensors as names
 from niwaki.model.published.checkpoint import Header, TrainingStatus
 from niwaki.model.published.served import ServedModel
 from niwaki.model.published.table_codes import Precision
@@ -58,6 +60,14 @@ class Prepared(NamedTuple):
         return self.made.result().published
 
 
+class _Held(NamedTuple):
+    """A publication of which it is not known whether it will be served."""
+
+    prepared: Prepared
+    rows: dict[str, torch.Tensor]
+    """By table, the rows that it changes."""
+
+
 class ServedReplica:
     """The replica of one series of publications. For one thread, the loop's."""
 
@@ -90,6 +100,8 @@ class ServedReplica:
             window_events = max(1, round(window_events * chosen_ratio))
         self._follower = Follower(learner, window_events, table_precision, chosen_ratio)
         self._prepared: Prepared | None = None
+        self._held: _Held | None = None
+        self._overdue = False
         self._waiting: list[ScoredBatch] = []
         self._waiting_events = 0
         self._thread = ThreadPoolExecutor(1, "niwaki-served")
@@ -137,11 +149,49 @@ class ServedReplica:
         change."""
         self._full_in = 0
 
-    def score(self, hashed: HashedEvents, outcomes: Outcomes) -> None:
+    def hold(self) -> None:
+        """Leave open whether what was prepared will be served: `accept` or `withdraw` says so
+        later. Rows that are learned from now on are the next publication's."""
+        assert self._prepared is not None
+        rows = self._dirty_rows.rows()
+        self._held = _Held(self._prepared, rows)
+        self._prepared = None
+        self._dirty_rows.clear(self._learner.events)
+        self._full_in = self._full_every - 1
+        self._overdue = False
+
+    def accept(self) -> None:
+        """Serve what was held."""
+        assert self._held is not None
+        header, made = self._held.prepared
+        self._held = None
+        self._hand_over()
+        self._do(self._follower.take_over, made)
+        self._columns = header.shape.columns
+        self._multiply_adds = header.multiply_adds
+        self._at_event = header.events
+        self.count += 1
+
+    def withdraw(self) -> None:
+        """The last publication has not arrived: the next one is a full one, and due at once. What
+        was held is not served, and what it changed is in the next one."""
+        held, self._held = self._held, None
+        if held is not None:
+            for table, rows_U in held.rows.items():
+                if table != names.EMBEDDING:  # these are found by the rows of the linear expert
+                    self._dirty_rows.mark_dirty(table, rows_U)
+        self._overdue = True
+        self.want_full()
+
+    def score(
+        self, hashed: HashedEvents, outcomes: Outcomes, first_event: int | None = None
+    ) -> None:
         """Predict a batch with what is published, and evaluate it. Before the first publication:
-        the click rate so far."""
+        the click rate so far. `first_event`: events learned before the batch; None: those so
+        far."""
         events = len(outcomes.labels_B)
-        chosen, others = chosen_events(self._learner.events, events, self._chosen_events)
+        first = self._learner.events if first_event is None else first_event
+        chosen, others = chosen_events(first, events, self._chosen_events)
         if not self._evaluates_all:
             others = []
         self._waiting.append(ScoredBatch(hashed, outcomes, chosen, others))
@@ -161,7 +211,9 @@ class ServedReplica:
         interval has been passed, or a newly pruned network has just been cut. A cut does not move
         the later ones, so policies are compared by publications at the same events."""
         every = self.every_events
-        return move is Move.CUT or self._learner.events // every > self._at_event // every
+        if self._overdue or move is Move.CUT:
+            return True
+        return self._learner.events // every > self._at_event // every
 
     def prepare(
         self,
@@ -221,6 +273,7 @@ class ServedReplica:
         self._dirty_rows.clear(events)
         self._multiply_adds = self._learner.multiply_adds
         self._at_event = events
+        self._overdue = False
         self.count += 1
 
     def begin(self, job: Callable[..., T], *arguments: Any) -> Future[T]:

@@ -23,6 +23,7 @@ from prometheus_client import (
 
 from niwaki.pruning.errors import RuleError
 from niwaki.pruning.policy import Phase
+from niwaki.serving.errors import STORE_KINDS
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.stopwatch import STAGES
 
@@ -186,20 +187,29 @@ class Telemetry:
             lambda: self._published_s,
         )
         self._failures = self._counter(
-            "niwaki_publication_failures", "Publications that the store did not take."
+            "niwaki_publication_failures", "Failures of the store, by their cause.", "kind"
+        )
+        self._interrupted = self._gauge(
+            "niwaki_publication_interrupted", "1 while the store takes no checkpoints."
         )
         self._age(
             "niwaki_snapshot_age_seconds", "Time since the last snapshot.", lambda: self._saved_s
         )
 
-        for outcome in ("learned", "rejected"):
+        for outcome in ("learned", "rejected", "quarantined"):
             self._events.labels(outcome)
         for stage in STAGES:
             self._stages.labels(stage)
+        for kind in STORE_KINDS:
+            self._failures.labels(kind)
         for detector, signal in drifts_of:
             labels = self._bounded("detector", detector), self._bounded("signal", signal)
             for answered in ("true", "false"):
                 self._drifts.labels(*labels, answered)
+
+    def quarantined(self, events: int) -> None:
+        """Count events that were not learned, since something of their step was not finite."""
+        self._events.labels("quarantined").inc(events)
 
     def learned(self, events: int, *, event_time_s: float, outlier_times: int = 0) -> None:
         """Count a learned batch. `event_time_s`: time of its last event, seconds since the epoch; 0
@@ -325,10 +335,13 @@ class Telemetry:
         self._bytes.set(size_bytes)
         self._dense_bytes.set(dense_bytes)
         self._published_s = created_s
+        self._interrupted.set(0)
 
-    def publication_failed(self) -> None:
-        """Count a checkpoint that the store did not take."""
-        self._failures.inc()
+    def publication_failed(self, kind: str) -> None:
+        """Count a failure of the store, and show that it takes no checkpoints until the next
+        `published`. `kind`: one of `serving.errors.STORE_KINDS`."""
+        self._failures.labels(kind).inc()
+        self._interrupted.set(1)
 
     def saved(self, time_s: float) -> None:
         """Note that a snapshot was written at `time_s`, seconds since the epoch."""

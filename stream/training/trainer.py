@@ -22,7 +22,7 @@ from niwaki.model.features.schema import EventBatch, Schema
 from niwaki.model.learner import Learner, LearnerState
 from niwaki.model.published.checkpoint import TrainingStatus
 from niwaki.model.published.table_codes import Precision
-from niwaki.model.step import run_in_turn
+from niwaki.model.step import Refused, run_in_turn
 from niwaki.pruning.config import PruningConfig, policy_for
 from niwaki.pruning.errors import RuleError
 from niwaki.pruning.policy import Move, Phase, PolicyState
@@ -30,6 +30,7 @@ from niwaki.stream.drift.click_rate import Changed, ClickRate
 from niwaki.stream.drift.monitor import Drift, DriftConfig, DriftMonitor
 from niwaki.stream.drift.observations import Observations
 from niwaki.stream.drift.signals import Signals
+from niwaki.stream.events.quarantine import Quarantine, Quarantined
 from niwaki.stream.training.second_thread import SecondThread
 from niwaki.stream.training.served_replica import ServedReplica
 from niwaki.stream.training.stopwatch import Stopwatch
@@ -64,6 +65,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     served predictions includes its cost."""
     window_events: int = 20_000
     """Events in an evaluation window, >= 1."""
+    max_quarantined_batches: int = 10
+    """Batches in a row whose loss or gradients are not finite, >= 1, after which the trainer stops;
+    each of them is quarantined, and changes no weight."""
     threads: int = 1
     """Threads that learn, >= 1; how many makes no difference to what is learned. Two share steps,
     and pay for batches of more than 128 events where a core is left to read and publish beside
@@ -75,6 +79,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "publish_every_events",
             "full_every_publications",
             "window_events",
+            "max_quarantined_batches",
             "threads",
         )
         for name in counts:
@@ -116,6 +121,16 @@ class Step(NamedTuple):
     its bound."""
     outlier_times: int
     """Events whose time was far from those around it, and was put back."""
+    quarantined: list[Quarantined]
+    """Events that were not learned; they are in none of the others."""
+
+    @classmethod
+    def of_nothing(
+        cls, phase: Phase, seconds: dict[str, float], quarantined: list[Quarantined]
+    ) -> "Step":
+        """The outcome of a batch of which nothing was learned."""
+        nothing_B = np.empty(0, np.float32)
+        return cls(0, nothing_B, nothing_B, [], Move.STAY, phase, seconds, False, 0, quarantined)
 
 
 class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -126,6 +141,10 @@ class TrainerState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     last_event_time_s: float
     answered_event: int = -1
     """Index of the event at which the last answered drift was first noticed; -1: there was none."""
+    quarantined: int = 0
+    """Events that were not learned, since something of their step was not finite."""
+    quarantined_in_a_row: int = 0
+    """Batches of them since the last event that was learned."""
 
 
 class Trainer:
@@ -159,6 +178,8 @@ class Trainer:
         """The series of publications that are evaluated beside the learning."""
         self.last_event_time_s = 0.0
         self._clock = EventClock()
+        self.quarantine = Quarantine(training.max_quarantined_batches)
+        """Events that were not learned."""
 
     @property
     def events(self) -> int:
@@ -212,17 +233,26 @@ class Trainer:
         watch.restart()
         policy, learner = self.policy, self.learner
         first_event = self.events
+        came = batch
         times_s_B, outlier_times = self._clock.bound(batch.times_s_B)
         if outlier_times:
             batch = dataclasses.replace(batch, times_s_B=times_s_B)
         hashed, outcomes = learner.encoder.encode(batch), Outcomes.of(batch)
         watch.lap("encode")
-        for replica in self.replicas:
-            replica.score(hashed, outcomes)
-        watch.lap("predict")
         ratios = policy.target_ratio(self.events), policy.table_ratio(self.events)
-        learned = learner.learn(hashed, outcomes, *ratios)
+        refused: list[Refused] = []
+        learned = learner.learn(hashed, outcomes, *ratios, refused=refused)
         watch.lap("learn_rest")
+        batch, quarantined = self.quarantine.set_aside(batch, refused, came)
+        if refused:
+            hashed, outcomes = learner.encoder.encode(batch), Outcomes.of(batch)
+        if not len(batch):
+            return Step.of_nothing(policy.phase, watch.seconds, quarantined)
+        # Only now, so that what is quarantined reaches no figures and no mixture; it is predicted
+        # by what was published before, all the same.
+        for replica in self.replicas:
+            replica.score(hashed, outcomes, first_event)
+        watch.lap("predict")
         losses_B = self.prequential.update(learned.logits_B, outcomes)
         watch.lap("score")
         columns: tuple[np.ndarray, ...] = ()
@@ -257,6 +287,7 @@ class Trainer:
             watch.seconds,
             forced,
             outlier_times,
+            quarantined,
         )
 
     def detect(self) -> list[Drift]:
@@ -323,6 +354,8 @@ class Trainer:
             policy=self.policy.state,
             last_event_time_s=self.last_event_time_s,
             answered_event=self._answered_event,
+            quarantined=self.quarantine.events,
+            quarantined_in_a_row=self.quarantine.batches_in_a_row,
         )
         return state, tensors
 
@@ -346,6 +379,8 @@ class Trainer:
         self.policy.state = state.policy
         self.last_event_time_s = state.last_event_time_s
         self._answered_event = state.answered_event
+        self.quarantine.events = state.quarantined
+        self.quarantine.batches_in_a_row = state.quarantined_in_a_row
 
     def _make(self, move: Move) -> None:
         """Make a move of the policy's, and tell it to those whom it concerns."""

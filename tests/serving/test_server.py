@@ -122,7 +122,7 @@ def test_metrics_count_what_happened(serve, publisher):
     assert metrics["niwaki_served_version",] == 16
     assert 0 <= metrics["niwaki_served_age_seconds",] < 60
     assert metrics["niwaki_swaps_total",] == 2
-    assert metrics["niwaki_refused_checkpoints_total",] == 1
+    assert metrics["niwaki_refused_checkpoints_total", "bytes"] == 1
 
 
 # Swaps under load, and the end

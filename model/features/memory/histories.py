@@ -44,6 +44,11 @@ class Histories:
         self.last = last
         self.keyed = KeyedRows(name, max_keys, FIRST + 1 + last)
 
+    def names_rows_of(self, rows_UW: np.ndarray, size: int) -> bool:
+        """True where every value in these rows (int64) is a row of a table of `size`."""
+        values = np.ascontiguousarray(rows_UW).view(np.int32)[:, _VALUES:]
+        return not values.size or bool(0 <= values.min() <= values.max() < size)
+
     def read(
         self,
         keys_B: np.ndarray,

@@ -61,6 +61,21 @@ class Memory:
         """Shape of each table, by its name."""
         for table in keyed:
             self.shapes |= table.shapes
+        self.types = {
+            table: torch.float64 if table in self._ages.sizes else torch.int64
+            for table in self.shapes
+        }
+        """Type of each table, by its name."""
+        self._table_rows = rows
+
+    def broken_rule(self, tensors: Tables) -> tuple[str, str] | None:
+        """The tensor of a checkpoint whose histories name values that no table has, and the rule;
+        None: there is none. Everything else that rows may hold leads nowhere."""
+        for one in self._histories:
+            name = f"{one.keyed.name}.values"
+            if not one.names_rows_of(tensors[name].numpy(), self._table_rows):
+                return f"tensor {name}", f"must name values of 0 to {self._table_rows - 1}"
+        return None
 
     def empty(self) -> dict[str, torch.Tensor]:
         """Tables in which nothing is remembered."""

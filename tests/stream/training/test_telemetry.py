@@ -17,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from niwaki.serving.errors import STORE_KINDS
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.training.stopwatch import STAGES
 from niwaki.stream.training.telemetry import MAX_LABEL_VALUES, Telemetry, TelemetryConfig
@@ -75,7 +76,8 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.regrown()
     telemetry.sparsity({"top.0": 0.9, "top.1": 0.8}, multiply_adds_ratio=0.1, budget_ratio=0.12)
     telemetry.published(7, 5_000, dense_bytes=40_000, created_s=970.0)
-    telemetry.publication_failed()
+    telemetry.publication_failed("timeout")
+    telemetry.quarantined(64)
     telemetry.saved(900.0)
     return telemetry
 
@@ -83,6 +85,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
 def test_each_number_handed_over_is_shown(telemetry):
     assert samples(fill(telemetry)) == {
         'niwaki_events_total{outcome="learned"}': 128,
+        'niwaki_events_total{outcome="quarantined"}': 64,
         'niwaki_events_total{outcome="rejected"}': 1,
         'niwaki_rejected_events_total{rule="label must be a number"}': 1,
         "niwaki_outlier_times_total": 2,
@@ -135,7 +138,11 @@ def test_each_number_handed_over_is_shown(telemetry):
         "niwaki_published_bytes": 5_000,
         "niwaki_dense_bytes": 40_000,
         "niwaki_published_age_seconds": 30,
-        "niwaki_publication_failures_total": 1,
+        **{
+            f'niwaki_publication_failures_total{{kind="{kind}"}}': int(kind == "timeout")
+            for kind in STORE_KINDS
+        },
+        "niwaki_publication_interrupted": 1,
         "niwaki_snapshot_age_seconds": 100,
     }
 
