@@ -77,6 +77,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.published(7, 5_000, dense_bytes=40_000, created_s=970.0)
     telemetry.publication_failed()
     telemetry.saved(900.0)
+    telemetry.snapshot_failed()
     return telemetry
 
 
@@ -137,6 +138,8 @@ def test_each_number_handed_over_is_shown(telemetry):
         "niwaki_published_age_seconds": 30,
         "niwaki_publication_failures_total": 1,
         "niwaki_snapshot_age_seconds": 100,
+        "niwaki_snapshot_failures_total": 1,
+        "niwaki_snapshot_failing": 1,
     }
 
 
