@@ -41,6 +41,8 @@ _OVERDUE_S = 10.0
 """No snapshot is overdue before: a publication is worth waiting for."""
 _LONGEST_S = 600.0
 """A fork that takes longer is ended."""
+_NICENESS = 10
+"""Added to the fork's: where processors are short the learning goes first."""
 _READ_BYTES = 65_536
 
 Arrays = dict[str, np.ndarray]
@@ -216,7 +218,9 @@ class _Fork:
     def wait(self) -> None:
         """Wait for the end. Raises `OSError` with the fork's own reason."""
         reason, deadline_s = b"", time.monotonic() + _LONGEST_S
-        while select.select([self._result], [], [], max(0, deadline_s - time.monotonic()))[0]:
+        poll = select.poll()
+        poll.register(self._result, select.POLLIN)
+        while poll.poll(1e3 * max(0.0, deadline_s - time.monotonic())):
             part = os.read(self._result, _READ_BYTES)
             if not part:
                 break
@@ -254,6 +258,7 @@ def _work(write: Callable[[Arrays], None], orders: int, result: int) -> NoReturn
     """The fork's whole life."""
     code = 1
     try:
+        os.nice(_NICENESS)
         gc.disable()  # no object of the trainer's may close a descriptor of a number used anew
         first, second = sorted((orders, result))
         # Sockets and pipes of the trainer must close when it ends, not when this process does.
