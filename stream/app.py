@@ -69,6 +69,7 @@ def open_pipeline(config: Config, observers: Sequence[Observer] = ()) -> Iterato
             observers=observers,
         )
         stack.enter_context(closing(pipeline.publisher))
+        stack.enter_context(closing(pipeline.snapshots))
         yield pipeline
 
 

@@ -27,7 +27,7 @@ from niwaki.stream.drift.monitor import DriftConfig
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.events.config import EventsConfig
 from niwaki.stream.kafka.connection import KafkaConfig, is_topic
-from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.telemetry import TelemetryConfig
 from niwaki.stream.training.trainer import TrainerConfig, TrainingConfig
 

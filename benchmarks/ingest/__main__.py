@@ -51,7 +51,7 @@ from niwaki.stream.offline.backtest import rebatch
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.second_thread import tensor_threads
-from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Step, Trainer, TrainerConfig, TrainingConfig
 

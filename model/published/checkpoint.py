@@ -235,12 +235,19 @@ def _alive_in_tables(header: Header) -> torch.Tensor:
 def pack_as(header: msgspec.Struct, tensors: dict[str, torch.Tensor]) -> bytes:
     """The bytes of a file of this layout with another typed header, such as a snapshot; every
     tensor as it is."""
+    return b"".join(parts_as(header, tensors))
+
+
+def parts_as(
+    header: msgspec.Struct, tensors: dict[str, torch.Tensor]
+) -> Sequence[bytes | memoryview]:
+    """The parts of such a file, one after the other; nothing is copied."""
     text = msgspec.json.encode(header)
     parts = [_PREFIX.pack(MAGIC, FORMAT_VERSION, len(text)), text, *_as_safetensors(tensors)]
     checksum = 0
     for part in parts:
         checksum = crc32c(part, checksum)
-    return b"".join([*parts, _CHECKSUM.pack(checksum)])
+    return [*parts, _CHECKSUM.pack(checksum)]
 
 
 def tensors_only(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -282,7 +289,7 @@ def unpack(data: bytes) -> tuple[Header, dict[str, torch.Tensor]]:
         raise CheckpointError("tables", f"must be readable ({error})") from error
 
 
-def unpack_as(data: bytes, header_type: type[H]) -> tuple[H, dict[str, torch.Tensor]]:
+def unpack_as(data: bytes | memoryview, header_type: type[H]) -> tuple[H, dict[str, torch.Tensor]]:
     """The header and tensors of a file that `pack_as` made. Raises `CheckpointError`."""
     header, at, end = _open(data, header_type)
     try:
@@ -297,7 +304,7 @@ def read_header(data: bytes) -> Header:
     return _open(data, Header)[0]
 
 
-def _open(data: bytes, header_type: type[H]) -> tuple[H, int, int]:
+def _open(data: bytes | memoryview, header_type: type[H]) -> tuple[H, int, int]:
     """The header in `data`, and where the tensors begin and end."""
     if len(data) < _PREFIX.size + _CHECKSUM.size:
         raise CheckpointError("checkpoint", "must not be cut short", f"{len(data)} bytes")

@@ -54,14 +54,14 @@ def train(
     from niwaki.stream.app import open_pipeline
     from niwaki.stream.training.past import Past
     from niwaki.stream.training.second_thread import tensor_threads
-    from niwaki.stream.training.snapshot import snapshot_path
+    from niwaki.stream.training.snapshots.files import SnapshotFiles
 
     settings = load(config)
     if strict_schema:
         snapshot = msgspec.structs.replace(settings.snapshot, strict_schema=True)
         settings = msgspec.structs.replace(settings, snapshot=snapshot)
     past = Past(history, settings.events_schema(), settings.events) if history else None
-    if past is not None and not snapshot_path(settings.snapshot).exists():
+    if past is not None and not SnapshotFiles(settings.snapshot).paths():
         past.check()  # before any server is asked
     log_to_stderr()
     stop = stop_on_signals()

@@ -39,7 +39,7 @@ from niwaki.stream.synthetic.generator import read_drift_points, write_stream
 from niwaki.stream.synthetic.world import SyntheticConfig
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.pipeline import Pipeline
-from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 
 _NEVER_S = 1e9
 _WINDOW_EVENTS = 5_000  # short enough to see a drift and the recovery from it

@@ -7,13 +7,14 @@ disk, and what the observers make of it all. Each event changes the model exactl
 are saved with the model, in one file, and a restart seeks to them. To save:
 
     1. outboxes are flushed: dead letters and notices of drifts, which will not be made again
-    2. the snapshot is written, synced and renamed into place
+    2. the snapshot is written, synced and renamed into place, beside the learning
     3. offsets are committed to Kafka, which only dashboards read
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from niwaki.model.features.schema import EventBatch
 from niwaki.pruning.policy import Move
@@ -28,16 +29,12 @@ from niwaki.stream.training.observers import DriftTopic, Metrics, Observer, Quar
 from niwaki.stream.training.past import OPTION, Past, Progress
 from niwaki.stream.training.publisher import Publisher
 from niwaki.stream.training.reject_watch import RejectWatch
-from niwaki.stream.training.snapshot import (
-    SnapshotConfig,
-    SnapshotHeader,
-    load_snapshot,
-    save_snapshot,
-    snapshot_path,
-)
+from niwaki.stream.training.snapshots.contents import Place, SnapshotHeader, load_snapshot
+from niwaki.stream.training.snapshots.files import SnapshotConfig
+from niwaki.stream.training.snapshots.writer import SnapshotWriter
 from niwaki.stream.training.stopwatch import Stopwatch
 from niwaki.stream.training.telemetry import Telemetry
-from niwaki.stream.training.trainer import Step, Trainer
+from niwaki.stream.training.trainer import Trainer
 
 log = logging.getLogger("niwaki")
 
@@ -79,7 +76,7 @@ class Pipeline:
             StepLog(trainer),
             Metrics(trainer, self.replica, telemetry),
             QuarantineFile(
-                snapshot_path(snapshot).with_name("quarantine.jsonl"),
+                Path(snapshot.directory) / "quarantine.jsonl",
                 trainer,
                 lambda: self._positions.offsets,
             ),
@@ -98,13 +95,12 @@ class Pipeline:
             (dead_letters, drifts) if drifts else (dead_letters,)
         )
         self._snapshot = snapshot
+        self.snapshots = SnapshotWriter(snapshot, trainer, self.replica, telemetry)
         self._committer = committer
         self._offsets_after = offsets_after
         self._past: Past | None = None
         self._progress: Progress | None = None
         self._positions = Positions()
-        self._saved_s = time.monotonic()
-        self._save_next = False
         self._pause_after_s = 0.0
 
     @property
@@ -115,6 +111,7 @@ class Pipeline:
     def resume(self, past: Past | None = None) -> None:
         """Continue from the snapshot if there is one; else `run` is to learn `past` before the
         topic, if there is one."""
+        self.snapshots.clear()
         snapshot = load_snapshot(self._snapshot, self.trainer, self.replica, self._topic)
         if snapshot:
             self._positions = snapshot.positions
@@ -122,6 +119,7 @@ class Pipeline:
             log.info("resumed at event %d, offsets %s", self.trainer.events, offsets)
             if snapshot.past is not None:
                 self._progress = Progress(snapshot.past)
+            self._commit(self._positions)  # an older snapshot's may be behind those committed last
         self.publisher.resume(snapshot.version if snapshot else 0)
         self.telemetry.phase(self.trainer.policy.phase)
         self._past = self._past_to_learn(past, snapshot)
@@ -153,6 +151,9 @@ class Pipeline:
             watch.lap("read")
             if received:
                 self._learn(received.batch, received.positions, watch)
+            elif not self.batcher.waiting:
+                self._save_if_due(published=False)
+                watch.lap("save")
             self._settle(watch)
         self._end()
 
@@ -163,7 +164,10 @@ class Pipeline:
         self._positions = positions
         published = self._publish_if_due(step.move)
         watch.lap("publish")
-        self._save_if_due(step, published)
+        if step.move is Move.CUT:
+            self.snapshots.hurry()
+        if published or self.snapshots.overdue:
+            self._save_if_due(published)
         watch.lap("save")
         for observer in self.observers:
             observer.stepped(step)
@@ -173,6 +177,7 @@ class Pipeline:
         self.publisher.settle(wait=False)
         if self.publisher.overdue:
             self._publish_if_due(Move.STAY)
+        self._settle_snapshot()
         self.telemetry.spent(watch.seconds)
         self._pause_if_due()
 
@@ -181,7 +186,7 @@ class Pipeline:
         if self.trainer.events:
             self.publisher.publish(self.trainer.status(), self._positions.offsets)
             self.publisher.settle()
-        self._save()
+        self._save(wait=True)
         self._pause_after_s = 0.0
         self._pause_if_due()
         if self._overlap is not None:
@@ -210,7 +215,7 @@ class Pipeline:
         elif past is None:
             events = f"{snapshot.past.events:,}"
             rule = (
-                f"is missing: the snapshot {snapshot_path(self._snapshot)} was taken after {events}"
+                f"is missing: the snapshot in {self._snapshot.directory} was taken after {events}"
                 " events of a recording; give it again, or move the snapshot away to start anew"
             )
             raise ConfigError(OPTION, rule)
@@ -237,7 +242,7 @@ class Pipeline:
         self.replica.want_full()
         self.publisher.publish(self.trainer.status(), {})
         self.publisher.settle()
-        self._save()
+        self._save(wait=True)
         self._past = None
         self._begin_topic()
         return True
@@ -265,39 +270,48 @@ class Pipeline:
         status, offsets = self.trainer.status(), self._positions.offsets
         return self.publisher.publish_if_due(move, status, offsets)
 
-    def _save_if_due(self, step: Step, published: bool) -> None:
-        """Save only after a publication: the served model is then the learner's, so the snapshot
-        need not hold both."""
-        self._save_next |= step.move is Move.CUT
-        if not published:
+    def _save_if_due(self, published: bool) -> None:
+        """Save if that is due and there is something new. Only after a publication: the served
+        model is then the learner's, so the snapshot need not hold both. Where none has just been
+        made, since no events come, one is made."""
+        if not self.snapshots.due() or not self.snapshots.is_new(self._place()):
             return
-        if self._save_next or time.monotonic() - self._saved_s >= self._snapshot.every_s:
-            self._save()
+        if not published and self.replica.behind and not self.publisher.overdue:
+            self.publisher.publish(self.trainer.status(), self._positions.offsets)
+        self._save()
 
-    def _save(self) -> None:
-        """Save, by the steps above. While an outbox cannot be flushed nothing is saved; the next
-        save tries again."""
-        self._saved_s = time.monotonic()
-        self._save_next = False
+    def _save(self, *, wait: bool = False) -> None:
+        """Save, by the steps above; `wait`: until the snapshot is on the disk. While an outbox
+        cannot be flushed nothing is saved; the next save tries again."""
+        self._settle_snapshot(wait=wait)
         try:
             for outbox in self._outboxes:  # 1
                 outbox.flush()
         except BrokerError as error:
+            self.snapshots.postpone()
             log.warning("no snapshot was taken at event %d: %s", self.trainer.events, error)
             return
-        positions = self.batcher.positions  # behind the dead letters, too
-        save_snapshot(  # 2
-            self._snapshot,
-            self.trainer,
-            self.replica,
-            self._topic,
-            positions,
-            self.version,
-            None if self._progress is None else self._progress.state,
+        self.snapshots.begin(self._place())  # 2
+        self._settle_snapshot(wait=wait)
+
+    def _place(self) -> Place:
+        """The present place, behind the dead letters, too."""
+        past = None if self._progress is None else self._progress.state
+        return Place(
+            topic=self._topic,
+            positions=self.batcher.positions,
+            version=self.version,
+            past=past,
         )
+
+    def _settle_snapshot(self, *, wait: bool = False) -> None:
+        saved = self.snapshots.settle(wait=wait)
+        if saved is not None:
+            self._commit(saved.positions)  # 3
+
+    def _commit(self, positions: Positions) -> None:
         if self._committer and positions.offsets:
-            self._committer.commit(positions.offsets)  # 3
-        self.telemetry.saved(time.time())
+            self._committer.commit(positions.offsets)
 
     def _polled(self, polled: PolledBatch) -> None:
         for observer in self.observers:

@@ -166,6 +166,15 @@ class Follower:
         for name, published_R in self._published.items():
             mark(published_R, changes.tensors[names.rows_of(name)].numpy())
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of what the mixture and the evaluation know, for a snapshot."""
+        parts = {"mixture": self.mixture.state(), "evaluation": self.evaluation.state()}
+        return {
+            f"{prefix}.{name}": array.copy()
+            for prefix, part in parts.items()
+            for name, array in part.items()
+        }
+
     def _complete(self, changes: Tensors) -> Tensors:
         """All rows that were ever learned, as they are after `changes`."""
         whole = dict(changes)

@@ -287,20 +287,25 @@ class ServedReplica:
         while self._jobs:
             self._jobs.popleft().result()
 
+    @property
+    def behind(self) -> bool:
+        """True where the learner has learned something since the last publication."""
+        return self._at_event != self._learner.events
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything that the next publications depend on, for a snapshot taken right after one:
         the served model is then what the learner exports."""
-        follower = self._settled()
+        self.settle()
+        return self.begin_state().result()
+
+    def begin_state(self) -> Future[dict[str, np.ndarray]]:
+        """That state as it is now; nobody waits for the thread before the result is needed."""
+        self._hand_over()
         arrays = {
             "at_event": np.array([self._at_event]),
             "multiply_adds": np.array([self._multiply_adds_sum]),
         }
-        for prefix, part in (
-            ("mixture", follower.mixture.state()),
-            ("evaluation", follower.evaluation.state()),
-        ):
-            arrays |= {f"{prefix}.{name}": array for name, array in part.items()}
-        return arrays
+        return self.begin(lambda: arrays | self._follower.state())
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Continue where `state` was taken; the learner has been restored. If something had been

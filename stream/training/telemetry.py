@@ -195,6 +195,12 @@ class Telemetry:
         self._age(
             "niwaki_snapshot_age_seconds", "Time since the last snapshot.", lambda: self._saved_s
         )
+        self._snapshot_failures = self._counter(
+            "niwaki_snapshot_failures", "Snapshots that could not be written."
+        )
+        self._snapshot_failing = self._gauge(
+            "niwaki_snapshot_failing", "1 while the last snapshot could not be written."
+        )
 
         for outcome in ("learned", "rejected", "quarantined"):
             self._events.labels(outcome)
@@ -346,6 +352,12 @@ class Telemetry:
     def saved(self, time_s: float) -> None:
         """Note that a snapshot was written at `time_s`, seconds since the epoch."""
         self._saved_s = time_s
+        self._snapshot_failing.set(0)
+
+    def snapshot_failed(self) -> None:
+        """Count a snapshot that could not be written."""
+        self._snapshot_failures.inc()
+        self._snapshot_failing.set(1)
 
     def start(self, config: TelemetryConfig) -> int:
         """Serve `/metrics` until `stop`; returns the port. Raises `ConfigError` if it can't listen

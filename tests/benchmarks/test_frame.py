@@ -178,3 +178,16 @@ def test_pipeline_runs_and_prints_what_the_frame_promises():
     for claim in result["claims"]:
         assert set(claim) == {"claim", "value", "bound", "holds"}
         assert isinstance(claim["holds"], bool) and math.isfinite(claim["value"])
+
+
+def test_the_cost_of_snapshots_is_measured_in_each_way():
+    command = [sys.executable, "-m", "benchmarks.pipeline.snapshots", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert list(result) == KEYS and result["setting"]["snapshot_mb"] > 5
+    assert {row["snapshot"] for row in result["rows"]} == {
+        "none",
+        "in the loop",
+        "beside the loop",
+    }

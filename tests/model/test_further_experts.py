@@ -23,7 +23,8 @@ from niwaki.serving.network_export import export
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.reader import Positions
 from niwaki.stream.training.served_replica import ServedReplica
-from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.contents import Place, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.trainer import Trainer
 from tests.support import scorers
 from tests.support.publisher import Publisher
@@ -169,7 +170,7 @@ def test_a_trainer_restored_from_a_snapshot_in_the_middle_continues_bit_for_bit(
     first, second = small_trainer(), small_trainer()
     served, also_served = first.add_replica(256), second.add_replica(256)
     learn_and_serve(first, served, events.slice(0, middle))
-    save_snapshot(config, first, served, "clicks", Positions(), 1)
+    save_snapshot(config, first, served, Place(topic="clicks", positions=Positions(), version=1))
     as_saved = {name: tensor.clone() for name, tensor in first.state()[1].items()}
     assert f"learner.expert.{LatestRate.name}.window.labels" in as_saved
     load_snapshot(config, second, also_served, "clicks")
@@ -193,11 +194,16 @@ def test_a_snapshot_of_other_experts_stops_the_trainer_before_anything_is_restor
     register(*at_first)
     config, trainer = SnapshotConfig(directory=str(tmp_path)), small_trainer()
     trainer.step(click_events(64))
-    save_snapshot(config, trainer, trainer.add_replica(256), "clicks", Positions(), 1)
+    save_snapshot(
+        config,
+        trainer,
+        trainer.add_replica(256),
+        Place(topic="clicks", positions=Positions(), version=1),
+    )
     register(*later)
     other = small_trainer()
     before = {name: tensor.clone() for name, tensor in other.state()[1].items()}
-    with pytest.raises(ConfigError, match="EXPERTS: differs from that of the snapshot") as refusal:
+    with pytest.raises(ConfigError, match=r"EXPERTS: \[.*\] in the snapshot, \[.*\] in") as refusal:
         load_snapshot(config, other, other.add_replica(256), "clicks")
     assert (refusal.value.field, "\n" in str(refusal.value)) == ("EXPERTS", False)
     assert differing(other.state()[1], before) == []

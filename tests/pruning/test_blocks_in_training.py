@@ -16,7 +16,8 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.pruning.policies import POLICIES
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.reader import Positions
-from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.contents import Place, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from tests.support.streams import SCHEMA, SMALL, click_events, differing
 from tests.support.trainers import learn_all, run, small_trainer
 
@@ -140,13 +141,13 @@ def test_a_snapshot_of_other_units_is_refused(tmp_path):
     trainer = small_trainer(**block)
     run(trainer, click_events(2560))
     replica = trainer.add_replica(512)
-    save_snapshot(config, trainer, replica, "clicks", Positions(), 1)
+    save_snapshot(config, trainer, replica, Place(topic="clicks", positions=Positions(), version=1))
     again = small_trainer(**block)
     assert load_snapshot(config, again, again.add_replica(512), "clicks").version == 1
     assert differing(trainer.state()[1], again.state()[1]) == []
     for unit in ({}, {"unit": "weight"}):
         other = small_trainer(**unit)
-        with pytest.raises(ConfigError, match="pruning.unit: differs from that of the snapshot"):
+        with pytest.raises(ConfigError, match="pruning.unit: 'block' in the snapshot, '"):
             load_snapshot(config, other, other.add_replica(512), "clicks")
 
 

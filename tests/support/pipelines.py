@@ -1,6 +1,7 @@
 """One trainer's loop over a real Kafka and a real Redis, and what a trainer becomes that got all
 events at once."""
 
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from niwaki.stream.kafka.times import offsets_after
 from niwaki.stream.recordings.writing import batch_to_table
 from niwaki.stream.training.pipeline import Pipeline
 from niwaki.stream.training.served_replica import ServedReplica
-from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.telemetry import Telemetry
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SCHEMA, SMALL, differing
@@ -94,7 +95,9 @@ class Running:
             store=self.store,
             telemetry=self.telemetry,
             snapshot=SnapshotConfig(
-                directory=str(directory), every_s=options.pop("every_s", NEVER_S)
+                directory=str(directory),
+                every_s=options.pop("every_s", NEVER_S),
+                every_events=options.pop("every_events", 0),
             ),
             offsets_after=partial(offsets_after, kafka, schema, EventsConfig()),
             **options,
@@ -111,6 +114,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.pipeline.publisher.close()
+        self.pipeline.snapshots.close()
         self.reader.close()
         self.dead_letters.close()
         self.store.close()
@@ -134,3 +138,20 @@ def produce(kafka: KafkaConfig, values: list[bytes]) -> None:
 
 def never() -> bool:
     return False
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 8 MB, 7.9 of which are taken by the file `ballast`."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs mount")
+    if done.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    (folder / "ballast").write_bytes(bytes(8 * 2**20 - 100_000))
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -16,7 +16,7 @@ from niwaki.stream.config import Config
 from niwaki.stream.errors import BrokerError
 from niwaki.stream.kafka.connection import KafkaConfig, ensure_topic
 from niwaki.stream.recordings.writing import batch_to_table, write_recording
-from niwaki.stream.training.snapshot import SnapshotConfig
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.telemetry import TelemetryConfig
 from tests.support.streams import SCHEMA, SMALL, click_events
 

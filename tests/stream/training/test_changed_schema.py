@@ -18,7 +18,8 @@ from niwaki.pruning.config import PruningConfig
 from niwaki.stream.errors import ConfigError
 from niwaki.stream.kafka.reader import Positions
 from niwaki.stream.training.changed_schema import adapted
-from niwaki.stream.training.snapshot import SnapshotConfig, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.contents import Place, load_snapshot, save_snapshot
+from niwaki.stream.training.snapshots.files import SnapshotConfig
 from niwaki.stream.training.trainer import Trainer, TrainerConfig, TrainingConfig
 from tests.support.streams import SMALL, differing
 
@@ -203,7 +204,7 @@ def saved(tmp_path, schema: Schema = OLD, **pruning) -> Trainer:
         trainer.step(events(1_280, schema).slice(start, start + 64))
     replica.refresh()
     config = SnapshotConfig(directory=str(tmp_path))
-    save_snapshot(config, trainer, replica, "t", Positions(), 7)
+    save_snapshot(config, trainer, replica, Place(topic="t", positions=Positions(), version=7))
     return trainer
 
 

@@ -20,7 +20,7 @@ from niwaki.stream.kafka.sink import EventSink
 from niwaki.stream.recordings.writing import batch_to_table, write_recording
 from niwaki.stream.training.observers import StepCallback
 from niwaki.stream.training.past import Past
-from niwaki.stream.training.snapshot import SnapshotConfig, snapshot_path
+from niwaki.stream.training.snapshots.files import SnapshotConfig, SnapshotFiles
 from tests.support.pipelines import (
     NEVER_S,
     Running,
@@ -66,6 +66,11 @@ def send(kafka: KafkaConfig, events: EventBatch, lag_s: float | None = None) -> 
         for at, value in enumerate(json_messages(events)):
             stamp_ms = None if lag_s is None else int((events.times_s_B[at] + lag_s) * 1000)
             sink.send(value, stamp_ms, str(at).encode())
+
+
+def remove_snapshots(directory) -> None:
+    for path in SnapshotFiles(SnapshotConfig(directory=str(directory))).paths():
+        path.unlink()
 
 
 def recorded(directory, *parts: EventBatch, name: str = "history.parquet") -> Past:
@@ -229,6 +234,7 @@ def test_a_crash_in_the_recording_repeats_nothing(setting, every_s):
     past = recorded(setting[2], events.slice(0, 1024))
 
     def die(step):
+        first.pipeline.snapshots.settle(wait=True)  # each one gets to the disk
         if first.trainer.events >= 700:
             raise Crash
 
@@ -287,7 +293,7 @@ def test_a_snapshot_from_before_the_option_was_given_is_gone_on_from(split, capl
     send(split[0], events, 0)
     learned.run(split, 300, past=recorded(split[2], events.slice(0, 200)))
     assert "not learned" not in caplog.text
-    snapshot_path(SnapshotConfig(directory=str(split[2]))).unlink()
+    remove_snapshots(split[2])
     first = learned.run(split, 300)
     learned.run(split, 600, past=recorded(split[2], events.slice(0, 200)))
     at = f"event {first.trainer.events}"
@@ -307,7 +313,7 @@ def test_events_that_break_the_schema_are_told_and_too_many_stop_before_anything
         running.pipeline.run(never, limit_events=99)
         assert running.trainer.events == 99
     assert "1 of 100 events were left out" in caplog.text and "history.jsonl, line 8" in caplog.text
-    snapshot_path(SnapshotConfig(directory=str(setting[2]))).unlink()
+    remove_snapshots(setting[2])
     many = Past([path], SCHEMA, EventsConfig(max_rejected_ratio=0.001))
     with (
         Running(*setting, past=many) as running,

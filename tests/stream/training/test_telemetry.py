@@ -79,6 +79,7 @@ def fill(telemetry: Telemetry) -> Telemetry:
     telemetry.publication_failed("timeout")
     telemetry.quarantined(64)
     telemetry.saved(900.0)
+    telemetry.snapshot_failed()
     return telemetry
 
 
@@ -144,6 +145,8 @@ def test_each_number_handed_over_is_shown(telemetry):
         },
         "niwaki_publication_interrupted": 1,
         "niwaki_snapshot_age_seconds": 100,
+        "niwaki_snapshot_failures_total": 1,
+        "niwaki_snapshot_failing": 1,
     }
 
 
