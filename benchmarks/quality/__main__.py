@@ -288,7 +288,8 @@ def draw(
                 gaps.append(100 * (ours / theirs - 1))
         if gaps:
             ends = [BIN_EVENTS * (at + width) for at in range(len(gaps[0]))]
-            lines.append(Line(policy, ends, np.median(gaps, 0).tolist()))
+            name = "no replays" if policy == ONCE else policy
+            lines.append(Line(name, ends, np.median(gaps, 0).tolist()))
     if lines:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{stream.name.replace(' ', '_')}.png"
