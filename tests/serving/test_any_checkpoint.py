@@ -101,7 +101,6 @@ def followed(request: pytest.FixtureRequest, redis_url: str) -> Iterator[Followe
 def test_any_contents_are_refused_or_served_and_the_next_good_checkpoint_serves(
     followed: Followed, wanted, is_delta
 ):
-    logging.getLogger("niwaki").setLevel(logging.ERROR)
     scorer, data = followed.scorer, followed.good
     refused = scorer.refused
     if is_delta:
