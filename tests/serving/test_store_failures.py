@@ -11,27 +11,16 @@ import redis
 from niwaki.model.errors import CheckpointError
 from niwaki.serving.errors import StoreRefused, StoreUnavailable
 from niwaki.serving.store import CheckpointStore, StoreConfig
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.stored import blob, header, keys, with_config
 
 
-class CuttingProxy:
+class CuttingProxy(Proxy):
     """Between a client and Redis; cuts the connection before or after Redis hears of the next
     swap."""
 
-    def __init__(self, port: int):
-        self.upstream, self.cut, self.cuts_left = port, "", 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+    cut, cuts_left = "", 0
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self.upstream)) as redis_side:
@@ -45,9 +34,6 @@ class CuttingProxy:
                 if swap:
                     return
                 client.sendall(answer)
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 @pytest.fixture

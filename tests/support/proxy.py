@@ -1,15 +1,17 @@
-"""A proxy between a client and Redis that answers in its place while it is told to."""
+"""Proxies between a client and Redis, which do what it seldom does by itself."""
 
 import socket
 import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
 
 
-class AnsweringProxy:
-    """Forwards requests, or answers each of them with one line."""
+class Proxy(ABC):
+    """Serves each client that connects by a thread of its own; a subclass says how."""
 
     def __init__(self, port: int):
-        self.upstream, self.answer = port, b""
-        """`answer`: sent in the place of Redis's, unless it is empty."""
+        """`port`: that of Redis."""
+        self.upstream = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -20,7 +22,25 @@ class AnsweringProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            threading.Thread(target=self._serve_until_gone, args=(client,), daemon=True).start()
+
+    def _serve_until_gone(self, client: socket.socket) -> None:
+        with suppress(OSError):  # either side may close first
+            self._serve(client)
+
+    @abstractmethod
+    def _serve(self, client: socket.socket) -> None:
+        """Serve one client until it goes."""
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class AnsweringProxy(Proxy):
+    """Forwards requests, or answers each of them with one line."""
+
+    answer = b""
+    """Sent in the place of Redis's, unless it is empty."""
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.create_connection(("127.0.0.1", self.upstream)) as server:
@@ -37,6 +57,3 @@ class AnsweringProxy:
                 client.sendall(data)
         except OSError:
             return
-
-    def close(self) -> None:
-        self._listener.close()
